@@ -1,0 +1,35 @@
+"""Element types: our names (torch's, without the prefix), sizes, and safetensors' names."""
+
+from __future__ import annotations
+
+ITEM_SIZES: dict[str, int] = {
+    "bool": 1,
+    "uint8": 1,
+    "int8": 1,
+    "uint16": 2,
+    "int16": 2,
+    "uint32": 4,
+    "int32": 4,
+    "uint64": 8,
+    "int64": 8,
+    "float16": 2,
+    "bfloat16": 2,
+    "float32": 4,
+    "float64": 8,
+    "complex32": 4,
+    "complex64": 8,
+    "complex128": 16,
+    "float8_e4m3fn": 1,
+    "float8_e4m3fnuz": 1,
+    "float8_e5m2": 1,
+    "float8_e5m2fnuz": 1,
+    "float8_e8m0fnu": 1,
+    "float4_e2m1fn_x2": 1,
+    **{f"uint{bits}": 1 for bits in range(1, 8)},
+    **{f"int{bits}": 1 for bits in range(1, 8)},
+    **{f"bits{bits}": 1 for bits in ("1x8", "2x4", "4x2", "8")},
+    "bits16": 2,
+    "qint8": 1,
+    "quint8": 1,
+    "qint32": 4,
+}

@@ -1,0 +1,207 @@
+"""Native I/O core of sllm_store. Every call that blocks runs without the GIL."""
+
+from collections.abc import Sequence
+from typing import Any, final
+
+class NativeError(OSError):
+    """A system call or a driver call failed. errno is set; `filename` names the file, if any."""
+
+class CudaError(RuntimeError):
+    """A CUDA driver call failed. args = (message, code); code 2 is out of memory."""
+
+class Cancelled(RuntimeError):
+    """The Control given to a call was cancelled before the call finished."""
+
+def crc32c(address: int, size: int) -> int:
+    """CRC-32C (Castagnoli, RFC 3720) of memory."""
+
+@final
+class Control:
+    """Shared by a running call and those who watch it: progress, cancellation, waiting."""
+
+    def __init__(self) -> None: ...
+    def cancel(self) -> None: ...
+    @property
+    def cancelled(self) -> bool: ...
+    @property
+    def bytes_done(self) -> int:
+        """Bytes that reached their final place (the device, or memory where there is no copy)."""
+    def wait(self, above_bytes: int, timeout_s: float) -> int:
+        """Return bytes_done once it exceeds above_bytes, or after timeout_s."""
+
+@final
+class File:
+    """A data file open for reading, with a direct (O_DIRECT) descriptor when the file system allows."""
+
+    def __init__(self, path: str) -> None: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def direct_alignment(self) -> int:
+        """Alignment that direct reads need of offset, size and memory; 0 where there are none."""
+    def resident_bytes(self, offset: int, size: int) -> int:
+        """How many bytes of a range the page cache holds (cachestat, else mincore)."""
+    def evict(self) -> None:
+        """Ask the kernel to drop the file's clean pages (posix_fadvise DONTNEED)."""
+    def read_into(self, offset: int, address: int, size: int) -> None:
+        """Plain buffered read of exactly size bytes; NativeError if the file is too short."""
+
+class TransferReport:
+    """What a transfer did."""
+
+    bytes_direct: int
+    bytes_buffered: int
+    bytes_copied: int
+    read_s: float
+    copy_s: float
+    total_s: float
+
+def run_transfer(
+    files: Sequence[File],
+    steps: Sequence[tuple[int, int]],
+    reads: Sequence[tuple[int, int, int, int, int]],
+    copies: Sequence[tuple[int, int, int, int, int]],
+    devices: Sequence[tuple[int, int]],
+    *,
+    mode: str,
+    threads: int,
+    control: Control,
+) -> TransferReport:
+    """Move bytes from files through memory to devices; the work horse of every load.
+
+    steps:   (buffer_address, after): a piece of host memory; `after` is the index of an earlier
+             step whose device copies must be complete before this step's buffer is overwritten,
+             or -1.
+    reads:   (step, file, file_offset, size, step_offset), sorted by step. A step without reads has
+             its bytes already.
+    copies:  (step, device, device_offset, size, step_offset), sorted by step.
+    devices: (device ordinal, base address of the destination arena on it).
+    mode:    'auto' (per range: page cache when resident, else direct), 'buffered', 'direct'
+             (threads), 'io_uring'. 'auto' falls back by itself; a forced mode that is not
+             available raises NativeError(EOPNOTSUPP).
+    Steps start in order; `threads` workers read, copies of one device go to one stream in step
+    order. Returns when every copy has completed. On the first error, or cancellation, waits for
+    the operations in flight (no buffer is touched afterwards), then raises NativeError (a short
+    read is errno EIO with a message naming file, offset and both sizes), CudaError or Cancelled.
+    """
+
+def checksum_ranges(
+    file: File, ranges: Sequence[tuple[int, int]], *, mode: str, threads: int, control: Control
+) -> list[int]:
+    """CRC-32C of each (offset, size) of a file."""
+
+@final
+class FileWriter:
+    """Writes one new file: direct I/O where possible, several threads, explicit errors.
+
+    The destination must not exist. write() may be called many times with disjoint ranges, in
+    ascending order of offset; gaps are zeros.
+    """
+
+    def __init__(self, path: str, *, threads: int, direct: bool) -> None: ...
+    def write(self, pieces: Sequence[tuple[int, int, int]], control: Control) -> list[int]:
+        """pieces: (file_offset, address, size), ascending, disjoint. Returns each piece's CRC-32C.
+        Raises NativeError (ENOSPC and so on) with the path. The memory may be reused on return."""
+    def finish(self, total_size: int) -> None:
+        """Write what is buffered, set the exact length, fsync and close."""
+    def abort(self) -> None:
+        """Close without more writing; the caller removes the file."""
+
+@final
+class HostBuffer:
+    """Anonymous memory, page aligned, transparent huge pages where allowed, zeroed.
+    With pinned=True it is registered with the driver (CudaError if there is none)."""
+
+    def __init__(self, size: int, *, pinned: bool = False) -> None: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    def populate(self, threads: int) -> None:
+        """Fault every page in, with several threads."""
+    def __dlpack__(self, **kwargs: Any) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+@final
+class SharedPool:
+    """A sealed-size memfd mapped shared: the host tier's memory. Huge pages where allowed."""
+
+    def __init__(self, size: int) -> None: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def pinned(self) -> bool: ...
+    def read_only_fd(self) -> int:
+        """A new descriptor of the same memory opened read-only (owned by the caller): a client
+        that maps it privately gets copy-on-write and can never change the pool."""
+    def populate(self, threads: int) -> None: ...
+    def pin(self) -> None:
+        """Register with the CUDA driver (CudaError if there is none). Idempotent."""
+
+@final
+class PoolMapping:
+    """Chunks of a SharedPool of another process, mapped privately and contiguously."""
+
+    def __init__(self, fd: int, chunk_size: int, chunks: Sequence[int], size: int) -> None:
+        """chunks: indices of chunk_size pieces of the fd, in order; size: bytes used in all."""
+    @property
+    def address(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    def __dlpack__(self, **kwargs: Any) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+@final
+class DeviceBuffer:
+    """Device memory of its own (cuMemAlloc), exportable by CUDA IPC, freed with its last view."""
+
+    def __init__(self, device: int, size: int) -> None: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    def ipc_handle(self) -> bytes: ...
+    def __dlpack__(self, **kwargs: Any) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+@final
+class DeviceMapping:
+    """Another process's device memory, opened from its 64-byte CUDA IPC handle."""
+
+    def __init__(self, device: int, handle: bytes) -> None: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def size(self) -> int:
+        """Size of the allocation behind the handle (cuMemGetAddressRange)."""
+    def __dlpack__(self, **kwargs: Any) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+def cuda_available() -> bool: ...
+def cuda_unavailable_reason() -> str:
+    """Empty when available; otherwise which library or call failed."""
+
+def device_count() -> int: ...
+def device_uuid(device: int) -> str:
+    """'xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx', lower case, without 'GPU-'."""
+
+def device_name(device: int) -> str: ...
+def device_memory(device: int) -> tuple[int, int]:
+    """(free, total) bytes."""
+
+def copy_from_device(device: int, device_address: int, address: int, size: int) -> None:
+    """Synchronous copy to host memory."""
+
+def copy_to_device(device: int, address: int, device_address: int, size: int) -> None: ...
+def probe(path: str) -> dict[str, Any]:
+    """What this kernel and the file system of `path` (a directory) allow, for `doctor`:
+    io_uring (bool) and io_uring_reason, direct_alignment (int), cachestat (bool),
+    huge_pages (str), kernel (str), file_system (str)."""
