@@ -1,0 +1,109 @@
+"""StoreConfig: one frozen record, resolved once from flags and environment."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sllm_store.errors import InvalidRequestError
+from sllm_store.units import align_up, format_size, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ADDRESS_VARIABLE = "SLLM_STORE_ADDRESS"
+TOKEN_VARIABLE = "SLLM_STORE_TOKEN"  # noqa: S105 - the name of a variable
+STORAGE_VARIABLE = "STORAGE_PATH"
+READ_MODES = ("auto", "buffered", "direct", "io_uring")
+
+_CHUNK_GRANULE = 2 << 20  # A huge page.
+_PORT_DEFAULT = 8073  # Upstream's.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreConfig:
+    """Everything the server needs to know, checked on construction.
+
+    socket_path is the Unix socket, always open to its owner alone. host and port add a TCP
+    listener; a host that is not loopback needs a token. Sizes are in bytes.
+    """
+
+    storage_path: Path
+    socket_path: Path
+    host: str | None = None
+    port: int = _PORT_DEFAULT
+    token: str | None = None
+    pool_bytes: int = 4 << 30
+    chunk_bytes: int = 32 << 20
+    disk_bytes: int | None = None
+    threads: int = 8
+    read_mode: str = "auto"
+    registration_required: bool = False
+    reflection: bool = False
+    metrics_port: int | None = None
+    load_timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        """Raise InvalidRequestError naming the first setting that cannot work."""
+        if self.chunk_bytes < _CHUNK_GRANULE or self.chunk_bytes % _CHUNK_GRANULE:
+            raise InvalidRequestError(
+                f"chunk size {format_size(self.chunk_bytes)}: use a multiple of 2 MB"
+            )
+        if self.pool_bytes < 2 * self.chunk_bytes:
+            raise InvalidRequestError(
+                f"pool size {format_size(self.pool_bytes)}: it must hold at least two chunks of "
+                f"{format_size(self.chunk_bytes)}; use a larger pool or a smaller chunk size"
+            )
+        if not 1 <= self.threads <= 64:
+            raise InvalidRequestError(f"{self.threads} threads: use 1 to 64")
+        if self.read_mode not in READ_MODES:
+            raise InvalidRequestError(f"read mode {self.read_mode!r}: use one of {READ_MODES}")
+        if self.load_timeout_s <= 0:
+            raise InvalidRequestError(f"load timeout {self.load_timeout_s} s: it must be positive")
+        if self.host is not None and not is_loopback(self.host) and not self.token:
+            raise InvalidRequestError(
+                f"host {self.host} can be reached from other machines: set {TOKEN_VARIABLE} to a "
+                "secret that clients must send, or use 127.0.0.1"
+            )
+
+    @property
+    def chunks_total(self) -> int:
+        """Chunks in the pool: its size rounded up, as upstream rounds it."""
+        return align_up(self.pool_bytes, self.chunk_bytes) // self.chunk_bytes
+
+
+def default_socket_path(environ: Mapping[str, str], *, uid: int) -> Path:
+    """Return where the store listens unless told otherwise: one place per user."""
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    directory = Path(runtime) if runtime else Path("/tmp")  # noqa: S108 - the directory is ours
+    return directory / f"sllm-store-{uid}" / "store.sock"
+
+
+def default_address(environ: Mapping[str, str], *, uid: int) -> str:
+    """Return the address a client uses unless told otherwise: 'unix:/path' or 'host:port'."""
+    return environ.get(ADDRESS_VARIABLE) or f"unix:{default_socket_path(environ, uid=uid)}"
+
+
+def default_storage_path(environ: Mapping[str, str]) -> Path:
+    """Return where checkpoints are kept unless told otherwise (upstream's rule)."""
+    return Path(environ.get(STORAGE_VARIABLE) or "~/models").expanduser()
+
+
+def size_setting(name: str, text: str) -> int:
+    """Return a size setting in bytes; raise InvalidRequestError naming the setting."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise InvalidRequestError(f"{name}: {error}") from error
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach the host."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
