@@ -1,0 +1,329 @@
+"""The host tier: which chunks of which checkpoint are in the pool, and who may reuse one.
+
+The pool is cut into equal chunks. A model's residency lists which chunk of the pool holds which
+chunk of its image, so a model can be partly resident. A holder (a running load, a client's lease,
+a pin) keeps all resident chunks of its model; of everything else the least recently used model
+gives up its last chunks first, because loads go through an image from the front.
+
+One lock guards all of it and no holder of the lock ever blocks on I/O.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sllm_store.errors import (
+    DeadlineError,
+    InUseError,
+    InvalidRequestError,
+    LoadCancelledError,
+    PoolExhaustedError,
+)
+from sllm_store.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from sllm_store.native import Control
+
+RING_CHUNKS_MIN = 2
+RING_CHUNKS_MAX = 8
+
+
+@dataclass(slots=True, eq=False)
+class Residency:
+    """A model's chunks in the pool; `chunks[i]` is None where image chunk i is not resident."""
+
+    model: str
+    chunks: list[int | None]
+    pinned: bool = False
+    used_at: int = 0
+    retired: bool = False
+    holders: Counter[str] = field(default_factory=Counter)
+    fill: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def resident(self) -> int:
+        """Chunks in the pool."""
+        return sum(chunk is not None for chunk in self.chunks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What a load got: chunks that are ready, chunks to fill, and a ring for the rest.
+
+    ready and kept map image chunks to pool chunks. `streamed` image chunks pass through `ring`,
+    a few pool chunks used again and again.
+    """
+
+    residency: Residency
+    holder: str
+    ready: dict[int, int]
+    kept: dict[int, int]
+    streamed: tuple[int, ...]
+    ring: tuple[int, ...]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether nothing has to be read."""
+        return not self.kept and not self.streamed
+
+
+class Patience:
+    """How long somebody waits, and whether they still want what they wait for."""
+
+    def __init__(self, deadline_s: float, control: Control, clock: Callable[[], float]) -> None:
+        """Wait until the clock says deadline_s, or until control is cancelled."""
+        self._deadline_s = deadline_s
+        self._control = control
+        self._clock = clock
+
+    def remaining_s(self) -> float:
+        """Seconds until the deadline, never negative."""
+        return max(0.0, self._deadline_s - self._clock())
+
+    def require_wanted(self) -> None:
+        """Raise LoadCancelledError when nobody waits any more."""
+        if self._control.cancelled:
+            raise LoadCancelledError("cancelled while waiting for room in the host pool")
+
+
+class HostTier:
+    """The pool's books. Chunks are numbered; their memory is somebody else's."""
+
+    def __init__(self, chunks_total: int, chunk_bytes: int) -> None:
+        """All chunks start free; the lowest number is used first."""
+        self.chunks_total = chunks_total
+        self.chunk_bytes = chunk_bytes
+        self._free = list(reversed(range(chunks_total)))
+        self._models: dict[str, Residency] = {}
+        self._retired: list[Residency] = []
+        self._uses = 0
+        self._changed = threading.Condition()
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of chunks that hold or are being filled with something."""
+        with self._changed:
+            return (self.chunks_total - len(self._free)) * self.chunk_bytes
+
+    def residency(self, model: str, chunks_total: int) -> Residency:
+        """Return the model's residency, a new one if it has none."""
+        with self._changed:
+            found = self._models.get(model)
+            if found is None:
+                found = self._models[model] = Residency(model, [None] * chunks_total)
+            assert len(found.chunks) == chunks_total
+            return found
+
+    def find(self, model: str) -> Residency | None:
+        """Return the model's residency if it has one."""
+        with self._changed:
+            return self._models.get(model)
+
+    def claim(
+        self,
+        residency: Residency,
+        wanted: Sequence[int],
+        *,
+        whole: bool,
+        holder: str,
+        patience: Patience,
+    ) -> Claim:
+        """Hold the model and get pool chunks for the image chunks that it misses.
+
+        With `whole` every wanted chunk gets one of its own; otherwise what does not fit streams
+        through a ring. Waits for others to let go of chunks. The caller holds residency.fill, and
+        ends with commit or abandon, then release.
+        Raises PoolExhaustedError when the pool cannot hold the model, or does not in time.
+        """
+        with self._changed:
+            if whole and len(wanted) > self.chunks_total:
+                raise PoolExhaustedError(
+                    f"{residency.model} needs {self._size(len(wanted))} of the host pool, which "
+                    f"has {self._size(self.chunks_total)}: start the store with a larger "
+                    "--mem-pool-size, or load without the store"
+                )
+            while True:
+                patience.require_wanted()
+                missing = [chunk for chunk in wanted if residency.chunks[chunk] is None]
+                need = len(missing) if whole else min(len(missing), RING_CHUNKS_MIN)
+                if self._supply(residency) >= need:
+                    break
+                if not whole and not residency.holders and residency.resident:
+                    self._demote(residency)
+                    continue
+                if not self._changed.wait(timeout=patience.remaining_s()):
+                    raise PoolExhaustedError(self._who_fills_it(residency, need))
+            return self._take(residency, wanted, missing, holder)
+
+    def commit(self, claim: Claim) -> None:
+        """Record that every chunk of the claim was filled."""
+        with self._changed:
+            residency = claim.residency
+            for image_chunk, pool_chunk in claim.kept.items():
+                residency.chunks[image_chunk] = pool_chunk
+            for slot, pool_chunk in enumerate(claim.ring):
+                last = [*claim.streamed[slot :: len(claim.ring)]][-1:]
+                if last:
+                    residency.chunks[last[0]] = pool_chunk
+                else:
+                    self._free.append(pool_chunk)
+            self._changed.notify_all()
+
+    def abandon(self, claim: Claim) -> None:
+        """Give the claim's chunks back: what is in them is not known."""
+        with self._changed:
+            self._free.extend((*claim.kept.values(), *claim.ring))
+            self._changed.notify_all()
+
+    def hold(self, residency: Residency, holder: str) -> None:
+        """Keep a model's resident chunks where they are, until released."""
+        with self._changed:
+            residency.holders[holder] += 1
+
+    def release(self, residency: Residency, holder: str) -> None:
+        """End one hold."""
+        with self._changed:
+            assert residency.holders[holder] > 0
+            residency.holders[holder] -= 1
+            residency.holders += Counter()
+            if residency.retired and not residency.holders:
+                self._retired.remove(residency)
+                self._free_chunks(residency)
+            self._changed.notify_all()
+
+    def retire(self, model: str) -> None:
+        """Forget a model whose files changed; its chunks go when their holders have."""
+        with self._changed:
+            residency = self._models.pop(model, None)
+            if residency is None:
+                return
+            if residency.holders:
+                residency.retired = True
+                self._retired.append(residency)
+            else:
+                self._free_chunks(residency)
+                self._changed.notify_all()
+
+    def unload(self, model: str, patience: Patience) -> None:
+        """Free a model's chunks once nobody holds it; raise InUseError saying who still does."""
+        with self._changed:
+            while True:
+                residency = self._models.get(model)
+                if residency is None:
+                    return
+                if not residency.holders:
+                    break
+                patience.require_wanted()
+                if not self._changed.wait(timeout=patience.remaining_s()):
+                    raise InUseError(
+                        f"{model} is in use by {', '.join(sorted(residency.holders))}: close "
+                        "those clients or wait for their loads, then unload again"
+                    )
+            del self._models[model]
+            self._free_chunks(residency)
+            self._changed.notify_all()
+
+    def set_pinned(self, model: str, *, pinned: bool) -> None:
+        """Keep a resident model in the pool whatever else is loaded, or stop doing so."""
+        with self._changed:
+            residency = self._models.get(model)
+            if residency is None:
+                raise InvalidRequestError(f"{model} is not in the host pool")
+            residency.pinned = pinned
+            self._changed.notify_all()
+
+    def models(self) -> list[str]:
+        """Return the models that have a residency."""
+        with self._changed:
+            return list(self._models)
+
+    def wake(self) -> None:
+        """Let everybody who waits look again whether they still want to."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def _take(
+        self, residency: Residency, wanted: Sequence[int], missing: list[int], holder: str
+    ) -> Claim:
+        """Hold the model and allocate; the caller has checked that there is enough."""
+        residency.holders[holder] += 1
+        self._uses += 1
+        residency.used_at = self._uses
+        count = min(len(missing), self._supply(residency))
+        chunks = [self._allocate(residency) for _ in range(count)]
+        ring_size = min(RING_CHUNKS_MAX, count) if count < len(missing) else 0
+        kept = dict(zip(missing, chunks[: count - ring_size], strict=False))
+        ready = {c: p for c in wanted if (p := residency.chunks[c]) is not None}
+        return Claim(
+            residency=residency,
+            holder=holder,
+            ready=ready,
+            kept=kept,
+            streamed=tuple(missing[len(kept) :]) if ring_size else (),
+            ring=tuple(chunks[count - ring_size :]),
+        )
+
+    def _evictable(self, asking: Residency) -> Iterable[Residency]:
+        return (
+            model
+            for model in self._models.values()
+            if model is not asking and not model.holders and not model.pinned and model.resident
+        )
+
+    def _supply(self, asking: Residency) -> int:
+        return len(self._free) + sum(model.resident for model in self._evictable(asking))
+
+    def _allocate(self, asking: Residency) -> int:
+        """Return a free chunk, evicting the last chunk of the least recently used model."""
+        if not self._free:
+            self._demote(min(self._evictable(asking), key=lambda model: model.used_at))
+        return self._free.pop()
+
+    def _demote(self, residency: Residency) -> None:
+        """Free the last resident chunk of a model that nobody holds."""
+        assert not residency.holders
+        for index in reversed(range(len(residency.chunks))):
+            chunk = residency.chunks[index]
+            if chunk is not None:
+                residency.chunks[index] = None
+                self._free.append(chunk)
+                return
+        raise AssertionError("the model had a resident chunk")
+
+    def _free_chunks(self, residency: Residency) -> None:
+        self._free.extend(chunk for chunk in residency.chunks if chunk is not None)
+        residency.chunks = [None] * len(residency.chunks)
+        assert len(self._free) <= self.chunks_total
+
+    def _size(self, chunks: int) -> str:
+        return format_size(chunks * self.chunk_bytes)
+
+    def _who_fills_it(self, asking: Residency, need: int) -> str:
+        held = [
+            f"{model.model} ({self._size(model.resident)}, "
+            f"{'pinned' if model.pinned and not model.holders else ', '.join(sorted(model.holders))})"
+            for model in (*self._models.values(), *self._retired)
+            if model.resident and (model.holders or model.pinned)
+        ]
+        return (
+            f"{asking.model} needs {self._size(need)} of the host pool and waited in vain; held: "
+            f"{'; '.join(held) or 'by loads that are running'}. Unpin or close some, or start the "
+            "store with a larger --mem-pool-size"
+        )
+
+
+def acquire_fill(residency: Residency, patience: Patience) -> None:
+    """Become the one load that fills this model; raise DeadlineError when the wait is too long."""
+    while True:
+        patience.require_wanted()
+        if residency.fill.acquire(timeout=min(1.0, patience.remaining_s())):
+            return
+        if patience.remaining_s() == 0:
+            raise DeadlineError(
+                f"another load of {residency.model} was still reading when the time was up"
+            )

@@ -1,0 +1,228 @@
+"""Cut a load into chunks and hand it to the native core as one static plan of steps.
+
+A load moves an image, chunk by chunk: file -> host chunk -> devices. With R bytes to read over a
+disk of D bytes/s and C bytes to copy over a link of L bytes/s, reading and copying overlap, so the
+time is max(R/D, C/L) plus one chunk; chunks only have to be large enough for the link (16 MiB
+copies run at 99 % of a PCIe 5 link) and numerous enough to overlap.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sllm_store import native
+from sllm_store.errors import (
+    DeviceError,
+    LoadCancelledError,
+    OutOfDeviceMemoryError,
+    ReadError,
+    StoreError,
+)
+from sllm_store.units import div_ceil, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sllm_store.checkpoint.layout import Image, Piece, Run
+    from sllm_store.checkpoint.model import Checkpoint
+
+CUDA_OUT_OF_MEMORY = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Device memory that receives pieces of the image; addresses are the device's."""
+
+    device: int
+    address: int
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(slots=True)
+class ChunkedImage:
+    """An image cut into chunks of `chunk_bytes`, with what to read for each.
+
+    reads[chunk] lists (file, file_offset, size, offset in the chunk).
+    """
+
+    image: Image
+    chunk_bytes: int
+    reads: list[list[tuple[int, int, int, int]]]
+
+    @property
+    def chunks_total(self) -> int:
+        """Chunks that the image takes, the last one perhaps partly used."""
+        return len(self.reads)
+
+
+def cut_image(image: Image, chunk_bytes: int) -> ChunkedImage:
+    """Assign every run of an image to the chunks that it crosses."""
+    reads: list[list[tuple[int, int, int, int]]] = [
+        [] for _ in range(div_ceil(image.size_bytes, chunk_bytes))
+    ]
+    for run in image.runs:
+        _cut_run(run, chunk_bytes, reads)
+    return ChunkedImage(image=image, chunk_bytes=chunk_bytes, reads=reads)
+
+
+def _cut_run(run: Run, chunk_bytes: int, reads: list[list[tuple[int, int, int, int]]]) -> None:
+    done = 0
+    while done < run.size_bytes:
+        chunk, offset = divmod(run.image_offset + done, chunk_bytes)
+        size = min(chunk_bytes - offset, run.size_bytes - done)
+        reads[chunk].append((run.file, run.file_offset + done, size, offset))
+        done += size
+
+
+def cut_pieces(
+    targets: Sequence[Target], chunk_bytes: int, chunks_total: int
+) -> list[list[tuple[int, int, int, int]]]:
+    """Return per chunk the copies (target, device_offset, size, offset in the chunk)."""
+    copies: list[list[tuple[int, int, int, int]]] = [[] for _ in range(chunks_total)]
+    for index, target in enumerate(targets):
+        for piece in target.pieces:
+            done = 0
+            while done < piece.size_bytes:
+                chunk, offset = divmod(piece.image_offset + done, chunk_bytes)
+                size = min(chunk_bytes - offset, piece.size_bytes - done)
+                copies[chunk].append((index, piece.arena_offset + done, size, offset))
+                done += size
+    return copies
+
+
+@dataclass(slots=True)
+class TransferPlan:
+    """Steps, reads and copies in the native core's form; see native.run_transfer."""
+
+    steps: list[tuple[int, int]] = field(default_factory=list)
+    reads: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    copies: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+
+    def add(
+        self,
+        address: int,
+        *,
+        after: int = -1,
+        reads: Sequence[tuple[int, int, int, int]] = (),
+        copies: Sequence[tuple[int, int, int, int]] = (),
+    ) -> int:
+        """Add a step over the buffer at `address`; return its index."""
+        index = len(self.steps)
+        self.steps.append((address, after))
+        self.reads.extend((index, *read) for read in reads)
+        self.copies.extend((index, *copy) for copy in copies)
+        return index
+
+    @property
+    def bytes_total(self) -> int:
+        """What `bytes_done` ends at: bytes copied, or bytes read where nothing is copied."""
+        return sum(entry[3] for entry in (self.copies or self.reads))
+
+
+def open_files(checkpoint: Checkpoint) -> list[native.File]:
+    """Open a checkpoint's data files; raise ReadError naming the one that cannot be."""
+    checkpoint.require_unchanged()
+    try:
+        return [native.File(str(file.path)) for file in checkpoint.files]
+    except native.NativeError as error:
+        raise ReadError(f"cannot open {error.filename}: {error.strerror}") from error
+
+
+def run_plan(
+    plan: TransferPlan,
+    files: Sequence[native.File],
+    targets: Sequence[Target],
+    *,
+    mode: str,
+    threads: int,
+    control: native.Control,
+) -> native.TransferReport:
+    """Run a plan to its end, or raise the store's error for what went wrong."""
+    try:
+        return native.run_transfer(
+            files,
+            plan.steps,
+            plan.reads,
+            plan.copies,
+            [(target.device, target.address) for target in targets],
+            mode=mode,
+            threads=threads,
+            control=control,
+        )
+    except native.Cancelled as error:
+        raise LoadCancelledError("the load was cancelled before it ended") from error
+    except native.NativeError as error:
+        raise ReadError(f"reading {error.filename} failed: {error.strerror}") from error
+    except native.CudaError as error:
+        raise device_error(error, "the copy to the GPU failed") from error
+
+
+def device_error(error: native.CudaError, what: str) -> StoreError:
+    """Return the store's error for a driver error, with what was being done."""
+    message, code = error.args
+    if code == CUDA_OUT_OF_MEMORY:
+        return OutOfDeviceMemoryError(f"{what}: {message}; free GPU memory or use another GPU")
+    return DeviceError(f"{what}: {message}")
+
+
+def allocate_device(device: int, size_bytes: int) -> native.DeviceBuffer:
+    """Allocate one arena; raise OutOfDeviceMemoryError saying how much there was."""
+    try:
+        return native.DeviceBuffer(device, size_bytes)
+    except native.CudaError as error:
+        if error.args[1] != CUDA_OUT_OF_MEMORY:
+            raise device_error(error, f"cannot allocate on GPU {device}") from error
+        free, total = native.device_memory(device)
+        raise OutOfDeviceMemoryError(
+            f"GPU {device} has {format_size(free)} free of {format_size(total)}, the load needs "
+            f"{format_size(size_bytes)}: free some, or spread the model over more GPUs"
+        ) from error
+
+
+def device_ordinal(uuid: str) -> int:
+    """Return this process's ordinal of the GPU; raise DeviceError listing those it sees."""
+    known = [native.device_uuid(index) for index in range(native.device_count())]
+    wanted = uuid.lower().removeprefix("gpu-")
+    if wanted not in known:
+        seen = ", ".join(known) or native.cuda_unavailable_reason() or "none"
+        raise DeviceError(f"no GPU {uuid} is visible here (visible: {seen})")
+    return known.index(wanted)
+
+
+@dataclass(slots=True)
+class ImageMap:
+    """Finds where bytes of the checkpoint's concatenated files are in its image."""
+
+    starts: list[int]
+    runs: list[tuple[int, int, int]]
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, image: Image) -> ImageMap:
+        """Index the image's runs by logical offset: files laid end to end."""
+        bases: list[int] = []
+        total = 0
+        for file in checkpoint.files:
+            bases.append(total)
+            total += file.size_bytes
+        runs = sorted(
+            (bases[run.file] + run.file_offset, run.size_bytes, run.image_offset)
+            for run in image.runs
+        )
+        return cls(starts=[start for start, _, _ in runs], runs=runs)
+
+    def find(self, offset: int, size_bytes: int) -> list[tuple[int, int, int]]:
+        """Return (image_offset, size, offset in the range) for the bytes that the image has.
+
+        Bytes between the runs are padding, which nobody reads.
+        """
+        found = []
+        index = max(bisect_right(self.starts, offset) - 1, 0)
+        while index < len(self.runs) and self.starts[index] < offset + size_bytes:
+            start, length, image_offset = self.runs[index]
+            low, high = max(start, offset), min(start + length, offset + size_bytes)
+            if low < high:
+                found.append((image_offset + low - start, high - low, low - offset))
+            index += 1
+        return found
