@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ADDRESS_VARIABLE = "SLLM_STORE_ADDRESS"
-TOKEN_VARIABLE = "SLLM_STORE_TOKEN"  # noqa: S105 - the name of a variable
+TOKEN_VARIABLE = "SLLM_STORE_TOKEN"
 STORAGE_VARIABLE = "STORAGE_PATH"
 READ_MODES = ("auto", "buffered", "direct", "io_uring")
 
@@ -77,7 +77,7 @@ class StoreConfig:
 def default_socket_path(environ: Mapping[str, str], *, uid: int) -> Path:
     """Return where the store listens unless told otherwise: one place per user."""
     runtime = environ.get("XDG_RUNTIME_DIR")
-    directory = Path(runtime) if runtime else Path("/tmp")  # noqa: S108 - the directory is ours
+    directory = Path(runtime) if runtime else Path("/tmp")
     return directory / f"sllm-store-{uid}" / "store.sock"
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-_FACTORS = {unit: 1024**power for power, unit in enumerate("B KB MB GB TB PB EB ZB YB".split())}
+_UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB")
+_FACTORS = {unit: 1024**power for power, unit in enumerate(_UNITS)}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTPEZY]?)(i?)B?", re.IGNORECASE)
 
 
@@ -19,7 +20,9 @@ def parse_size(text: str | int) -> int:
     else:
         matched = _SIZE.fullmatch(text.strip())
         if matched is None:
-            raise ValueError(f"{text!r} is not a size: write a number and a unit, such as 32MB or 4GB")
+            raise ValueError(
+                f"{text!r} is not a size: write a number and a unit, as in 32MB or 4GB"
+            )
         size_bytes = int(float(matched[1]) * _FACTORS[f"{matched[2].upper()}B"])
     if size_bytes < 0:
         raise ValueError(f"{text!r} is not a size: it is negative")

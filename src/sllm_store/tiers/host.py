@@ -35,15 +35,19 @@ RING_CHUNKS_MAX = 8
 
 @dataclass(slots=True, eq=False)
 class Residency:
-    """A model's chunks in the pool; `chunks[i]` is None where image chunk i is not resident."""
+    """A model's chunks in the pool; `chunks[i]` is None where image chunk i is not resident.
+
+    A user (between enter and leave) keeps these books alive, a holder keeps the chunks resident.
+    """
 
     model: str
     chunks: list[int | None]
     pinned: bool = False
     used_at: int = 0
     retired: bool = False
+    users: int = 0
     holders: Counter[str] = field(default_factory=Counter)
-    fill: threading.Lock = field(default_factory=threading.Lock)
+    filling: bool = False
 
     @property
     def resident(self) -> int:
@@ -110,19 +114,45 @@ class HostTier:
         with self._changed:
             return (self.chunks_total - len(self._free)) * self.chunk_bytes
 
-    def residency(self, model: str, chunks_total: int) -> Residency:
-        """Return the model's residency, a new one if it has none."""
+    def enter(self, model: str, chunks_total: int) -> Residency:
+        """Return the model's books, new ones if it has none; leave them in the end."""
         with self._changed:
             found = self._models.get(model)
             if found is None:
                 found = self._models[model] = Residency(model, [None] * chunks_total)
             assert len(found.chunks) == chunks_total
+            found.users += 1
             return found
+
+    def leave(self, residency: Residency) -> None:
+        """End what enter began."""
+        with self._changed:
+            assert residency.users > 0
+            residency.users -= 1
+            self._settle(residency)
 
     def find(self, model: str) -> Residency | None:
         """Return the model's residency if it has one."""
         with self._changed:
             return self._models.get(model)
+
+    def begin_fill(self, residency: Residency, patience: Patience) -> None:
+        """Become the one load that may fill this model; raise DeadlineError if others take long."""
+        with self._changed:
+            while residency.filling:
+                patience.require_wanted()
+                if not self._changed.wait(timeout=patience.remaining_s()):
+                    raise DeadlineError(
+                        f"another load of {residency.model} was still reading when the time was up"
+                    )
+            residency.filling = True
+
+    def end_fill(self, residency: Residency) -> None:
+        """Let the next load of this model fill it."""
+        with self._changed:
+            assert residency.filling
+            residency.filling = False
+            self._changed.notify_all()
 
     def claim(
         self,
@@ -136,8 +166,8 @@ class HostTier:
         """Hold the model and get pool chunks for the image chunks that it misses.
 
         With `whole` every wanted chunk gets one of its own; otherwise what does not fit streams
-        through a ring. Waits for others to let go of chunks. The caller holds residency.fill, and
-        ends with commit or abandon, then release.
+        through a ring. Waits for others to let go of chunks. The caller is between
+        begin_fill and end_fill, and ends with commit or abandon, then release.
         Raises PoolExhaustedError when the pool cannot hold the model, or does not in time.
         """
         with self._changed:
@@ -154,7 +184,7 @@ class HostTier:
                 if self._supply(residency) >= need:
                     break
                 if not whole and not residency.holders and residency.resident:
-                    self._demote(residency)
+                    self._demote(residency, need)
                     continue
                 if not self._changed.wait(timeout=patience.remaining_s()):
                     raise PoolExhaustedError(self._who_fills_it(residency, need))
@@ -180,34 +210,22 @@ class HostTier:
             self._free.extend((*claim.kept.values(), *claim.ring))
             self._changed.notify_all()
 
-    def hold(self, residency: Residency, holder: str) -> None:
-        """Keep a model's resident chunks where they are, until released."""
-        with self._changed:
-            residency.holders[holder] += 1
-
     def release(self, residency: Residency, holder: str) -> None:
         """End one hold."""
         with self._changed:
             assert residency.holders[holder] > 0
             residency.holders[holder] -= 1
             residency.holders += Counter()
-            if residency.retired and not residency.holders:
-                self._retired.remove(residency)
-                self._free_chunks(residency)
-            self._changed.notify_all()
+            self._settle(residency)
 
     def retire(self, model: str) -> None:
-        """Forget a model whose files changed; its chunks go when their holders have."""
+        """Forget a model whose files changed; its chunks go when nobody has them any more."""
         with self._changed:
             residency = self._models.pop(model, None)
-            if residency is None:
-                return
-            if residency.holders:
+            if residency is not None:
                 residency.retired = True
                 self._retired.append(residency)
-            else:
-                self._free_chunks(residency)
-                self._changed.notify_all()
+                self._settle(residency)
 
     def unload(self, model: str, patience: Patience) -> None:
         """Free a model's chunks once nobody holds it; raise InUseError saying who still does."""
@@ -224,9 +242,8 @@ class HostTier:
                         f"{model} is in use by {', '.join(sorted(residency.holders))}: close "
                         "those clients or wait for their loads, then unload again"
                     )
-            del self._models[model]
             self._free_chunks(residency)
-            self._changed.notify_all()
+            self._settle(residency)
 
     def set_pinned(self, model: str, *, pinned: bool) -> None:
         """Keep a resident model in the pool whatever else is loaded, or stop doing so."""
@@ -255,7 +272,8 @@ class HostTier:
         self._uses += 1
         residency.used_at = self._uses
         count = min(len(missing), self._supply(residency))
-        chunks = [self._allocate(residency) for _ in range(count)]
+        self._make_room(residency, count)
+        chunks = [self._free.pop() for _ in range(count)]
         ring_size = min(RING_CHUNKS_MAX, count) if count < len(missing) else 0
         kept = dict(zip(missing, chunks[: count - ring_size], strict=False))
         ready = {c: p for c in wanted if (p := residency.chunks[c]) is not None}
@@ -278,22 +296,35 @@ class HostTier:
     def _supply(self, asking: Residency) -> int:
         return len(self._free) + sum(model.resident for model in self._evictable(asking))
 
-    def _allocate(self, asking: Residency) -> int:
-        """Return a free chunk, evicting the last chunk of the least recently used model."""
-        if not self._free:
-            self._demote(min(self._evictable(asking), key=lambda model: model.used_at))
-        return self._free.pop()
+    def _make_room(self, asking: Residency, count: int) -> None:
+        """Evict until `count` chunks are free, the least recently used model first."""
+        for model in sorted(self._evictable(asking), key=lambda model: model.used_at):
+            if len(self._free) >= count:
+                return
+            self._demote(model, count - len(self._free))
+        assert len(self._free) >= count
 
-    def _demote(self, residency: Residency) -> None:
-        """Free the last resident chunk of a model that nobody holds."""
+    def _demote(self, residency: Residency, count: int) -> None:
+        """Free up to `count` resident chunks, the last of the image first, of an unheld model."""
         assert not residency.holders
         for index in reversed(range(len(residency.chunks))):
             chunk = residency.chunks[index]
             if chunk is not None:
                 residency.chunks[index] = None
                 self._free.append(chunk)
+                count -= 1
+            if count == 0:
                 return
-        raise AssertionError("the model had a resident chunk")
+
+    def _settle(self, residency: Residency) -> None:
+        """Drop books that nobody needs, and let those who wait look again."""
+        if not residency.holders and not residency.users:
+            if residency.retired:
+                self._free_chunks(residency)
+                self._retired.remove(residency)
+            elif not residency.resident:
+                self._models.pop(residency.model, None)
+        self._changed.notify_all()
 
     def _free_chunks(self, residency: Residency) -> None:
         self._free.extend(chunk for chunk in residency.chunks if chunk is not None)
@@ -306,7 +337,7 @@ class HostTier:
     def _who_fills_it(self, asking: Residency, need: int) -> str:
         held = [
             f"{model.model} ({self._size(model.resident)}, "
-            f"{'pinned' if model.pinned and not model.holders else ', '.join(sorted(model.holders))})"
+            f"{', '.join(sorted(model.holders)) or 'pinned'})"
             for model in (*self._models.values(), *self._retired)
             if model.resident and (model.holders or model.pinned)
         ]
@@ -315,15 +346,3 @@ class HostTier:
             f"{'; '.join(held) or 'by loads that are running'}. Unpin or close some, or start the "
             "store with a larger --mem-pool-size"
         )
-
-
-def acquire_fill(residency: Residency, patience: Patience) -> None:
-    """Become the one load that fills this model; raise DeadlineError when the wait is too long."""
-    while True:
-        patience.require_wanted()
-        if residency.fill.acquire(timeout=min(1.0, patience.remaining_s())):
-            return
-        if patience.remaining_s() == 0:
-            raise DeadlineError(
-                f"another load of {residency.model} was still reading when the time was up"
-            )

@@ -1,0 +1,442 @@
+"""SllmStoreClient: what a process on the node uses to talk to its store."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import weakref
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import grpc
+
+from sllm_store import native
+from sllm_store.checkpoint.loaded import Loaded
+from sllm_store.checkpoint.plan import PlacedTensor
+from sllm_store.config import TOKEN_VARIABLE, default_address as configured_address
+from sllm_store.errors import (
+    BY_NAME,
+    DeadlineError,
+    InvalidRequestError,
+    StoreError,
+    StoreUnavailableError,
+    UnauthenticatedError,
+)
+from sllm_store.proto import storage_pb2 as pb, storage_pb2_grpc as rpc
+from sllm_store.tiers.transfer import allocate_device, device_ordinal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from sllm_store.checkpoint.loaded import ArenaMemory
+
+ERROR_KEY = "sllm-error"
+CALL_TIMEOUT_S = 60.0
+CONNECT_TIMEOUT_S = 2.0
+_OPTIONS = [
+    ("grpc.max_receive_message_length", 512 << 20),
+    ("grpc.max_send_message_length", 512 << 20),
+]
+_BY_STATUS = {
+    grpc.StatusCode.UNAVAILABLE: StoreUnavailableError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
+}
+
+Chunk = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """A checkpoint as the store lists it. `error` says why a broken one cannot be loaded."""
+
+    name: str
+    format: str
+    size_bytes: int
+    host_bytes: int
+    pinned: bool
+    leases: int
+    tensors: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreStatus:
+    """What a store is and how busy."""
+
+    version: str
+    pid: int
+    uptime_s: float
+    pool_bytes: int
+    pool_used_bytes: int
+    chunk_size: int
+    pool_pinned: bool
+    sessions: int
+    leases: int
+    loads_running: int
+    storage_path: str
+    devices: tuple[str, ...]
+    descriptor_socket: str
+
+
+def default_address() -> str:
+    """Return the address that clients use when given none."""
+    return configured_address(os.environ, uid=os.getuid())
+
+
+def is_running(address: str | None = None) -> bool:
+    """Return whether something accepts connections at the address; takes a few microseconds."""
+    target = address or default_address()
+    try:
+        if target.startswith("unix:"):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.settimeout(CONNECT_TIMEOUT_S)
+                probe.connect(target.removeprefix("unix:"))
+        else:
+            host, _, port = target.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+class SllmStoreClient:
+    """A connection to a store. Thread-safe; close it, or use it as a context manager.
+
+    Every method raises the store's errors: StoreUnavailableError when nothing answers,
+    DeadlineError, and those that the server names. Memory that a load returned stays valid after
+    close, until its last tensor is gone.
+    """
+
+    def __init__(self, address: str | None = None, *, token: str | None = None) -> None:
+        """Connect lazily to 'unix:/path' or 'host:port'; the default is the user's own store.
+
+        token defaults to the environment's SLLM_STORE_TOKEN.
+        """
+        self.address = address or default_address()
+        secret = token or os.environ.get(TOKEN_VARIABLE)
+        self._metadata = [("authorization", f"Bearer {secret}")] if secret else []
+        self._channel = grpc.insecure_channel(self.address, options=_OPTIONS)
+        self._storage = rpc.StorageStub(self._channel)
+        self._store = rpc.StoreStub(self._channel)
+        self._session: _Session | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        """Return the client."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close the client."""
+        self.close()
+
+    def close(self) -> None:
+        """End the connection, or leave that to the last lease. Idempotent."""
+        with self._lock:
+            session, self._session = self._session, None
+        if session is None:
+            self._channel.close()
+        else:
+            session.close()
+
+    def load_into_cpu(self, model_path: str) -> Any:
+        """Start bringing a model into the host pool."""
+        request = pb.LoadModelRequest(model_path=model_path, target_device_type=pb.DEVICE_TYPE_CPU)
+        return self._call(self._storage.LoadModelAsync, request)
+
+    def load_into_gpu(
+        self,
+        model_path: str,
+        replica_uuid: str,
+        tensor_copy_chunks: Mapping[str, Sequence[Chunk]],
+        cuda_memory_handles: Mapping[str, Sequence[bytes]],
+    ) -> Any:
+        """Start copying chunks (src_offset, size, dst_offset, handle_idx), keyed by GPU UUID."""
+        chunks = {
+            uuid: pb.MemCopyChunkList(
+                chunks=[
+                    pb.MemCopyChunk(src_offset=src, size=size, dst_offset=dst, handle_idx=index)
+                    for src, size, dst, index in entries
+                ]
+            )
+            for uuid, entries in tensor_copy_chunks.items()
+        }
+        handles = {
+            uuid: pb.MemCopyHandleList(
+                handles=[pb.MemCopyHandle(cuda_ipc_handle=handle) for handle in entries]
+            )
+            for uuid, entries in cuda_memory_handles.items()
+        }
+        request = pb.LoadModelRequest(
+            model_path=model_path,
+            replica_uuid=replica_uuid,
+            chunks=chunks,
+            handles=handles,
+            target_device_type=pb.DEVICE_TYPE_GPU,
+        )
+        return self._call(self._storage.LoadModelAsync, request)
+
+    def confirm_model_loaded(
+        self, model_path: str, replica_uuid: str = "", *, timeout_s: float = 600.0
+    ) -> None:
+        """Wait until a load has ended, and raise its error if it failed.
+
+        With a replica_uuid it waits for that load into a GPU, else for the one into the pool.
+        """
+        device = pb.DEVICE_TYPE_GPU if replica_uuid else pb.DEVICE_TYPE_CPU
+        request = pb.ConfirmModelRequest(
+            model_path=model_path, replica_uuid=replica_uuid, target_device_type=device
+        )
+        self._call(self._storage.ConfirmModel, request, timeout_s=timeout_s)
+
+    def unload_from_cpu(self, model_path: str) -> Any:
+        """Free a model's part of the host pool; raise InUseError saying who uses it."""
+        request = pb.UnloadModelRequest(
+            model_path=model_path, target_device_type=pb.DEVICE_TYPE_CPU
+        )
+        return self._call(self._storage.UnloadModel, request)
+
+    def unload_from_gpu(self, model_path: str, replica_uuid: str) -> Any:
+        """Forget a replica, and cancel its load if it runs; its memory is the client's."""
+        request = pb.UnloadModelRequest(
+            model_path=model_path,
+            replica_uuid=replica_uuid,
+            target_device_type=pb.DEVICE_TYPE_GPU,
+        )
+        return self._call(self._storage.UnloadModel, request)
+
+    def register_model(self, model_path: str) -> int:
+        """Let the store open a checkpoint; return the size of its data files in bytes."""
+        request = pb.RegisterModelRequest(model_path=model_path)
+        size: int = self._call(self._storage.RegisterModel, request).model_size
+        return size
+
+    def clear_mem(self) -> None:
+        """Free the whole host pool; raise InUseError saying who uses what."""
+        self._call(self._storage.ClearMem, pb.ClearMemRequest())
+
+    def get_server_config(self) -> dict[str, int]:
+        """Return {'chunk_size': …, 'mem_pool_size': …}, in bytes."""
+        reply = self._call(self._storage.GetServerConfig, pb.GetServerConfigRequest())
+        return {"chunk_size": reply.chunk_size, "mem_pool_size": reply.mem_pool_size}
+
+    def list_models(self) -> list[ModelInfo]:
+        """Return the checkpoints under the storage path, by name."""
+        reply = self._call(self._store.ListModels, pb.ListModelsRequest())
+        return [
+            ModelInfo(
+                name=model.name,
+                format=model.format,
+                size_bytes=model.size_bytes,
+                host_bytes=model.host_bytes,
+                pinned=model.pinned,
+                leases=model.leases,
+                tensors=model.tensors,
+                error=model.error,
+            )
+            for model in reply.models
+        ]
+
+    def status(self) -> StoreStatus:
+        """Return what the store is and how busy."""
+        reply = self._call(self._store.GetStatus, pb.GetStatusRequest())
+        fields = {field.name: getattr(reply, field.name) for field in reply.DESCRIPTOR.fields}
+        return StoreStatus(**{**fields, "devices": tuple(reply.devices)})
+
+    def set_pinned(self, model: str, *, pinned: bool, timeout_s: float = 600.0) -> None:
+        """Load a model into the pool and keep it there, or stop keeping it."""
+        request = pb.SetPinnedRequest(model=model, pinned=pinned)
+        self._call(self._store.SetPinned, request, timeout_s=timeout_s)
+
+    def load(
+        self,
+        model: str,
+        device_map: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Loaded:
+        """Load a checkpoint by name: to GPUs by copy, to the host by mapping the store's memory.
+
+        device_map maps name prefixes to 'cpu' or a GPU's UUID; empty means everything on the
+        host. Host memory is shared with every other process that loads the model and private when
+        written to. on_progress gets (bytes done, bytes in all).
+        """
+        request = pb.PlanLoadRequest(model=model, device_map=dict(device_map or {}))
+        planned = self._call(self._store.PlanLoad, request)
+        buffers = [
+            allocate_device(device_ordinal(arena.device), arena.size_bytes)
+            if arena.device != "cpu" and arena.size_bytes
+            else None
+            for arena in planned.arenas
+        ]
+        session = self._open_session()
+        targets = [
+            pb.DeviceTarget(
+                device=native.device_uuid(buffer.device), ipc_handle=buffer.ipc_handle()
+            )
+            for buffer in buffers
+            if buffer is not None
+        ]
+        done = self._run_load(
+            pb.LoadRequest(
+                session=session.session_id,
+                plan=planned.plan,
+                targets=targets,
+                timeout_s=timeout_s or 0.0,
+            ),
+            on_progress,
+        )
+        arenas: list[ArenaMemory | None] = [
+            session.map_host(done, arena.size_bytes)
+            if arena.device == "cpu" and arena.size_bytes
+            else buffer
+            for arena, buffer in zip(planned.arenas, buffers, strict=True)
+        ]
+        return Loaded(
+            arenas=tuple(arenas),
+            devices=tuple(arena.device for arena in planned.arenas),
+            tensors=tuple(_placed(tensor) for tensor in planned.tensors),
+            aliases=dict(planned.aliases),
+            directory=Path(planned.path),
+            format=planned.format,
+            tier=done.tier,
+            store=self.address,
+        )
+
+    def _run_load(self, request: Any, on_progress: Callable[[int, int], None] | None) -> Any:
+        with translated(self.address):
+            events = self._store.Load(request, metadata=self._metadata)
+            for event in events:
+                if on_progress is not None:
+                    on_progress(event.bytes_done, event.bytes_total)
+                if event.done:
+                    return event
+        raise StoreError("the store ended a load without saying how: see its log")
+
+    def _open_session(self) -> _Session:
+        with self._lock:
+            if self._session is None:
+                descriptor_socket = self.status().descriptor_socket
+                with translated(self.address):
+                    self._session = _Session(
+                        self._store, self._channel, self._metadata, descriptor_socket
+                    )
+            return self._session
+
+    def _call(self, method: Any, request: Any, *, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+        with translated(self.address):
+            return method(request, timeout=timeout_s, metadata=self._metadata)
+
+
+class _Session:
+    """The stream that keeps a client's leases, and the pool's descriptor."""
+
+    def __init__(
+        self, store: Any, channel: Any, metadata: list[tuple[str, str]], descriptor_socket: str
+    ) -> None:
+        self._store = store
+        self._channel = channel
+        self._metadata = metadata
+        self._descriptor_socket = descriptor_socket
+        self._descriptor: int | None = None
+        self._lock = threading.Lock()
+        self._leases = 0
+        self._closing = False
+        name = f"{Path(sys.argv[0] or 'python').name}[{os.getpid()}]"
+        self._stream = store.OpenSession(pb.OpenSessionRequest(client=name), metadata=metadata)
+        self.session_id: str = next(self._stream).session
+
+    def map_host(self, done: Any, size_bytes: int) -> native.PoolMapping:
+        """Map the chunks of a finished host load; the lease ends with the mapping."""
+        with self._lock:
+            if self._descriptor is None:
+                self._descriptor = _receive_descriptor(self._descriptor_socket)
+            self._leases += 1
+        mapping = native.PoolMapping(
+            self._descriptor, done.chunk_size, list(done.chunks), size_bytes
+        )
+        weakref.finalize(mapping, self._release, done.lease).atexit = False
+        return mapping
+
+    def close(self) -> None:
+        """End the session as soon as it has no leases."""
+        with self._lock:
+            self._closing = True
+            idle = self._leases == 0
+        if idle:
+            self._end()
+
+    def _release(self, lease: str) -> None:
+        """Give a lease back without waiting: this runs wherever the last tensor died."""
+        request = pb.ReleaseRequest(session=self.session_id, lease=lease)
+        with self._lock:
+            self._leases -= 1
+            last = self._closing and self._leases == 0
+        if last:
+            self._end()
+        else:
+            self._store.Release.future(request, metadata=self._metadata)
+
+    def _end(self) -> None:
+        self._stream.cancel()
+        self._channel.close()
+        with self._lock:
+            descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _receive_descriptor(path: str) -> int:
+    """Get the pool's file descriptor from the store's descriptor socket."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(CONNECT_TIMEOUT_S)
+            connection.connect(path)
+            _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+    except OSError as error:
+        raise StoreUnavailableError(
+            f"cannot get the store's memory from {path}: {error}; host loads work only on the "
+            "store's own machine, as its own user"
+        ) from error
+    if not descriptors:
+        raise StoreUnavailableError(f"{path} gave no memory: does the store run as another user?")
+    return descriptors[0]
+
+
+@contextmanager
+def translated(address: str) -> Iterator[None]:
+    """Raise the store's own errors for failed RPCs."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise _store_error(error, address) from error
+
+
+def _store_error(error: Any, address: str) -> StoreError:
+    status, details = error.code(), error.details() or ""
+    for key, value in error.trailing_metadata() or ():
+        if key == ERROR_KEY and value in BY_NAME:
+            return BY_NAME[value](details)
+    if status == grpc.StatusCode.UNAVAILABLE:
+        return StoreUnavailableError(
+            f"no store is running at {address}: start one with `sllm-store start` ({details})"
+        )
+    return _BY_STATUS.get(status, StoreError)(f"{details} [{status.name}]")
+
+
+def _placed(tensor: Any) -> PlacedTensor:
+    return PlacedTensor(
+        name=tensor.name,
+        dtype=tensor.dtype,
+        shape=tuple(tensor.shape),
+        stride=tuple(tensor.stride),
+        arena=tensor.arena,
+        offset_bytes=tensor.offset_bytes,
+        buffer=tensor.buffer,
+    )

@@ -1,0 +1,149 @@
+"""The checkpoints under the storage path: opened once, and again when their files change."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sllm_store.checkpoint.layout import plan_image
+from sllm_store.checkpoint.plan import plan_load
+from sllm_store.checkpoint.reader import list_checkpoints, open_checkpoint, resolve
+from sllm_store.errors import InvalidCheckpointError, InvalidRequestError, StoreError
+from sllm_store.tiers.transfer import ChunkedImage, ImageMap, cut_image
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from sllm_store.checkpoint.model import Checkpoint
+    from sllm_store.checkpoint.plan import LoadPlan
+    from sllm_store.tiers.host import HostTier
+
+PLANS_MAX = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """An open checkpoint and what loading it needs, worked out once."""
+
+    name: str
+    checkpoint: Checkpoint
+    chunked: ChunkedImage
+    image_map: ImageMap
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the data files, padding included: what upstream calls the model's size."""
+        return sum(file.size_bytes for file in self.checkpoint.files)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedLoad:
+    """A load that a client asked about and may now ask for."""
+
+    plan_id: str
+    entry: Entry
+    plan: LoadPlan
+
+
+class Catalog:
+    """Names to checkpoints. Thread-safe; opening happens in the caller's thread."""
+
+    def __init__(
+        self, root: Path, host: HostTier, *, chunk_bytes: int, registration_required: bool
+    ) -> None:
+        """Serve the checkpoints under `root`, which is resolved now."""
+        self.root = root.resolve()
+        self._host = host
+        self._chunk_bytes = chunk_bytes
+        self._registration_required = registration_required
+        self._entries: dict[str, Entry] = {}
+        self._registered: set[str] = set()
+        self._plans: OrderedDict[str, PlannedLoad] = OrderedDict()
+        self._lock = threading.Lock()
+        self._opening: dict[str, threading.Lock] = {}
+
+    def register(self, name: str) -> Entry:
+        """Open a checkpoint and allow it to be loaded."""
+        entry = self._open(name)
+        with self._lock:
+            self._registered.add(entry.name)
+        return entry
+
+    def get(self, name: str) -> Entry:
+        """Return the checkpoint, opened again if its files changed.
+
+        Raises CheckpointNotFoundError, InvalidCheckpointError, or InvalidRequestError when the
+        store wants registration first and there was none.
+        """
+        entry = self._open(name)
+        if self._registration_required:
+            with self._lock:
+                if entry.name not in self._registered:
+                    raise InvalidRequestError(
+                        f"{name} is not registered, and this store was started with "
+                        "--registration-required: call RegisterModel first"
+                    )
+        return entry
+
+    def plan(self, name: str, device_map: Mapping[str, str], plan_id: str) -> PlannedLoad:
+        """Plan a load and remember it under plan_id; the oldest of many plans is forgotten."""
+        entry = self.get(name)
+        plan = plan_load(entry.checkpoint, entry.chunked.image, device_map)
+        planned = PlannedLoad(plan_id=plan_id, entry=entry, plan=plan)
+        with self._lock:
+            self._plans[plan_id] = planned
+            while len(self._plans) > PLANS_MAX:
+                self._plans.popitem(last=False)
+        return planned
+
+    def planned(self, plan_id: str) -> PlannedLoad:
+        """Return a plan made before; raise InvalidRequestError if it is gone or out of date."""
+        with self._lock:
+            planned = self._plans.pop(plan_id, None)
+        if planned is None:
+            raise InvalidRequestError(f"no plan {plan_id!r}: plans serve one load, plan again")
+        try:
+            planned.entry.checkpoint.require_unchanged()
+        except InvalidCheckpointError as error:
+            raise InvalidCheckpointError(f"{error}; plan the load again") from error
+        return planned
+
+    def names(self) -> list[str]:
+        """Return the names of all checkpoints under the storage path."""
+        return sorted(list_checkpoints(self.root))
+
+    def inspect(self, name: str) -> Entry | StoreError:
+        """Return the checkpoint, or why it cannot be opened."""
+        try:
+            return self._open(name)
+        except StoreError as error:
+            return error
+
+    def _open(self, name: str) -> Entry:
+        path = resolve(self.root, name)
+        key = path.relative_to(self.root).as_posix()
+        with self._lock:
+            opening = self._opening.setdefault(key, threading.Lock())
+        with opening:
+            found = self._entries.get(key)
+            if found is not None:
+                try:
+                    found.checkpoint.require_unchanged()
+                except InvalidCheckpointError:
+                    del self._entries[key]
+                    self._host.retire(key)
+                else:
+                    return found
+            checkpoint = open_checkpoint(path)
+            image = plan_image(checkpoint)
+            entry = Entry(
+                name=key,
+                checkpoint=checkpoint,
+                chunked=cut_image(image, self._chunk_bytes),
+                image_map=ImageMap.of(checkpoint, image),
+            )
+            self._entries[key] = entry
+            return entry

@@ -1,0 +1,113 @@
+"""The server's parts together, and the bridge from its event loop to blocking loads."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from typing import TYPE_CHECKING, Any
+
+from sllm_store import native
+from sllm_store.errors import DeadlineError, InvalidRequestError, LoadCancelledError
+from sllm_store.server.catalog import Catalog
+from sllm_store.server.loads import Loader, LoadJob
+from sllm_store.server.metrics import StoreMetrics
+from sllm_store.server.sessions import Sessions
+from sllm_store.tiers.host import HostTier, Patience
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Executor
+
+    from sllm_store.config import StoreConfig
+
+LOADS_MAX = 1024
+
+
+class Engine:
+    """Owns the pool and everything that keeps books about it."""
+
+    def __init__(
+        self, config: StoreConfig, pool: native.SharedPool, *, calls: Executor, loads: Executor
+    ) -> None:
+        """Wire the parts; the pool is populated and pinned by the caller.
+
+        Loads wait for chunks and for disks in an executor of their own, so that the short calls
+        that free chunks always find a thread.
+        """
+        self.config = config
+        self.pool = pool
+        self.host = HostTier(config.chunks_total, config.chunk_bytes)
+        self.metrics = StoreMetrics(self.host, pool.size)
+        self.catalog = Catalog(
+            config.storage_path,
+            self.host,
+            chunk_bytes=config.chunk_bytes,
+            registration_required=config.registration_required,
+        )
+        self.loader = Loader(
+            pool,
+            self.host,
+            mode=config.read_mode,
+            threads=config.threads,
+            on_load=self.metrics.on_load,
+        )
+        self.sessions = Sessions(self.host)
+        self.started_s = time.monotonic()
+        self.running: dict[asyncio.Future[Any], native.Control] = {}
+        self._calls = calls
+        self._loads = loads
+
+    async def blocking(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a short blocking call off the event loop."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._calls, functools.partial(function, *args, **kwargs))
+
+    def start_load(
+        self, function: Callable[[LoadJob], Any], *, holder: str, timeout_s: float
+    ) -> tuple[asyncio.Future[Any], native.Control]:
+        """Run a load off the event loop; it is cancelled when its time is up.
+
+        The future raises DeadlineError then. Cancel with the control and wait for the future:
+        memory is in use until it is done.
+        """
+        if len(self.running) >= LOADS_MAX:
+            raise InvalidRequestError(f"{LOADS_MAX} loads are running or waiting: try again later")
+        control = native.Control()
+        deadline_s = time.monotonic() + timeout_s
+        job = LoadJob(holder=holder, control=control, deadline_s=deadline_s)
+        future = asyncio.ensure_future(self._run(function, job, timeout_s))
+        self.running[future] = control
+        future.add_done_callback(self._ended)
+        return future, control
+
+    async def _run(self, function: Callable[[LoadJob], Any], job: LoadJob, timeout_s: float) -> Any:
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(timeout_s, job.control.cancel)
+        try:
+            return await loop.run_in_executor(self._loads, function, job)
+        except LoadCancelledError as error:
+            if time.monotonic() >= job.deadline_s:
+                raise DeadlineError(f"the load did not end within {timeout_s:.1f} s") from error
+            raise
+        finally:
+            timer.cancel()
+
+    def _ended(self, future: asyncio.Future[Any]) -> None:
+        self.running.pop(future, None)
+        if not future.cancelled():
+            future.exception()  # Whoever asked has it; nobody asking is not a leak.
+
+    def patience(self, timeout_s: float) -> Patience:
+        """Wait for others at most timeout_s, on nobody's behalf."""
+        return Patience(time.monotonic() + timeout_s, native.Control(), time.monotonic)
+
+    async def drain(self, grace_s: float) -> None:
+        """Let running loads end, then cancel those that did not."""
+        if self.running:
+            await asyncio.wait(list(self.running), timeout=grace_s)
+        for control in self.running.values():
+            control.cancel()
+        self.host.wake()
+        if self.running:
+            await asyncio.wait(list(self.running))

@@ -1,0 +1,179 @@
+"""The loads themselves: claim chunks, run one transfer, settle the books. Blocking, thread-safe."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sllm_store.tiers.host import Claim, HostTier, Patience
+from sllm_store.tiers.transfer import Target, TransferPlan, cut_pieces, open_files, run_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sllm_store.native import Control, SharedPool
+    from sllm_store.server.catalog import Entry
+    from sllm_store.tiers.host import Residency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadJob:
+    """Who wants a load, until when, and the control to watch or cancel it with."""
+
+    holder: str
+    control: Control
+    deadline_s: float
+
+    def patience(self) -> Patience:
+        """Wait as long as the job may take."""
+        return Patience(self.deadline_s, self.control, time.monotonic)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadResult:
+    """What a load did. `held` stays held for the caller, who releases it."""
+
+    tier: str
+    bytes_read: int
+    bytes_copied: int
+    total_s: float
+    chunks: tuple[int, ...] = ()
+    held: Residency | None = None
+
+
+class Loader:
+    """Runs loads against one pool."""
+
+    def __init__(
+        self,
+        pool: SharedPool,
+        host: HostTier,
+        *,
+        mode: str,
+        threads: int,
+        on_load: Callable[[str, LoadResult], None],
+    ) -> None:
+        """on_load is told of every load that succeeded, with the model's name."""
+        self._pool = pool
+        self._host = host
+        self._mode = mode
+        self._threads = threads
+        self._on_load = on_load
+
+    def load_host(self, entry: Entry, job: LoadJob, *, keep_held: bool) -> LoadResult:
+        """Bring a whole image into the pool; with keep_held the caller gets a hold on it."""
+        wanted = range(entry.chunked.chunks_total)
+        claim, moved = self._fill(entry, (), wanted, job, whole=True)
+        residency = claim.residency
+        chunks = tuple(chunk for chunk in residency.chunks if chunk is not None)
+        assert len(chunks) == len(wanted)
+        if not keep_held:
+            self._host.release(residency, job.holder)
+        result = _result(claim, moved, chunks, residency if keep_held else None)
+        self._on_load(entry.name, result)
+        return result
+
+    def load_device(self, entry: Entry, targets: Sequence[Target], job: LoadJob) -> LoadResult:
+        """Copy pieces of an image to devices, through whichever chunks are or get resident."""
+        copies = cut_pieces(targets, entry.chunked.chunk_bytes, entry.chunked.chunks_total)
+        wanted = [chunk for chunk, pieces in enumerate(copies) if pieces]
+        claim, moved = self._fill(entry, targets, wanted, job, whole=False)
+        self._host.release(claim.residency, job.holder)
+        result = _result(claim, moved, (), None)
+        self._on_load(entry.name, result)
+        return result
+
+    def _fill(
+        self,
+        entry: Entry,
+        targets: Sequence[Target],
+        wanted: Sequence[int],
+        job: LoadJob,
+        *,
+        whole: bool,
+    ) -> tuple[Claim, _Moved]:
+        """Claim, transfer, commit. On return the model is held by job.holder; on error it is not.
+
+        Only the one load that reads keeps others of the same model waiting: a load that finds
+        everything resident lets the next one in at once.
+        """
+        patience = job.patience()
+        residency = self._host.enter(entry.name, entry.chunked.chunks_total)
+        filling = False
+        try:
+            self._host.begin_fill(residency, patience)
+            filling = True
+            claim = self._host.claim(
+                residency, wanted, whole=whole, holder=job.holder, patience=patience
+            )
+            if claim.is_ready:
+                self._host.end_fill(residency)
+                filling = False
+            try:
+                moved = self._transfer(entry, claim, targets, job)
+            except BaseException:
+                self._host.abandon(claim)
+                self._host.release(residency, job.holder)
+                raise
+            self._host.commit(claim)
+            return claim, moved
+        finally:
+            if filling:
+                self._host.end_fill(residency)
+            self._host.leave(residency)
+
+    def _transfer(
+        self, entry: Entry, claim: Claim, targets: Sequence[Target], job: LoadJob
+    ) -> _Moved:
+        """Run one static plan: ready chunks first (they only copy), then those to read."""
+        started_s = time.monotonic()
+        chunked = entry.chunked
+        copies = cut_pieces(targets, chunked.chunk_bytes, chunked.chunks_total)
+        plan = TransferPlan()
+        if targets:
+            for chunk, pool_chunk in claim.ready.items():
+                plan.add(self._address(pool_chunk), copies=copies[chunk])
+        for chunk, pool_chunk in claim.kept.items():
+            plan.add(self._address(pool_chunk), reads=chunked.reads[chunk], copies=copies[chunk])
+        last_use = [-1] * len(claim.ring)
+        for index, chunk in enumerate(claim.streamed):
+            slot = index % len(claim.ring)
+            last_use[slot] = plan.add(
+                self._address(claim.ring[slot]),
+                after=last_use[slot],
+                reads=chunked.reads[chunk],
+                copies=copies[chunk],
+            )
+        if not plan.steps:
+            return _Moved(0, 0, time.monotonic() - started_s)
+        files = open_files(entry.checkpoint) if plan.reads else []
+        report = run_plan(
+            plan, files, targets, mode=self._mode, threads=self._threads, control=job.control
+        )
+        read = report.bytes_direct + report.bytes_buffered
+        return _Moved(read, report.bytes_copied, time.monotonic() - started_s)
+
+    def _address(self, pool_chunk: int) -> int:
+        return self._pool.address + pool_chunk * self._host.chunk_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    bytes_read: int
+    bytes_copied: int
+    total_s: float
+
+
+def _result(
+    claim: Claim, moved: _Moved, chunks: tuple[int, ...], held: Residency | None
+) -> LoadResult:
+    mixed = "mixed" if claim.ready else "disk"
+    return LoadResult(
+        tier="host" if claim.is_ready else mixed,
+        bytes_read=moved.bytes_read,
+        bytes_copied=moved.bytes_copied,
+        total_s=moved.total_s,
+        chunks=chunks,
+        held=held,
+    )

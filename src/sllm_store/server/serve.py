@@ -1,0 +1,195 @@
+"""The composition root of the server: sockets, pool, services, signals, a shutdown that drains."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from prometheus_client import start_http_server
+
+from sllm_store import native
+from sllm_store.errors import DeviceError, InvalidRequestError
+from sllm_store.proto import storage_pb2 as pb, storage_pb2_grpc as rpc
+from sllm_store.server.descriptors import DescriptorServer
+from sllm_store.server.edge import OPTIONS, TokenInterceptor
+from sllm_store.server.engine import Engine
+from sllm_store.server.service import StoreService
+from sllm_store.server.upstream import UpstreamService
+from sllm_store.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from sllm_store.config import StoreConfig
+
+SERVICES = ("storage.Storage", "storage.Store")
+LOAD_THREADS = 64
+CALL_THREADS = 8
+DRAIN_S = 10.0
+
+log = logging.getLogger(__name__)
+
+
+def serve(config: StoreConfig, on_ready: Callable[[list[str]], None] | None = None) -> None:
+    """Run a store until SIGTERM or SIGINT; on_ready gets the addresses once they answer.
+
+    Raises InvalidRequestError when another store has the socket or the port, or when the storage
+    path is not a directory.
+    """
+    if not config.storage_path.is_dir():
+        raise InvalidRequestError(
+            f"storage path {config.storage_path} is not a directory: create it, or name another "
+            "with --storage-path"
+        )
+    with _socket_owned(config.socket_path):
+        pool = _make_pool(config)
+        asyncio.run(_serve(config, pool, on_ready))
+
+
+async def _serve(
+    config: StoreConfig, pool: native.SharedPool, on_ready: Callable[[list[str]], None] | None
+) -> None:
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    with (
+        ThreadPoolExecutor(CALL_THREADS, "store-call") as calls,
+        ThreadPoolExecutor(LOAD_THREADS, "store-load") as loads,
+    ):
+        engine = Engine(config, pool, calls=calls, loads=loads)
+        descriptors = DescriptorServer(_descriptor_path(config.socket_path), pool)
+        descriptors.start(loop)
+        server, health = _make_server(config, engine, descriptors.path, stopping)
+        metrics = _start_metrics(config, engine)
+        try:
+            addresses = _listen(server, config)
+            await server.start()
+            config.socket_path.chmod(0o600)
+            log.info("store ready", extra={"addresses": addresses, "pool_bytes": pool.size})
+            if on_ready is not None:
+                on_ready(addresses)
+            await stopping.wait()
+            log.info("store stopping", extra={"loads_running": len(engine.running)})
+            await health.enter_graceful_shutdown()
+            await engine.drain(DRAIN_S)
+            await server.stop(grace=1.0)
+        finally:
+            descriptors.close(loop)
+            if metrics is not None:
+                metrics[0].shutdown()
+                metrics[0].server_close()
+                metrics[1].join()
+    log.info("store stopped")
+
+
+def _make_server(
+    config: StoreConfig, engine: Engine, descriptor_path: Path, stopping: asyncio.Event
+) -> tuple[Any, Any]:
+    interceptors = [TokenInterceptor(config.token)] if config.token else []
+    server = grpc.aio.server(options=OPTIONS, interceptors=interceptors)
+    rpc.add_StorageServicer_to_server(UpstreamService(engine), server)
+    rpc.add_StoreServicer_to_server(StoreService(engine, descriptor_path, stopping), server)
+    health = health_aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    for service in ("", *SERVICES):
+        asyncio.get_running_loop().create_task(
+            health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        )
+    if config.reflection:
+        _add_reflection(server)
+    return server, health
+
+
+def _add_reflection(server: Any) -> None:
+    try:
+        from grpc_reflection.v1alpha import reflection
+    except ImportError as error:
+        raise InvalidRequestError(
+            "--reflection needs grpcio-reflection: pip install 'serverless-llm[reflection]'"
+        ) from error
+    names = [pb.DESCRIPTOR.services_by_name[name.split(".")[1]].full_name for name in SERVICES]
+    reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+
+
+def _listen(server: Any, config: StoreConfig) -> list[str]:
+    """Bind every address; raise InvalidRequestError for one that cannot be bound."""
+    addresses = [f"unix:{config.socket_path}"]
+    if config.host is not None:
+        addresses.append(f"{config.host}:{config.port}")
+    bound = []
+    for address in addresses:
+        mask = os.umask(0o177)
+        try:
+            port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise InvalidRequestError(
+                f"cannot listen on {address}: is another store running there? ({error})"
+            ) from error
+        finally:
+            os.umask(mask)
+        bound.append(address if address.startswith("unix:") else f"{config.host}:{port}")
+    return bound
+
+
+def _make_pool(config: StoreConfig) -> native.SharedPool:
+    """Allocate the pool; with a GPU, fault it in and pin it now so that no load pays for it."""
+    pool = native.SharedPool(config.chunks_total * config.chunk_bytes)
+    if native.cuda_available() and native.device_count():
+        pool.populate(config.threads)
+        try:
+            pool.pin()
+        except native.CudaError as error:
+            raise DeviceError(
+                f"cannot pin the pool of {format_size(pool.size)}: {error.args[0]}; raise the "
+                "locked-memory limit (ulimit -l) or use a smaller --mem-pool-size"
+            ) from error
+    return pool
+
+
+def _start_metrics(config: StoreConfig, engine: Engine) -> Any:
+    if config.metrics_port is None:
+        return None
+    return start_http_server(
+        config.metrics_port, addr=config.host or "127.0.0.1", registry=engine.metrics.registry
+    )
+
+
+def _descriptor_path(socket_path: Path) -> Path:
+    return socket_path.with_name(f"{socket_path.name}.fd")
+
+
+@contextlib.contextmanager
+def _socket_owned(path: Path) -> Iterator[None]:
+    """Own the socket's path: one store at a time, leftovers of a killed one removed."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(
+        path.with_name(f"{path.name}.lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
+    )
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InvalidRequestError(
+                f"a store is already running at unix:{path}: stop it, or name another --socket"
+            ) from error
+        leftovers = (path, _descriptor_path(path))
+        for leftover in leftovers:
+            leftover.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            for leftover in leftovers:
+                leftover.unlink(missing_ok=True)
+    finally:
+        os.close(lock)
