@@ -1,0 +1,57 @@
+// A data file open for reading: buffered, and directly where the file system allows.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "io/descriptor.hpp"
+
+namespace sllm::io {
+
+class File {
+ public:
+  explicit File(std::string path);
+
+  const std::string& path() const { return path_; }
+  std::uint64_t size() const { return size_; }
+  int buffered_fd() const { return buffered_.get(); }
+  int direct_fd() const { return direct_.get(); }
+  // 0 where there are no direct reads.
+  std::uint32_t direct_alignment() const { return direct_alignment_; }
+  // True once a direct read was refused although the file could be opened for it.
+  bool direct_refused() const { return direct_refused_.load(std::memory_order_relaxed); }
+  void refuse_direct() const { direct_refused_.store(true, std::memory_order_relaxed); }
+
+  std::uint64_t resident_bytes(std::uint64_t offset, std::uint64_t size) const;
+  void evict() const;
+
+  // Reads exactly `size` bytes through the page cache, or throws SystemError.
+  void read_exactly(std::uint64_t offset, std::byte* destination, std::uint64_t size) const;
+  // Reads the part at the front of the range that needs no disk; returns its size.
+  std::uint64_t read_cached(std::uint64_t offset, std::byte* destination, std::uint64_t size) const;
+
+  // The error of a file that ends before a range that it should hold.
+  [[noreturn]] void throw_too_short(std::uint64_t offset, std::uint64_t size) const;
+
+ private:
+  void open_direct();
+
+  std::string path_;
+  Descriptor buffered_;
+  Descriptor direct_;
+  std::uint64_t size_ = 0;
+  std::uint32_t direct_alignment_ = 0;
+  long file_system_ = 0;
+  mutable std::atomic<bool> direct_refused_{false};
+  mutable std::atomic<bool> nowait_refused_{false};
+};
+
+// What statx says of direct I/O on an open file: 0 for none, -1 where the kernel cannot tell.
+int query_direct_alignment(int fd);
+
+// True for file systems that live in memory, where direct I/O has no point.
+bool is_memory_file_system(long magic);
+
+}  // namespace sllm::io

@@ -1,0 +1,275 @@
+#include "io/transfer.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <stop_token>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "shim/copy_lane.hpp"
+
+namespace sllm::io {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Reads in flight over all threads: what an array of NVMe drives wants to be busy.
+constexpr unsigned kDepthTotal = 128;
+constexpr unsigned kDepthMax = 64;
+constexpr unsigned kDepthMin = 4;
+
+double seconds(Clock::duration duration) {
+  return std::chrono::duration<double>(duration).count();
+}
+
+// Threads claim pieces in ascending order, so the step that a piece waits for is always complete
+// or in the hands of a thread that waits for still earlier steps only: there is no deadlock.
+class Transfer {
+ public:
+  Transfer(const TransferRequest& request, Control& control)
+      : request_(request),
+        control_(control),
+        plan_(make_plan(request)),
+        states_(plan_.steps.size()),
+        start_(Clock::now()) {
+    for (std::size_t i = 0; i < states_.size(); ++i) {
+      states_[i].pieces_left = plan_.steps[i].piece_count;
+      states_[i].lanes_left = plan_.steps[i].device_count;
+    }
+  }
+
+  TransferReport run();
+
+ private:
+  struct StepState {
+    std::atomic<std::uint32_t> pieces_left{0};
+    std::atomic<std::uint32_t> lanes_left{0};
+    std::atomic<bool> done{false};
+  };
+
+  // A piece whose reads one thread has started.
+  struct ActivePiece {
+    const TransferPlan::Piece* piece;
+    Ticket ticket;
+    bool retired = false;
+  };
+  using ActivePieces = std::deque<ActivePiece>;
+
+  void open_lanes();
+  void run_threads();
+  void work(unsigned depth);
+  void read_pieces(Reader& reader);
+  bool wait_until_ready(const TransferPlan::Piece& piece, Reader& reader, ActivePieces& active);
+  void retire(ActivePieces& active);
+  void piece_done(const TransferPlan::Piece& piece);
+  void issue_copies(std::size_t step);
+  void lane_done(std::size_t step, std::uint64_t bytes);
+  void step_done(std::size_t step);
+  void fail(std::exception_ptr error);
+  void wake();
+  bool stopped() const { return stopped_.load() || control_.cancelled(); }
+
+  const TransferRequest& request_;
+  Control& control_;
+  const TransferPlan plan_;
+  std::vector<StepState> states_;
+  Clock::time_point start_;
+  std::vector<std::unique_ptr<cuda::CopyLane>> lanes_;  // by device; null where nothing goes
+  std::atomic<std::size_t> next_piece_{0};
+  std::atomic<bool> stopped_{false};
+
+  std::mutex mutex_;  // of the members below
+  std::condition_variable changed_;
+  std::exception_ptr error_;
+  TransferReport report_;
+  std::optional<Clock::time_point> first_copy_;
+};
+
+TransferReport Transfer::run() {
+  {
+    const std::stop_callback on_cancel(control_.token(), [this] { wake(); });
+    try {
+      if (!stopped()) open_lanes();
+      run_threads();
+    } catch (...) {
+      fail(std::current_exception());
+    }
+    for (const auto& lane : lanes_) {
+      if (lane != nullptr) lane->finish();
+    }
+    lanes_.clear();
+  }
+  const auto end = Clock::now();
+  if (error_ != nullptr) std::rethrow_exception(error_);
+  const bool complete = std::all_of(states_.begin(), states_.end(),
+                                    [](const StepState& state) { return state.done.load(); });
+  if (!complete) throw CancelledError();
+  if (first_copy_) report_.copy_s = seconds(end - *first_copy_);
+  report_.total_s = seconds(end - start_);
+  return report_;
+}
+
+void Transfer::open_lanes() {
+  lanes_.resize(request_.devices.size());
+  for (const TransferPlan::Copy& copy : plan_.copies) {
+    std::unique_ptr<cuda::CopyLane>& lane = lanes_[copy.device];
+    if (lane != nullptr) continue;
+    lane = std::make_unique<cuda::CopyLane>(
+        static_cast<int>(request_.devices[copy.device].ordinal),
+        cuda::CopyLane::Events{
+            [this](std::size_t step, std::uint64_t bytes) { lane_done(step, bytes); },
+            [this](std::exception_ptr error) { fail(std::move(error)); }});
+  }
+}
+
+void Transfer::run_threads() {
+  const auto count = static_cast<unsigned>(
+      std::min<std::size_t>(checked_threads(request_.threads), plan_.pieces.size()));
+  if (count == 0) return;
+  const unsigned depth = std::clamp(kDepthTotal / count, kDepthMin, kDepthMax);
+  std::vector<std::jthread> threads;
+  try {
+    for (unsigned i = 0; i < count; ++i) threads.emplace_back([this, depth] { work(depth); });
+  } catch (const std::system_error& error) {
+    fail(std::make_exception_ptr(SystemError(
+        error.code().value(), "cannot start a thread: " + errno_text(error.code().value()))));
+  }
+}
+
+void Transfer::work(unsigned depth) {
+  try {
+    Reader reader(request_.mode, depth);
+    read_pieces(reader);
+    std::lock_guard lock(mutex_);
+    report_.bytes_direct += reader.bytes_direct();
+    report_.bytes_buffered += reader.bytes_buffered();
+    report_.read_s = std::max(report_.read_s, seconds(Clock::now() - start_));
+  } catch (...) {
+    fail(std::current_exception());
+  }
+}
+
+void Transfer::read_pieces(Reader& reader) {
+  ActivePieces active;
+  while (!stopped()) {
+    const std::size_t index = next_piece_.fetch_add(1);
+    if (index >= plan_.pieces.size()) break;
+    const TransferPlan::Piece& piece = plan_.pieces[index];
+    if (!wait_until_ready(piece, reader, active)) return;
+    active.push_back({&piece, Ticket{}});
+    Ticket& ticket = active.back().ticket;
+    ++ticket.pending;  // held while the ranges are being submitted
+    for (std::size_t i = 0; i < piece.range_count; ++i) {
+      reader.submit(plan_.ranges[piece.first_range + i], ticket);
+    }
+    --ticket.pending;
+    reader.reap(false);
+    retire(active);
+  }
+  while (reader.in_flight() != 0 && !stopped()) {
+    reader.reap(true);
+    retire(active);
+  }
+}
+
+// False when the transfer has stopped. Never sleeps on another thread's work while this thread
+// has reads to finish: that work may be waiting for them.
+bool Transfer::wait_until_ready(const TransferPlan::Piece& piece, Reader& reader,
+                                ActivePieces& active) {
+  const std::int64_t after = plan_.steps[piece.step].after;
+  if (after < 0) return true;
+  const StepState& awaited = states_[static_cast<std::size_t>(after)];
+  while (!awaited.done.load() && reader.in_flight() != 0 && !stopped()) {
+    reader.reap(true);
+    retire(active);
+  }
+  if (awaited.done.load()) return !stopped();
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return awaited.done.load() || stopped(); });
+  return !stopped();
+}
+
+void Transfer::retire(ActivePieces& active) {
+  for (ActivePiece& entry : active) {
+    if (entry.retired || entry.ticket.pending != 0) continue;
+    entry.retired = true;
+    piece_done(*entry.piece);
+  }
+  while (!active.empty() && active.front().retired) active.pop_front();
+}
+
+void Transfer::piece_done(const TransferPlan::Piece& piece) {
+  const TransferPlan::Step& step = plan_.steps[piece.step];
+  if (step.copy_count == 0 && piece.bytes != 0) control_.add_bytes(piece.bytes);
+  if (states_[piece.step].pieces_left.fetch_sub(1) != 1) return;
+  if (step.copy_count == 0) {
+    step_done(piece.step);
+  } else if (!stopped()) {
+    issue_copies(piece.step);
+  }
+}
+
+void Transfer::issue_copies(std::size_t index) {
+  const TransferPlan::Step& step = plan_.steps[index];
+  {
+    std::lock_guard lock(mutex_);
+    if (!first_copy_) first_copy_ = Clock::now();
+  }
+  std::vector<cuda::LaneCopy> batch;
+  for (std::size_t i = 0; i < step.copy_count; ++i) {
+    const TransferPlan::Copy& copy = plan_.copies[step.first_copy + i];
+    batch.push_back({copy.source, copy.destination, copy.size});
+    const bool last_of_device =
+        i + 1 == step.copy_count || plan_.copies[step.first_copy + i + 1].device != copy.device;
+    if (!last_of_device) continue;
+    lanes_[copy.device]->issue(index, batch);
+    batch.clear();
+  }
+}
+
+void Transfer::lane_done(std::size_t step, std::uint64_t bytes) {
+  {
+    std::lock_guard lock(mutex_);
+    report_.bytes_copied += bytes;
+  }
+  control_.add_bytes(bytes);
+  if (states_[step].lanes_left.fetch_sub(1) == 1) step_done(step);
+}
+
+void Transfer::step_done(std::size_t step) {
+  states_[step].done.store(true);
+  wake();
+}
+
+void Transfer::fail(std::exception_ptr error) {
+  {
+    std::lock_guard lock(mutex_);
+    if (error_ == nullptr) error_ = std::move(error);
+  }
+  stopped_.store(true);
+  wake();
+}
+
+void Transfer::wake() {
+  {
+    std::lock_guard lock(mutex_);
+  }
+  changed_.notify_all();
+}
+
+}  // namespace
+
+TransferReport run_transfer(const TransferRequest& request, Control& control) {
+  control.throw_if_cancelled();
+  return Transfer(request, control).run();
+}
+
+}  // namespace sllm::io

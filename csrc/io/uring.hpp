@@ -1,0 +1,59 @@
+// A minimal io_uring for reads, by raw system calls. One thread owns a ring.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "io/descriptor.hpp"
+
+namespace sllm::io {
+
+struct UringSubmission;
+struct UringCompletion;
+
+class Uring {
+ public:
+  struct Result {
+    std::uint64_t tag;
+    int result;  // bytes, or a negated errno
+  };
+
+  // Null where this kernel or its policy refuses; `error` is then the errno.
+  static std::unique_ptr<Uring> create(unsigned entries, int& error);
+  ~Uring();
+  Uring(const Uring&) = delete;
+  Uring& operator=(const Uring&) = delete;
+
+  // Queues a read; false when the submission queue is full.
+  bool try_read(int fd, std::byte* destination, std::uint32_t size, std::uint64_t offset,
+                std::uint64_t tag);
+  // Hands what is queued to the kernel and waits for `wait_for` completions. Returns 0 or an
+  // errno; what was queued stays queued after an error.
+  int submit(unsigned wait_for);
+  bool has_queued() const { return queued_ != 0; }
+  // Takes one completion; false when there is none.
+  bool try_take(Result& result);
+
+ private:
+  Uring() = default;
+  int open(unsigned entries);
+
+  Descriptor ring_;
+  std::byte* rings_ = nullptr;
+  std::size_t rings_size_ = 0;
+  UringSubmission* submissions_ = nullptr;
+  std::size_t submissions_size_ = 0;
+  std::uint32_t* submission_head_ = nullptr;
+  std::uint32_t* submission_tail_ = nullptr;
+  std::uint32_t submission_mask_ = 0;
+  std::uint32_t* submission_array_ = nullptr;
+  std::uint32_t* completion_head_ = nullptr;
+  std::uint32_t* completion_tail_ = nullptr;
+  std::uint32_t completion_mask_ = 0;
+  UringCompletion* completions_ = nullptr;
+  std::uint32_t entries_ = 0;
+  std::uint32_t queued_ = 0;
+};
+
+}  // namespace sllm::io

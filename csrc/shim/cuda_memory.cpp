@@ -1,0 +1,151 @@
+#include "shim/cuda_memory.hpp"
+
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <set>
+#include <stdexcept>
+#include <utility>
+
+#include "shim/cuda_device.hpp"
+
+namespace sllm::cuda {
+namespace {
+
+// The driver carves small allocations out of 2 MiB blocks and an IPC handle exposes the block:
+// whole blocks keep other allocations out of a client's sight.
+constexpr std::size_t kBlockSize = 2 << 20;
+constexpr unsigned kLazyPeerAccess = 1;
+
+// The driver opens a handle once per process: a second opener shares the first one's mapping.
+class OpenHandles {
+ public:
+  struct Range {
+    DevicePointer address;
+    std::size_t size;
+  };
+
+  Range open(int ordinal, const std::string& handle) {
+    std::lock_guard lock(mutex_);
+    if (exported_.contains(handle)) {
+      throw DriverError(kInvalidContext,
+                        "this process exported this IPC handle: use the buffer itself");
+    }
+    Entry& entry = entries_[{ordinal, handle}];
+    if (entry.count == 0) {
+      try {
+        entry.range = open_range(ordinal, handle);
+      } catch (...) {
+        entries_.erase({ordinal, handle});
+        throw;
+      }
+    }
+    ++entry.count;
+    return entry.range;
+  }
+
+  void close(int ordinal, const std::string& handle) {
+    std::lock_guard lock(mutex_);
+    const auto found = entries_.find({ordinal, handle});
+    if (found == entries_.end() || --found->second.count != 0) return;
+    const DevicePointer address = found->second.range.address;
+    entries_.erase(found);
+    ContextScope scope(ordinal);
+    static_cast<void>(driver().ipc_close_mem_handle(address));
+  }
+
+  void add_exported(const std::string& handle) {
+    std::lock_guard lock(mutex_);
+    exported_.insert(handle);
+  }
+
+  void remove_exported(const std::string& handle) {
+    std::lock_guard lock(mutex_);
+    exported_.erase(handle);
+  }
+
+ private:
+  struct Entry {
+    Range range{};
+    std::size_t count = 0;
+  };
+
+  static Range open_range(int ordinal, const std::string& bytes) {
+    IpcHandle handle{};
+    std::memcpy(handle.bytes, bytes.data(), sizeof(handle.bytes));
+    const Driver& d = driver();
+    ContextScope scope(ordinal);
+    Range range{};
+    check(d.ipc_open_mem_handle(&range.address, handle, kLazyPeerAccess),
+          "cuIpcOpenMemHandle on device " + std::to_string(ordinal));
+    DevicePointer base = 0;
+    const Result result = d.mem_get_address_range(&base, &range.size, range.address);
+    if (result != kSuccess) {
+      static_cast<void>(d.ipc_close_mem_handle(range.address));
+      check(result, "cuMemGetAddressRange of an IPC mapping");
+    }
+    range.size -= static_cast<std::size_t>(range.address - base);
+    return range;
+  }
+
+  std::mutex mutex_;
+  std::map<std::pair<int, std::string>, Entry> entries_;
+  std::set<std::string> exported_;
+};
+
+OpenHandles& open_handles() {
+  static OpenHandles* const instance = new OpenHandles();
+  return *instance;
+}
+
+}  // namespace
+
+DeviceBuffer::DeviceBuffer(int ordinal, std::size_t size) : ordinal_(ordinal), size_(size) {
+  if (size == 0) throw std::invalid_argument("a device buffer has at least one byte");
+  ContextScope scope(ordinal);
+  const std::size_t rounded = (size + kBlockSize - 1) / kBlockSize * kBlockSize;
+  check(driver().mem_alloc(&address_, rounded),
+        "cuMemAlloc of " + std::to_string(rounded) + " bytes on device " + std::to_string(ordinal));
+}
+
+DeviceBuffer::~DeviceBuffer() {
+  try {
+    if (!exported_.empty()) open_handles().remove_exported(exported_);
+    ContextScope scope(ordinal_);
+    static_cast<void>(driver().mem_free(address_));
+  } catch (const DriverError&) {
+    // The driver is shutting down and takes the memory with it.
+  }
+}
+
+std::string DeviceBuffer::ipc_handle() {
+  IpcHandle handle{};
+  ContextScope scope(ordinal_);
+  check(driver().ipc_get_mem_handle(&handle, address_),
+        "cuIpcGetMemHandle on device " + std::to_string(ordinal_));
+  std::string bytes(handle.bytes, sizeof(handle.bytes));
+  open_handles().add_exported(bytes);
+  exported_ = bytes;
+  return bytes;
+}
+
+DeviceMapping::DeviceMapping(int ordinal, const std::string& handle)
+    : ordinal_(ordinal), handle_(handle) {
+  if (handle.size() != sizeof(IpcHandle)) {
+    throw std::invalid_argument("a CUDA IPC handle has 64 bytes, this one has " +
+                                std::to_string(handle.size()));
+  }
+  const OpenHandles::Range range = open_handles().open(ordinal, handle);
+  address_ = range.address;
+  size_ = range.size;
+}
+
+DeviceMapping::~DeviceMapping() {
+  try {
+    open_handles().close(ordinal_, handle_);
+  } catch (const DriverError&) {
+    // The driver is shutting down and takes the mapping with it.
+  }
+}
+
+}  // namespace sllm::cuda
