@@ -1,0 +1,354 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class DeviceType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DEVICE_TYPE_DISK: _ClassVar[DeviceType]
+    DEVICE_TYPE_CPU: _ClassVar[DeviceType]
+    DEVICE_TYPE_GPU: _ClassVar[DeviceType]
+DEVICE_TYPE_DISK: DeviceType
+DEVICE_TYPE_CPU: DeviceType
+DEVICE_TYPE_GPU: DeviceType
+
+class GetServerConfigRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetServerConfigResponse(_message.Message):
+    __slots__ = ("mem_pool_size", "chunk_size")
+    MEM_POOL_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    mem_pool_size: int
+    chunk_size: int
+    def __init__(self, mem_pool_size: _Optional[int] = ..., chunk_size: _Optional[int] = ...) -> None: ...
+
+class RegisterModelRequest(_message.Message):
+    __slots__ = ("model_path",)
+    MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
+    model_path: str
+    def __init__(self, model_path: _Optional[str] = ...) -> None: ...
+
+class RegisterModelResponse(_message.Message):
+    __slots__ = ("model_path", "model_size")
+    MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
+    MODEL_SIZE_FIELD_NUMBER: _ClassVar[int]
+    model_path: str
+    model_size: int
+    def __init__(self, model_path: _Optional[str] = ..., model_size: _Optional[int] = ...) -> None: ...
+
+class MemCopyChunk(_message.Message):
+    __slots__ = ("src_offset", "size", "dst_offset", "handle_idx")
+    SRC_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    DST_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    HANDLE_IDX_FIELD_NUMBER: _ClassVar[int]
+    src_offset: int
+    size: int
+    dst_offset: int
+    handle_idx: int
+    def __init__(self, src_offset: _Optional[int] = ..., size: _Optional[int] = ..., dst_offset: _Optional[int] = ..., handle_idx: _Optional[int] = ...) -> None: ...
+
+class MemCopyChunkList(_message.Message):
+    __slots__ = ("chunks",)
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    chunks: _containers.RepeatedCompositeFieldContainer[MemCopyChunk]
+    def __init__(self, chunks: _Optional[_Iterable[_Union[MemCopyChunk, _Mapping]]] = ...) -> None: ...
+
+class MemCopyHandle(_message.Message):
+    __slots__ = ("cuda_ipc_handle",)
+    CUDA_IPC_HANDLE_FIELD_NUMBER: _ClassVar[int]
+    cuda_ipc_handle: bytes
+    def __init__(self, cuda_ipc_handle: _Optional[bytes] = ...) -> None: ...
+
+class MemCopyHandleList(_message.Message):
+    __slots__ = ("handles",)
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    handles: _containers.RepeatedCompositeFieldContainer[MemCopyHandle]
+    def __init__(self, handles: _Optional[_Iterable[_Union[MemCopyHandle, _Mapping]]] = ...) -> None: ...
+
+class LoadModelRequest(_message.Message):
+    __slots__ = ("model_path", "replica_uuid", "chunks", "handles", "target_device_type")
+    class ChunksEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: MemCopyChunkList
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[MemCopyChunkList, _Mapping]] = ...) -> None: ...
+    class HandlesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: MemCopyHandleList
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[MemCopyHandleList, _Mapping]] = ...) -> None: ...
+    MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_UUID_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    TARGET_DEVICE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    model_path: str
+    replica_uuid: str
+    chunks: _containers.MessageMap[str, MemCopyChunkList]
+    handles: _containers.MessageMap[str, MemCopyHandleList]
+    target_device_type: DeviceType
+    def __init__(self, model_path: _Optional[str] = ..., replica_uuid: _Optional[str] = ..., chunks: _Optional[_Mapping[str, MemCopyChunkList]] = ..., handles: _Optional[_Mapping[str, MemCopyHandleList]] = ..., target_device_type: _Optional[_Union[DeviceType, str]] = ...) -> None: ...
+
+class LoadModelResponse(_message.Message):
+    __slots__ = ("model_path",)
+    MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
+    model_path: str
+    def __init__(self, model_path: _Optional[str] = ...) -> None: ...
+
+class ConfirmModelRequest(_message.Message):
+    __slots__ = ("model_path", "replica_uuid", "target_device_type")
+    MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_UUID_FIELD_NUMBER: _ClassVar[int]
+    TARGET_DEVICE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    model_path: str
+    replica_uuid: str
+    target_device_type: DeviceType
+    def __init__(self, model_path: _Optional[str] = ..., replica_uuid: _Optional[str] = ..., target_device_type: _Optional[_Union[DeviceType, str]] = ...) -> None: ...
+
+class ConfirmModelResponse(_message.Message):
+    __slots__ = ("model_path", "code")
+    MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    model_path: str
+    code: int
+    def __init__(self, model_path: _Optional[str] = ..., code: _Optional[int] = ...) -> None: ...
+
+class UnloadModelRequest(_message.Message):
+    __slots__ = ("model_path", "replica_uuid", "target_device_type")
+    MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_UUID_FIELD_NUMBER: _ClassVar[int]
+    TARGET_DEVICE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    model_path: str
+    replica_uuid: str
+    target_device_type: DeviceType
+    def __init__(self, model_path: _Optional[str] = ..., replica_uuid: _Optional[str] = ..., target_device_type: _Optional[_Union[DeviceType, str]] = ...) -> None: ...
+
+class UnloadModelResponse(_message.Message):
+    __slots__ = ("model_path", "code")
+    MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    model_path: str
+    code: int
+    def __init__(self, model_path: _Optional[str] = ..., code: _Optional[int] = ...) -> None: ...
+
+class ClearMemRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ClearMemResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class OpenSessionRequest(_message.Message):
+    __slots__ = ("client",)
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    client: str
+    def __init__(self, client: _Optional[str] = ...) -> None: ...
+
+class SessionEvent(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    def __init__(self, session: _Optional[str] = ...) -> None: ...
+
+class PlanLoadRequest(_message.Message):
+    __slots__ = ("model", "device_map")
+    class DeviceMapEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_MAP_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    device_map: _containers.ScalarMap[str, str]
+    def __init__(self, model: _Optional[str] = ..., device_map: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class PlanLoadResponse(_message.Message):
+    __slots__ = ("plan", "arenas", "tensors", "aliases", "format", "path")
+    class AliasesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    ARENAS_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    plan: str
+    arenas: _containers.RepeatedCompositeFieldContainer[Arena]
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorSpec]
+    aliases: _containers.ScalarMap[str, str]
+    format: str
+    path: str
+    def __init__(self, plan: _Optional[str] = ..., arenas: _Optional[_Iterable[_Union[Arena, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., aliases: _Optional[_Mapping[str, str]] = ..., format: _Optional[str] = ..., path: _Optional[str] = ...) -> None: ...
+
+class Arena(_message.Message):
+    __slots__ = ("device", "size_bytes")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    size_bytes: int
+    def __init__(self, device: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class TensorSpec(_message.Message):
+    __slots__ = ("name", "dtype", "shape", "stride", "arena", "offset_bytes", "buffer")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    STRIDE_FIELD_NUMBER: _ClassVar[int]
+    ARENA_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BUFFER_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    stride: _containers.RepeatedScalarFieldContainer[int]
+    arena: int
+    offset_bytes: int
+    buffer: bool
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ..., arena: _Optional[int] = ..., offset_bytes: _Optional[int] = ..., buffer: bool = ...) -> None: ...
+
+class LoadRequest(_message.Message):
+    __slots__ = ("session", "plan", "targets", "timeout_s")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    plan: str
+    targets: _containers.RepeatedCompositeFieldContainer[DeviceTarget]
+    timeout_s: float
+    def __init__(self, session: _Optional[str] = ..., plan: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[DeviceTarget, _Mapping]]] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class DeviceTarget(_message.Message):
+    __slots__ = ("device", "ipc_handle", "offset_bytes")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    IPC_HANDLE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    ipc_handle: bytes
+    offset_bytes: int
+    def __init__(self, device: _Optional[str] = ..., ipc_handle: _Optional[bytes] = ..., offset_bytes: _Optional[int] = ...) -> None: ...
+
+class LoadEvent(_message.Message):
+    __slots__ = ("bytes_done", "bytes_total", "done", "lease", "chunks", "chunk_size", "tier")
+    BYTES_DONE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    bytes_done: int
+    bytes_total: int
+    done: bool
+    lease: str
+    chunks: _containers.RepeatedScalarFieldContainer[int]
+    chunk_size: int
+    tier: str
+    def __init__(self, bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., done: bool = ..., lease: _Optional[str] = ..., chunks: _Optional[_Iterable[int]] = ..., chunk_size: _Optional[int] = ..., tier: _Optional[str] = ...) -> None: ...
+
+class ReleaseRequest(_message.Message):
+    __slots__ = ("session", "lease")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    lease: str
+    def __init__(self, session: _Optional[str] = ..., lease: _Optional[str] = ...) -> None: ...
+
+class ReleaseResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListModelsResponse(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[Model]
+    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
+
+class Model(_message.Message):
+    __slots__ = ("name", "format", "size_bytes", "host_bytes", "pinned", "leases", "tensors", "error")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    format: str
+    size_bytes: int
+    host_bytes: int
+    pinned: bool
+    leases: int
+    tensors: int
+    error: str
+    def __init__(self, name: _Optional[str] = ..., format: _Optional[str] = ..., size_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., pinned: bool = ..., leases: _Optional[int] = ..., tensors: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
+
+class SetPinnedRequest(_message.Message):
+    __slots__ = ("model", "pinned")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    pinned: bool
+    def __init__(self, model: _Optional[str] = ..., pinned: bool = ...) -> None: ...
+
+class SetPinnedResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStatusResponse(_message.Message):
+    __slots__ = ("version", "pid", "uptime_s", "pool_bytes", "pool_used_bytes", "chunk_size", "pool_pinned", "sessions", "leases", "loads_running", "storage_path", "devices", "descriptor_socket")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_S_FIELD_NUMBER: _ClassVar[int]
+    POOL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    POOL_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    POOL_PINNED_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    LOADS_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    STORAGE_PATH_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTOR_SOCKET_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    pid: int
+    uptime_s: float
+    pool_bytes: int
+    pool_used_bytes: int
+    chunk_size: int
+    pool_pinned: bool
+    sessions: int
+    leases: int
+    loads_running: int
+    storage_path: str
+    devices: _containers.RepeatedScalarFieldContainer[str]
+    descriptor_socket: str
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_s: _Optional[float] = ..., pool_bytes: _Optional[int] = ..., pool_used_bytes: _Optional[int] = ..., chunk_size: _Optional[int] = ..., pool_pinned: bool = ..., sessions: _Optional[int] = ..., leases: _Optional[int] = ..., loads_running: _Optional[int] = ..., storage_path: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ..., descriptor_socket: _Optional[str] = ...) -> None: ...
