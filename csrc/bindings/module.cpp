@@ -398,10 +398,11 @@ void bind_host_memory(nb::module_& module) {
   mapping.def(
       "__init__",
       [](Shared<PoolMapping>* self, int fd, std::int64_t chunk_size,
-         const std::vector<std::int64_t>& chunks, std::int64_t size) {
-        new (self) Shared<PoolMapping>{std::make_shared<PoolMapping>(fd, chunk_size, chunks, size)};
+         const std::vector<std::int64_t>& chunks, std::int64_t size, int lease) {
+        new (self) Shared<PoolMapping>{
+            std::make_shared<PoolMapping>(fd, chunk_size, chunks, size, lease)};
       },
-      "fd"_a, "chunk_size"_a, "chunks"_a, "size"_a, ReleaseGil());
+      "fd"_a, "chunk_size"_a, "chunks"_a, "size"_a, nb::kw_only(), "lease"_a = -1, ReleaseGil());
   bind_host_dlpack(mapping);
 }
 

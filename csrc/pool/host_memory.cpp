@@ -82,6 +82,13 @@ std::uint64_t check_chunks(int fd, std::int64_t chunk_size, const std::vector<st
   return static_cast<std::uint64_t>(count * chunk_size);
 }
 
+Descriptor duplicate(int fd) {
+  if (fd < 0) return Descriptor();
+  Descriptor copy(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+  if (!copy.valid()) throw_system_error(errno, "cannot duplicate the lease's descriptor");
+  return copy;
+}
+
 }  // namespace
 
 HostBuffer::HostBuffer(std::int64_t size, bool pinned)
@@ -123,8 +130,9 @@ void SharedPool::pin() {
 }
 
 PoolMapping::PoolMapping(int fd, std::int64_t chunk_size, const std::vector<std::int64_t>& chunks,
-                         std::int64_t size)
+                         std::int64_t size, int lease)
     : size_(static_cast<std::size_t>(size)),
+      lease_(duplicate(lease)),
       mapping_(reserve_address_space(check_chunks(fd, chunk_size, chunks, size))) {
   const auto chunk_bytes = static_cast<std::size_t>(chunk_size);
   for (std::size_t first = 0; first < chunks.size();) {

@@ -47,16 +47,19 @@ class SharedPool {
   std::unique_ptr<cuda::HostRegistration> registration_;
 };
 
+// The lease, a socket to the pool's owner, is closed only after the memory is unmapped: as long as
+// it is open, the owner leaves the chunks alone. Here it is a duplicate; the caller keeps its own.
 class PoolMapping {
  public:
   PoolMapping(int fd, std::int64_t chunk_size, const std::vector<std::int64_t>& chunks,
-              std::int64_t size);
+              std::int64_t size, int lease = -1);
 
   std::byte* address() const { return mapping_.address(); }
   std::size_t size() const { return size_; }
 
  private:
   std::size_t size_;
+  Descriptor lease_;
   Mapping mapping_;
 };
 

@@ -146,8 +146,11 @@ class SharedPool:
 class PoolMapping:
     """Chunks of a SharedPool of another process, mapped privately and contiguously."""
 
-    def __init__(self, fd: int, chunk_size: int, chunks: Sequence[int], size: int) -> None:
-        """chunks: indices of chunk_size pieces of the fd, in order; size: bytes used in all."""
+    def __init__(
+        self, fd: int, chunk_size: int, chunks: Sequence[int], size: int, *, lease: int = -1
+    ) -> None:
+        """chunks: indices of chunk_size pieces of the fd, in order; size: bytes used in all.
+        lease: a descriptor to duplicate, and to close once the last view is gone."""
     @property
     def address(self) -> int: ...
     @property
