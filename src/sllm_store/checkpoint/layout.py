@@ -93,18 +93,21 @@ def plan_arena(checkpoint: Checkpoint, image: Image, extents: Iterable[int]) -> 
     end_in_image = 0
     for index in wanted:
         start, size = image.offsets[index], checkpoint.extents[index].size_bytes
+        if size == 0:  # It takes no room, so it must not move the others either.
+            offsets[index] = 0
+            continue
         gap = start - end_in_image
         near = bool(pieces) and gap < PAGE
         place = cursor + gap if near else align_up(cursor, ALIGNMENT)
         offsets[index] = place
-        if size and near:
+        if near:
             last = pieces[-1]
             pieces[-1] = Piece(
                 image_offset=last.image_offset,
                 size_bytes=max(last.size_bytes, start + size - last.image_offset),
                 arena_offset=last.arena_offset,
             )
-        elif size:
+        else:
             pieces.append(Piece(image_offset=start, size_bytes=size, arena_offset=place))
         cursor = max(cursor, place + size)
         end_in_image = max(end_in_image, start + size)

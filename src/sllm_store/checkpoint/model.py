@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sllm_store.checkpoint.dtype import ITEM_SIZES
+from sllm_store.checkpoint.dtype import ITEM_SIZES, contiguous_bytes
 from sllm_store.errors import InvalidCheckpointError
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class Tensor:
         """Bytes of the extent from its start to the end of the last element; 0 if empty."""
         if 0 in self.shape:
             return 0
+        if self.is_blocks:
+            return contiguous_bytes(self.dtype, self.shape)
         last = sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
         return (self.storage_offset + last + 1) * ITEM_SIZES[self.dtype]
 
@@ -100,7 +102,9 @@ class Checkpoint:
                 raise InvalidCheckpointError(f"{file.path}: gone since it was opened") from error
             seen = (status.st_size, status.st_mtime_ns, status.st_ino)
             if seen != (file.size_bytes, file.mtime_ns, file.inode):
-                raise InvalidCheckpointError(f"{file.path}: changed since it was opened; open again")
+                raise InvalidCheckpointError(
+                    f"{file.path}: changed since it was opened; open again"
+                )
 
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,0 +1,188 @@
+"""Open a checkpoint of any format, and find checkpoints by name below a root."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from sllm_store.checkpoint import gguf, indexed, safetensors
+from sllm_store.checkpoint.fields import shown
+from sllm_store.checkpoint.index import INDEX_FILE
+from sllm_store.checkpoint.manifest import partition_name
+from sllm_store.errors import CheckpointNotFoundError, InvalidCheckpointError, InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from sllm_store.checkpoint.model import Checkpoint
+
+REPLACED_RETRIES = 3
+
+_PARTIAL = re.compile(r"\..*\.partial-.*")
+
+
+def open_checkpoint(path: Path, *, root: Path | None = None) -> Checkpoint:
+    """Return the validated checkpoint at `path`: a directory, a .safetensors or a .gguf file.
+
+    Where a directory holds several formats, ours wins, then safetensors, then GGUF. With a `root`,
+    no file may be a symlink to outside of it. Raises CheckpointNotFoundError if nothing is there,
+    InvalidCheckpointError naming file and field if what is there cannot be trusted.
+    """
+    resolved_root = root.resolve() if root is not None else None
+    # A save replaces the whole directory at once: what was read from two directories, the old and
+    # the new one, is neither, so it is read again.
+    for attempt in range(REPLACED_RETRIES):
+        before = _identity(path)
+        try:
+            checkpoint = _open(path, root=resolved_root)
+        except InvalidCheckpointError:
+            if attempt + 1 == REPLACED_RETRIES or _identity(path) == before:
+                raise
+        else:
+            if _identity(path) == before:
+                return checkpoint
+    raise InvalidCheckpointError(f"{path}: is being replaced over and over; try again")
+
+
+def list_checkpoints(root: Path) -> Iterator[str]:
+    """Yield the names, relative to `root`, of what looks like a checkpoint, in order.
+
+    Nothing is opened. Hidden and half-written directories are skipped; a link to a directory is
+    listed if it stays inside the root, but not searched.
+    """
+    top = root.resolve()
+    pending = [top]
+    while pending:
+        directory = pending.pop()
+        files, directories = _scan(directory, top)
+        relative = directory.relative_to(top)
+        if directory != top and _kind_of(files) is not None:
+            yield relative.as_posix()
+        else:
+            singles = files if directory == top else _named_gguf(files)
+            for name in singles:
+                if _kind_of_file(name) is not None and gguf.is_first_of_series(name):
+                    yield (relative / name).as_posix()
+        pending.extend(path for path in reversed(directories) if not path.is_symlink())
+        for link in (path for path in directories if path.is_symlink()):
+            if _kind_of(_scan(link, top)[0]) is not None:
+                yield link.relative_to(top).as_posix()
+
+
+def resolve(root: Path, name: str) -> Path:
+    """Return the path of a checkpoint's name below `root`.
+
+    Raises InvalidRequestError for a name that could lead elsewhere, CheckpointNotFoundError if
+    nothing has this name.
+    """
+    pure = PurePosixPath(name)
+    if "\0" in name or pure.is_absolute() or ".." in pure.parts or not pure.parts:
+        raise InvalidRequestError(
+            f"{shown(name)} is not the name of a checkpoint: give a path relative to {root}"
+        )
+    if any(_PARTIAL.fullmatch(part) for part in pure.parts):
+        raise InvalidRequestError(f"{shown(name)} is a checkpoint that is still being written")
+    top = root.resolve()
+    path = top / pure
+    try:
+        real = path.resolve(strict=True)
+    except (OSError, RuntimeError, UnicodeError):  # RuntimeError: a loop of links.
+        raise CheckpointNotFoundError(f"no checkpoint {shown(name)} in {root}") from None
+    if not real.is_relative_to(top):
+        raise InvalidRequestError(f"{shown(name)} is a link to outside of {root}")
+    return path
+
+
+def _open(path: Path, *, root: Path | None) -> Checkpoint:
+    try:
+        if path.is_dir():
+            names = sorted(entry.name for entry in path.iterdir())
+            kind = _kind_of(names)
+        else:
+            names = []
+            kind = _kind_of_file(path.name) if path.exists() else None
+    except OSError as error:
+        raise CheckpointNotFoundError(f"cannot read {path}: {error.strerror}") from error
+    match kind:
+        case indexed.FORMAT:
+            return indexed.open_indexed(path, root=root)
+        case safetensors.FORMAT:
+            return safetensors.open_safetensors(path, root=root)
+        case gguf.FORMAT:
+            return gguf.open_gguf(path, root=root)
+    raise _nothing_at(path, names)
+
+
+def _nothing_at(path: Path, names: list[str]) -> CheckpointNotFoundError | InvalidCheckpointError:
+    if not path.exists():
+        return CheckpointNotFoundError(f"{path} does not exist")
+    if partition_name(0) in names:
+        return InvalidCheckpointError(f"{path / INDEX_FILE}: missing beside {partition_name(0)}")
+    series = _named_gguf(names)
+    if series:
+        return InvalidCheckpointError(
+            f"{path}: has {len(series)} GGUF files that are not parts of one model; give the path "
+            f"of one, for example {path / series[0]}"
+        )
+    return CheckpointNotFoundError(
+        f"{path} holds no checkpoint: looked for {INDEX_FILE}, *.safetensors and *.gguf"
+    )
+
+
+def _kind_of(names: Iterable[str]) -> str | None:
+    """Return the format of a directory that holds files with these names."""
+    known = list(names)
+    if INDEX_FILE in known:
+        return indexed.FORMAT
+    if safetensors.INDEX_FILE in known or any(name.endswith(".safetensors") for name in known):
+        return safetensors.FORMAT
+    return gguf.FORMAT if gguf.one_series(_named_gguf(known)) else None
+
+
+def _kind_of_file(name: str) -> str | None:
+    if name.endswith(".safetensors"):
+        return safetensors.FORMAT
+    return gguf.FORMAT if name.endswith(".gguf") else None
+
+
+def _named_gguf(names: Iterable[str]) -> list[str]:
+    return sorted(name for name in names if name.endswith(".gguf"))
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _scan(directory: Path, top: Path) -> tuple[list[str], list[Path]]:
+    """Return the names of files and the paths of directories, both sorted, none hidden."""
+    files: list[str] = []
+    directories: list[Path] = []
+    try:
+        with os.scandir(directory) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                path = directory / entry.name
+                if entry.name.startswith(".") or not _stays_inside(entry, path, top):
+                    continue
+                if entry.is_dir():
+                    directories.append(path)
+                else:
+                    files.append(entry.name)
+    except OSError:
+        # A directory that may not be read, or is gone by now, has nothing to list.
+        return [], []
+    return files, directories
+
+
+def _stays_inside(entry: os.DirEntry[str], path: Path, top: Path) -> bool:
+    if not entry.is_symlink():
+        return True
+    try:
+        return path.resolve(strict=True).is_relative_to(top)
+    except (OSError, RuntimeError):
+        return False
