@@ -6,7 +6,6 @@ import os
 import socket
 import sys
 import threading
-import weakref
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from sllm_store.errors import (
     UnauthenticatedError,
 )
 from sllm_store.proto import storage_pb2 as pb, storage_pb2_grpc as rpc
-from sllm_store.tiers.transfer import allocate_device, device_ordinal
+from sllm_store.tiers.device import allocate_device, device_ordinal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -81,7 +80,6 @@ class StoreStatus:
     loads_running: int
     storage_path: str
     devices: tuple[str, ...]
-    descriptor_socket: str
 
 
 def default_address() -> str:
@@ -136,13 +134,12 @@ class SllmStoreClient:
         self.close()
 
     def close(self) -> None:
-        """End the connection, or leave that to the last lease. Idempotent."""
+        """End the connection and the loads that are running. Idempotent."""
         with self._lock:
             session, self._session = self._session, None
-        if session is None:
-            self._channel.close()
-        else:
+        if session is not None:
             session.close()
+        self._channel.close()
 
     def load_into_cpu(self, model_path: str) -> Any:
         """Start bringing a model into the host pool."""
@@ -293,7 +290,7 @@ class SllmStoreClient:
             on_progress,
         )
         arenas: list[ArenaMemory | None] = [
-            session.map_host(done, arena.size_bytes)
+            _map_host(planned.descriptor_socket, done, arena.size_bytes)
             if arena.device == "cpu" and arena.size_bytes
             else buffer
             for arena, buffer in zip(planned.arenas, buffers, strict=True)
@@ -322,11 +319,8 @@ class SllmStoreClient:
     def _open_session(self) -> _Session:
         with self._lock:
             if self._session is None:
-                descriptor_socket = self.status().descriptor_socket
                 with translated(self.address):
-                    self._session = _Session(
-                        self._store, self._channel, self._metadata, descriptor_socket
-                    )
+                    self._session = _Session(self._store, self._metadata)
             return self._session
 
     def _call(self, method: Any, request: Any, *, timeout_s: float = CALL_TIMEOUT_S) -> Any:
@@ -335,78 +329,49 @@ class SllmStoreClient:
 
 
 class _Session:
-    """The stream that keeps a client's leases, and the pool's descriptor."""
+    """The stream that keeps a client's loads wanted."""
 
-    def __init__(
-        self, store: Any, channel: Any, metadata: list[tuple[str, str]], descriptor_socket: str
-    ) -> None:
-        self._store = store
-        self._channel = channel
-        self._metadata = metadata
-        self._descriptor_socket = descriptor_socket
-        self._descriptor: int | None = None
-        self._lock = threading.Lock()
-        self._leases = 0
-        self._closing = False
+    def __init__(self, store: Any, metadata: list[tuple[str, str]]) -> None:
         name = f"{Path(sys.argv[0] or 'python').name}[{os.getpid()}]"
         self._stream = store.OpenSession(pb.OpenSessionRequest(client=name), metadata=metadata)
         self.session_id: str = next(self._stream).session
 
-    def map_host(self, done: Any, size_bytes: int) -> native.PoolMapping:
-        """Map the chunks of a finished host load; the lease ends with the mapping."""
-        with self._lock:
-            if self._descriptor is None:
-                self._descriptor = _receive_descriptor(self._descriptor_socket)
-            self._leases += 1
-        mapping = native.PoolMapping(
-            self._descriptor, done.chunk_size, list(done.chunks), size_bytes
-        )
-        weakref.finalize(mapping, self._release, done.lease).atexit = False
-        return mapping
-
     def close(self) -> None:
-        """End the session as soon as it has no leases."""
-        with self._lock:
-            self._closing = True
-            idle = self._leases == 0
-        if idle:
-            self._end()
-
-    def _release(self, lease: str) -> None:
-        """Give a lease back without waiting: this runs wherever the last tensor died."""
-        request = pb.ReleaseRequest(session=self.session_id, lease=lease)
-        with self._lock:
-            self._leases -= 1
-            last = self._closing and self._leases == 0
-        if last:
-            self._end()
-        else:
-            self._store.Release.future(request, metadata=self._metadata)
-
-    def _end(self) -> None:
+        """End the session, and with it loads that are still running."""
         self._stream.cancel()
-        self._channel.close()
-        with self._lock:
-            descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
 
 
-def _receive_descriptor(path: str) -> int:
-    """Get the pool's file descriptor from the store's descriptor socket."""
+def _map_host(descriptor_socket: str, done: Any, size_bytes: int) -> native.PoolMapping:
+    """Map the chunks of a finished host load; the lease ends with the mapping."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(CONNECT_TIMEOUT_S)
-            connection.connect(path)
+            connection.connect(descriptor_socket)
+            connection.sendall(done.lease.encode())
             _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+            if not descriptors:
+                raise StoreUnavailableError(
+                    f"{descriptor_socket} refused the lease: does the store run as another user?"
+                )
+            try:
+                return native.PoolMapping(
+                    descriptors[0],
+                    done.chunk_size,
+                    list(done.chunks),
+                    size_bytes,
+                    lease=connection.fileno(),
+                )
+            finally:
+                os.close(descriptors[0])
+    except StoreError:
+        raise
+    except native.NativeError as error:
+        raise StoreError(f"cannot map the store's memory: {error.strerror}") from error
     except OSError as error:
         raise StoreUnavailableError(
-            f"cannot get the store's memory from {path}: {error}; host loads work only on the "
-            "store's own machine, as its own user"
+            f"cannot get the store's memory from {descriptor_socket}: {error}; host loads work "
+            "only on the store's own machine, as its own user"
         ) from error
-    if not descriptors:
-        raise StoreUnavailableError(f"{path} gave no memory: does the store run as another user?")
-    return descriptors[0]
 
 
 @contextmanager

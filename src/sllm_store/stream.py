@@ -17,14 +17,12 @@ from sllm_store.checkpoint.loaded import Loaded
 from sllm_store.checkpoint.plan import plan_load
 from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.errors import DeadlineError
+from sllm_store.tiers.device import allocate_device, device_error, device_ordinal
 from sllm_store.tiers.transfer import (
     Target,
     TransferPlan,
-    allocate_device,
     cut_image,
     cut_pieces,
-    device_error,
-    device_ordinal,
     open_files,
     run_plan,
 )

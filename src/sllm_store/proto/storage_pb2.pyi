@@ -177,7 +177,7 @@ class PlanLoadRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., device_map: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class PlanLoadResponse(_message.Message):
-    __slots__ = ("plan", "arenas", "tensors", "aliases", "format", "path")
+    __slots__ = ("plan", "arenas", "tensors", "aliases", "format", "path", "descriptor_socket")
     class AliasesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -191,13 +191,15 @@ class PlanLoadResponse(_message.Message):
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTOR_SOCKET_FIELD_NUMBER: _ClassVar[int]
     plan: str
     arenas: _containers.RepeatedCompositeFieldContainer[Arena]
     tensors: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     aliases: _containers.ScalarMap[str, str]
     format: str
     path: str
-    def __init__(self, plan: _Optional[str] = ..., arenas: _Optional[_Iterable[_Union[Arena, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., aliases: _Optional[_Mapping[str, str]] = ..., format: _Optional[str] = ..., path: _Optional[str] = ...) -> None: ...
+    descriptor_socket: str
+    def __init__(self, plan: _Optional[str] = ..., arenas: _Optional[_Iterable[_Union[Arena, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., aliases: _Optional[_Mapping[str, str]] = ..., format: _Optional[str] = ..., path: _Optional[str] = ..., descriptor_socket: _Optional[str] = ...) -> None: ...
 
 class Arena(_message.Message):
     __slots__ = ("device", "size_bytes")
@@ -265,18 +267,6 @@ class LoadEvent(_message.Message):
     tier: str
     def __init__(self, bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., done: bool = ..., lease: _Optional[str] = ..., chunks: _Optional[_Iterable[int]] = ..., chunk_size: _Optional[int] = ..., tier: _Optional[str] = ...) -> None: ...
 
-class ReleaseRequest(_message.Message):
-    __slots__ = ("session", "lease")
-    SESSION_FIELD_NUMBER: _ClassVar[int]
-    LEASE_FIELD_NUMBER: _ClassVar[int]
-    session: str
-    lease: str
-    def __init__(self, session: _Optional[str] = ..., lease: _Optional[str] = ...) -> None: ...
-
-class ReleaseResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
-
 class ListModelsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -324,7 +314,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "pid", "uptime_s", "pool_bytes", "pool_used_bytes", "chunk_size", "pool_pinned", "sessions", "leases", "loads_running", "storage_path", "devices", "descriptor_socket")
+    __slots__ = ("version", "pid", "uptime_s", "pool_bytes", "pool_used_bytes", "chunk_size", "pool_pinned", "sessions", "leases", "loads_running", "storage_path", "devices")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
@@ -337,7 +327,6 @@ class GetStatusResponse(_message.Message):
     LOADS_RUNNING_FIELD_NUMBER: _ClassVar[int]
     STORAGE_PATH_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
-    DESCRIPTOR_SOCKET_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     uptime_s: float
@@ -350,5 +339,4 @@ class GetStatusResponse(_message.Message):
     loads_running: int
     storage_path: str
     devices: _containers.RepeatedScalarFieldContainer[str]
-    descriptor_socket: str
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_s: _Optional[float] = ..., pool_bytes: _Optional[int] = ..., pool_used_bytes: _Optional[int] = ..., chunk_size: _Optional[int] = ..., pool_pinned: bool = ..., sessions: _Optional[int] = ..., leases: _Optional[int] = ..., loads_running: _Optional[int] = ..., storage_path: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ..., descriptor_socket: _Optional[str] = ...) -> None: ...
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_s: _Optional[float] = ..., pool_bytes: _Optional[int] = ..., pool_used_bytes: _Optional[int] = ..., chunk_size: _Optional[int] = ..., pool_pinned: bool = ..., sessions: _Optional[int] = ..., leases: _Optional[int] = ..., loads_running: _Optional[int] = ..., storage_path: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ...) -> None: ...

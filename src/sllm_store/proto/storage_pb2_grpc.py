@@ -336,11 +336,6 @@ class StoreStub(object):
                 request_serializer=sllm__store_dot_proto_dot_storage__pb2.LoadRequest.SerializeToString,
                 response_deserializer=sllm__store_dot_proto_dot_storage__pb2.LoadEvent.FromString,
                 _registered_method=True)
-        self.Release = channel.unary_unary(
-                '/storage.Store/Release',
-                request_serializer=sllm__store_dot_proto_dot_storage__pb2.ReleaseRequest.SerializeToString,
-                response_deserializer=sllm__store_dot_proto_dot_storage__pb2.ReleaseResponse.FromString,
-                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/storage.Store/ListModels',
                 request_serializer=sllm__store_dot_proto_dot_storage__pb2.ListModelsRequest.SerializeToString,
@@ -362,7 +357,7 @@ class StoreServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def OpenSession(self, request, context):
-        """Open for as long as the client wants its leases and loads; they end when the stream does.
+        """Open for as long as the client wants its loads; they end when the stream does.
         The first message names the session, later ones only keep the connection alive.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -379,13 +374,6 @@ class StoreServicer(object):
     def Load(self, request, context):
         """Move a planned load into device memory, or into the host pool; events tell the progress and
         the last one is `done`.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Release(self, request, context):
-        """Give up a lease (host memory) or forget a replica.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -427,11 +415,6 @@ def add_StoreServicer_to_server(servicer, server):
                     servicer.Load,
                     request_deserializer=sllm__store_dot_proto_dot_storage__pb2.LoadRequest.FromString,
                     response_serializer=sllm__store_dot_proto_dot_storage__pb2.LoadEvent.SerializeToString,
-            ),
-            'Release': grpc.unary_unary_rpc_method_handler(
-                    servicer.Release,
-                    request_deserializer=sllm__store_dot_proto_dot_storage__pb2.ReleaseRequest.FromString,
-                    response_serializer=sllm__store_dot_proto_dot_storage__pb2.ReleaseResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -530,33 +513,6 @@ class Store(object):
             '/storage.Store/Load',
             sllm__store_dot_proto_dot_storage__pb2.LoadRequest.SerializeToString,
             sllm__store_dot_proto_dot_storage__pb2.LoadEvent.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Release(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/storage.Store/Release',
-            sllm__store_dot_proto_dot_storage__pb2.ReleaseRequest.SerializeToString,
-            sllm__store_dot_proto_dot_storage__pb2.ReleaseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -89,7 +89,7 @@ def remaining_s(context: Any, default_s: float) -> float:
     return default_s if remaining is None else min(float(remaining), default_s)
 
 
-class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Requires 'authorization: Bearer TOKEN' of every call that comes over TCP."""
 
     def __init__(self, token: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
+from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
 from prometheus_client import start_http_server
 
 from sllm_store import native
@@ -24,6 +24,7 @@ from sllm_store.server.edge import OPTIONS, TokenInterceptor
 from sllm_store.server.engine import Engine
 from sllm_store.server.service import StoreService
 from sllm_store.server.upstream import UpstreamService
+from sllm_store.tiers.device import visible_gpus
 from sllm_store.units import format_size
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ async def _serve(
         ThreadPoolExecutor(LOAD_THREADS, "store-load") as loads,
     ):
         engine = Engine(config, pool, calls=calls, loads=loads)
-        descriptors = DescriptorServer(_descriptor_path(config.socket_path), pool)
+        descriptors = DescriptorServer(_descriptor_path(config.socket_path), pool, engine.sessions)
         descriptors.start(loop)
         server, health = _make_server(config, engine, descriptors.path, stopping)
         metrics = _start_metrics(config, engine)
@@ -85,7 +86,7 @@ async def _serve(
             await engine.drain(DRAIN_S)
             await server.stop(grace=1.0)
         finally:
-            descriptors.close(loop)
+            await descriptors.close()
             if metrics is not None:
                 metrics[0].shutdown()
                 metrics[0].server_close()
@@ -145,7 +146,7 @@ def _listen(server: Any, config: StoreConfig) -> list[str]:
 def _make_pool(config: StoreConfig) -> native.SharedPool:
     """Allocate the pool; with a GPU, fault it in and pin it now so that no load pays for it."""
     pool = native.SharedPool(config.chunks_total * config.chunk_bytes)
-    if native.cuda_available() and native.device_count():
+    if visible_gpus():
         pool.populate(config.threads)
         try:
             pool.pin()

@@ -10,17 +10,19 @@ from contextlib import ExitStack
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from sllm_store import native
 from sllm_store.errors import InvalidRequestError, StoreError
 from sllm_store.proto import storage_pb2 as pb, storage_pb2_grpc as rpc
 from sllm_store.server.edge import remaining_s, stream, unary
 from sllm_store.server.loads import LoadResult
 from sllm_store.server.upstream import open_handle
+from sllm_store.tiers.device import visible_gpus
 from sllm_store.tiers.transfer import Target
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from sllm_store import native
 
     from sllm_store.server.catalog import Entry, PlannedLoad
     from sllm_store.server.engine import Engine
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 PROGRESS_INTERVAL_S = 0.1
 
 
-class StoreService(rpc.StoreServicer):  # type: ignore[misc]
+class StoreService(rpc.StoreServicer):
     """storage.Store, method for method."""
 
     def __init__(self, engine: Engine, descriptor_socket: Path, stopping: asyncio.Event) -> None:
@@ -85,6 +87,7 @@ class StoreService(rpc.StoreServicer):  # type: ignore[misc]
             aliases=checkpoint.aliases,
             format=checkpoint.format,
             path=str(checkpoint.directory),
+            descriptor_socket=str(self._descriptor_socket),
         )
 
     @stream
@@ -181,12 +184,6 @@ class StoreService(rpc.StoreServicer):  # type: ignore[misc]
             self._engine.host.release(held, session.holder)
 
     @unary
-    async def Release(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Give a lease back."""
-        self._engine.sessions.release(request.session, request.lease)
-        return pb.ReleaseResponse()
-
-    @unary
     async def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
         """List the checkpoints under the storage path, the broken ones with their error."""
         return await self._engine.blocking(self._list)
@@ -248,8 +245,7 @@ class StoreService(rpc.StoreServicer):  # type: ignore[misc]
             leases=engine.sessions.lease_count,
             loads_running=len(engine.running),
             storage_path=str(engine.catalog.root),
-            devices=[native.device_uuid(index) for index in range(native.device_count())],
-            descriptor_socket=str(self._descriptor_socket),
+            devices=visible_gpus(),
         )
 
 

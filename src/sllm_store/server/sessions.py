@@ -1,4 +1,7 @@
-"""Sessions: what a client holds, given back when its connection ends, however it ends.
+"""Sessions and leases: what a client holds, given back when its connection ends, however it ends.
+
+A host load gives the session a lease. The client takes it to the descriptor socket, and from then
+on it belongs to that connection, which lives exactly as long as the client's mapping.
 
 All of it belongs to the event loop; nothing here is called from another thread.
 """
@@ -19,13 +22,21 @@ SESSIONS_MAX = 4096
 CLIENT_NAME_MAX = 128
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A hold on a model's chunks in somebody's name."""
+
+    residency: Residency
+    holder: str
+
+
 @dataclass(slots=True, eq=False)
 class Session:
-    """One client connection: its leases on host memory and its running loads."""
+    """One client connection: its running loads, and the leases that it has yet to take away."""
 
     session_id: str
     client: str
-    leases: dict[str, Residency] = field(default_factory=dict)
+    leases: dict[str, Lease] = field(default_factory=dict)
     running: set[Control] = field(default_factory=set)
 
     @property
@@ -41,6 +52,7 @@ class Sessions:
         """Leases are holds on `host`."""
         self._host = host
         self._sessions: dict[str, Session] = {}
+        self._attached = 0
 
     def open(self, client: str) -> Session:
         """Start a session; raise InvalidRequestError when there are too many."""
@@ -67,24 +79,30 @@ class Sessions:
             control.cancel()
         self._host.wake()
         while session.leases:
-            _, residency = session.leases.popitem()
-            self._host.release(residency, session.holder)
+            _, lease = session.leases.popitem()
+            self._host.release(lease.residency, lease.holder)
 
     def lease(self, session: Session, residency: Residency) -> str | None:
         """Make a hold of the session's a lease; None if the session has ended meanwhile."""
         if session.session_id not in self._sessions:
             return None
         lease_id = uuid.uuid4().hex
-        session.leases[lease_id] = residency
+        session.leases[lease_id] = Lease(residency=residency, holder=session.holder)
         return lease_id
 
-    def release(self, session_id: str, lease_id: str) -> None:
-        """Give one lease back; raise InvalidRequestError for one that the session has not."""
-        session = self.get(session_id)
-        residency = session.leases.pop(lease_id, None)
-        if residency is None:
-            raise InvalidRequestError(f"session {session_id!r} has no lease {lease_id!r}")
-        self._host.release(residency, session.holder)
+    def attach(self, lease_id: str) -> Lease | None:
+        """Take a lease away from its session, to be detached in the end; None if there is none."""
+        for session in self._sessions.values():
+            lease = session.leases.pop(lease_id, None)
+            if lease is not None:
+                self._attached += 1
+                return lease
+        return None
+
+    def detach(self, lease: Lease) -> None:
+        """Give an attached lease back."""
+        self._attached -= 1
+        self._host.release(lease.residency, lease.holder)
 
     @property
     def count(self) -> int:
@@ -94,4 +112,5 @@ class Sessions:
     @property
     def lease_count(self) -> int:
         """Leases of all sessions."""
-        return sum(len(session.leases) for session in self._sessions.values())
+        waiting = sum(len(session.leases) for session in self._sessions.values())
+        return self._attached + waiting

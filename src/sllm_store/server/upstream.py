@@ -7,7 +7,6 @@ handle before a byte moves.
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,12 @@ from sllm_store.checkpoint.layout import Piece
 from sllm_store.errors import InvalidRequestError
 from sllm_store.proto import storage_pb2 as pb, storage_pb2_grpc as rpc
 from sllm_store.server.edge import before_deadline, remaining_s, unary
-from sllm_store.tiers.transfer import Target, device_error, device_ordinal
+from sllm_store.tiers.device import device_error, device_ordinal
+from sllm_store.tiers.transfer import Target
 
 if TYPE_CHECKING:
+    import asyncio
+
     from sllm_store.server.catalog import Entry
     from sllm_store.server.engine import Engine
     from sllm_store.server.loads import LoadJob, LoadResult
@@ -31,7 +33,7 @@ _HANDLE_BYTES = 64
 ReplicaKey = tuple[str, str]
 
 
-class UpstreamService(rpc.StorageServicer):  # type: ignore[misc]
+class UpstreamService(rpc.StorageServicer):
     """The six methods of storage.Storage."""
 
     def __init__(self, engine: Engine) -> None:

@@ -13,22 +13,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sllm_store import native
-from sllm_store.errors import (
-    DeviceError,
-    LoadCancelledError,
-    OutOfDeviceMemoryError,
-    ReadError,
-    StoreError,
-)
-from sllm_store.units import div_ceil, format_size
+from sllm_store.errors import LoadCancelledError, ReadError
+from sllm_store.tiers.device import device_error
+from sllm_store.units import div_ceil
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sllm_store.checkpoint.layout import Image, Piece, Run
     from sllm_store.checkpoint.model import Checkpoint
-
-CUDA_OUT_OF_MEMORY = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,38 +150,6 @@ def run_plan(
         raise ReadError(f"reading {error.filename} failed: {error.strerror}") from error
     except native.CudaError as error:
         raise device_error(error, "the copy to the GPU failed") from error
-
-
-def device_error(error: native.CudaError, what: str) -> StoreError:
-    """Return the store's error for a driver error, with what was being done."""
-    message, code = error.args
-    if code == CUDA_OUT_OF_MEMORY:
-        return OutOfDeviceMemoryError(f"{what}: {message}; free GPU memory or use another GPU")
-    return DeviceError(f"{what}: {message}")
-
-
-def allocate_device(device: int, size_bytes: int) -> native.DeviceBuffer:
-    """Allocate one arena; raise OutOfDeviceMemoryError saying how much there was."""
-    try:
-        return native.DeviceBuffer(device, size_bytes)
-    except native.CudaError as error:
-        if error.args[1] != CUDA_OUT_OF_MEMORY:
-            raise device_error(error, f"cannot allocate on GPU {device}") from error
-        free, total = native.device_memory(device)
-        raise OutOfDeviceMemoryError(
-            f"GPU {device} has {format_size(free)} free of {format_size(total)}, the load needs "
-            f"{format_size(size_bytes)}: free some, or spread the model over more GPUs"
-        ) from error
-
-
-def device_ordinal(uuid: str) -> int:
-    """Return this process's ordinal of the GPU; raise DeviceError listing those it sees."""
-    known = [native.device_uuid(index) for index in range(native.device_count())]
-    wanted = uuid.lower().removeprefix("gpu-")
-    if wanted not in known:
-        seen = ", ".join(known) or native.cuda_unavailable_reason() or "none"
-        raise DeviceError(f"no GPU {uuid} is visible here (visible: {seen})")
-    return known.index(wanted)
 
 
 @dataclass(slots=True)

@@ -1,0 +1,48 @@
+"""The GPUs of this process: which there are, memory on them, what the driver says of errors."""
+
+from __future__ import annotations
+
+from sllm_store import native
+from sllm_store.errors import DeviceError, OutOfDeviceMemoryError, StoreError
+from sllm_store.units import format_size
+
+CUDA_OUT_OF_MEMORY = 2
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """Return the UUIDs of the GPUs this process sees, by ordinal; none where there is no driver."""
+    if not native.cuda_available():
+        return ()
+    return tuple(native.device_uuid(index) for index in range(native.device_count()))
+
+
+def device_error(error: native.CudaError, what: str) -> StoreError:
+    """Return the store's error for a driver error, with what was being done."""
+    message, code = error.args
+    if code == CUDA_OUT_OF_MEMORY:
+        return OutOfDeviceMemoryError(f"{what}: {message}; free GPU memory or use another GPU")
+    return DeviceError(f"{what}: {message}")
+
+
+def allocate_device(device: int, size_bytes: int) -> native.DeviceBuffer:
+    """Allocate one arena; raise OutOfDeviceMemoryError saying how much there was."""
+    try:
+        return native.DeviceBuffer(device, size_bytes)
+    except native.CudaError as error:
+        if error.args[1] != CUDA_OUT_OF_MEMORY:
+            raise device_error(error, f"cannot allocate on GPU {device}") from error
+        free, total = native.device_memory(device)
+        raise OutOfDeviceMemoryError(
+            f"GPU {device} has {format_size(free)} free of {format_size(total)}, the load needs "
+            f"{format_size(size_bytes)}: free some, or spread the model over more GPUs"
+        ) from error
+
+
+def device_ordinal(uuid: str) -> int:
+    """Return this process's ordinal of the GPU; raise DeviceError listing those it sees."""
+    known = visible_gpus()
+    wanted = uuid.lower().removeprefix("gpu-")
+    if wanted not in known:
+        seen = ", ".join(known) or native.cuda_unavailable_reason() or "none"
+        raise DeviceError(f"no GPU {uuid} is visible here (visible: {seen})")
+    return known.index(wanted)
