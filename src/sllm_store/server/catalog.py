@@ -137,7 +137,7 @@ class Catalog:
                     self._host.retire(key)
                 else:
                     return found
-            checkpoint = open_checkpoint(path)
+            checkpoint = open_checkpoint(path, root=self.root)
             image = plan_image(checkpoint)
             entry = Entry(
                 name=key,

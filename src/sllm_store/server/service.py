@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sllm_store import native
-
     from sllm_store.server.catalog import Entry, PlannedLoad
     from sllm_store.server.engine import Engine
     from sllm_store.server.loads import LoadJob
