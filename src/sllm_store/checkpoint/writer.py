@@ -1,0 +1,232 @@
+"""Save tensors as a checkpoint of ours, whole or not at all."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from importlib import metadata
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Self
+
+from sllm_store import native
+from sllm_store.checkpoint.checksum import crc32c
+from sllm_store.checkpoint.dtype import ITEM_SIZES
+from sllm_store.checkpoint.fields import TENSORS_MAX, shown
+from sllm_store.checkpoint.index import INDEX_FILE, Entry, dump_entries
+from sllm_store.checkpoint.indexed import open_indexed
+from sllm_store.checkpoint.manifest import MANIFEST_FILE, Manifest, dump_manifest
+from sllm_store.checkpoint.partition_writer import PartitionWriter
+from sllm_store.checkpoint.source import Source, check_source, plan_ranges
+from sllm_store.checkpoint.staging import Staging
+from sllm_store.errors import InvalidRequestError, LoadCancelledError, StoreError, WriteError
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, Iterator, Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    from sllm_store.checkpoint.source import StorageRange
+
+__all__ = ["CheckpointWriter", "Source"]
+
+MAX_SHARD_BYTES = 10 << 30
+_NO_ALIASES: Mapping[str, str] = MappingProxyType({})
+
+
+class CheckpointWriter:
+    """A context manager: leaving it cleanly publishes the checkpoint, an error leaves no trace.
+
+    Until then the target stays as it was. `directory`, the staging directory, takes the small
+    files (config.json, tokenizer.json); files that the target already has are kept, unless there
+    is a new one of the same name or keep_files is False. Either one write() of everything, or
+    add() per tensor where they do not fit into memory at once.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        max_shard_bytes: int = MAX_SHARD_BYTES,
+        threads: int = 4,
+        direct: bool = True,
+        control: native.Control | None = None,
+        keep_files: bool = True,
+    ) -> None:
+        if max_shard_bytes < 1 or threads < 1:
+            raise InvalidRequestError(
+                f"max_shard_bytes is {max_shard_bytes} and threads is {threads}; "
+                "both must be positive"
+            )
+        self._path = path
+        self._max_shard_bytes = max_shard_bytes
+        self._threads = threads
+        self._direct = direct
+        self._control = control or native.Control()
+        self._keep_files = keep_files
+        self._entries: dict[str, Entry] = {}
+        self._buffers: dict[str, Entry] = {}
+        self._aliases: dict[str, str] = {}
+        self._storage_offsets: dict[str, int] = {}
+        self._written: dict[Hashable, list[tuple[StorageRange, int]]] = {}
+        self._bytes_before = self._control.bytes_done
+        self._bytes_total = 0
+        self._is_used = False
+
+    def __enter__(self) -> Self:
+        with _translated(self._path):
+            self._staging = Staging(self._path)
+        self._partitions = PartitionWriter(
+            self._staging.directory,
+            max_shard_bytes=self._max_shard_bytes,
+            threads=self._threads,
+            direct=self._direct,
+            control=self._control,
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                with _translated(self._path):
+                    self._publish()
+        finally:
+            self._partitions.abort()
+            self._staging.close()
+
+    @property
+    def directory(self) -> Path:
+        """The staging directory."""
+        return self._staging.directory
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of tensors on their way to the disk so far; may be read from another thread."""
+        return self._control.bytes_done - self._bytes_before
+
+    @property
+    def bytes_total(self) -> int:
+        """What bytes_written ends at, for the tensors that are known by now."""
+        return self._bytes_total
+
+    def write(
+        self,
+        sources: Iterable[Source],
+        *,
+        buffers: Iterable[Source] = (),
+        aliases: Mapping[str, str] = _NO_ALIASES,
+    ) -> None:
+        """Write tensors in their order, then non-persistent buffers; shared storage once.
+
+        `aliases` gives further names to tensors: {alias: name}; an alias is not itself stored.
+        """
+        tensors, others = tuple(sources), tuple(buffers)
+        self._store(tensors, others)
+        self._aliases.update(aliases)
+
+    def add(self, source: Source, *, buffer: bool = False) -> None:
+        """Write one tensor; its memory may be reused on return.
+
+        A view of a storage that an earlier call wrote is shared with it if it lies in that part.
+        """
+        self._store(() if buffer else (source,), (source,) if buffer else ())
+
+    def _store(self, tensors: tuple[Source, ...], buffers: tuple[Source, ...]) -> None:
+        self._is_used = True
+        sources = (*tensors, *buffers)
+        self._check(sources)
+        ranges = plan_ranges(source for source in sources if self._find(source) is None)
+        self._bytes_total += sum(part.end - part.start for part in ranges)
+        with _translated(self._path):
+            for part in ranges:
+                offset = self._partitions.append(part.address, part.end - part.start)
+                self._written.setdefault(part.storage, []).append((part, offset))
+            self._partitions.flush()
+        for source in tensors:
+            self._entries[source.name] = self._describe(source)
+        for source in buffers:
+            self._buffers[source.name] = self._describe(source)
+
+    def _check(self, sources: tuple[Source, ...]) -> None:
+        names = {*self._entries, *self._buffers} if len(sources) > 1 else set[str]()
+        for source in sources:
+            check_source(source)
+            if source.name in names or source.name in self._entries or source.name in self._buffers:
+                raise InvalidRequestError(f"two tensors are named {shown(source.name)}")
+            names.add(source.name)
+        if len(self._entries) + len(self._buffers) + len(sources) > TENSORS_MAX:
+            raise InvalidRequestError(f"a checkpoint has at most {TENSORS_MAX} tensors")
+
+    def _find(self, source: Source) -> tuple[StorageRange, int] | None:
+        """Return the range that has a view's bytes, and its global offset."""
+        for part, offset in self._written.get(source.storage, ()):
+            if part.holds(source):
+                return part, offset
+        return None
+
+    def _describe(self, source: Source) -> Entry:
+        """Return the index entry: the view's own bytes, which a reader without sharing can use."""
+        if 0 in source.shape:
+            return Entry(0, 0, source.shape, source.stride, source.dtype)
+        found = self._find(source)
+        assert found is not None, "every view was planned a range"
+        part, offset = found
+        start, end = source.span
+        if start != part.start:
+            self._storage_offsets[source.name] = (start - part.start) // ITEM_SIZES[source.dtype]
+        return Entry(
+            offset + start - part.start, end - start, source.shape, source.stride, source.dtype
+        )
+
+    def _publish(self) -> None:
+        if not self._is_used:
+            raise InvalidRequestError(f"nothing was written to {self._path}")
+        self._check_aliases()
+        self._partitions.finish()
+        index = dump_entries(self._entries).encode()
+        manifest = Manifest(
+            partitions=tuple(self._partitions.sizes),
+            extents=tuple(self._partitions.extents),
+            index_crc32c=crc32c(index),
+            storage_offsets=self._storage_offsets,
+            buffers=self._buffers,
+            aliases=self._aliases,
+            producer=_producer(),
+        )
+        (self.directory / INDEX_FILE).write_bytes(index)
+        (self.directory / MANIFEST_FILE).write_text(dump_manifest(manifest))
+        # What readers would refuse must not be published.
+        open_indexed(self.directory, root=None)
+        self._staging.publish(keep_files=self._keep_files)
+
+    def _check_aliases(self) -> None:
+        stored = self._entries.keys() | self._buffers.keys()
+        for alias, name in self._aliases.items():
+            if alias in stored or name not in stored:
+                raise InvalidRequestError(
+                    f"the alias {shown(alias)} for {shown(name)} must be a new name of a stored "
+                    "tensor"
+                )
+
+
+def _producer() -> str:
+    try:
+        return f"serverless-llm {metadata.version('serverless-llm')}"
+    except metadata.PackageNotFoundError:  # Run from a source tree.
+        return "serverless-llm"
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Raise what the system refuses as WriteError."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except native.Cancelled:
+        raise LoadCancelledError(f"saving {path} was cancelled; nothing was published") from None
+    except OSError as error:
+        raise WriteError(f"cannot save {path}: {error}; nothing was published") from error
