@@ -4,19 +4,13 @@
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 
 #include "io/aligned_memory.hpp"
 #include "io/errors.hpp"
 #include "io/page_cache.hpp"
-
-#ifndef RWF_NOWAIT
-#define RWF_NOWAIT 0x00000008
-#endif
 
 namespace sllm::io {
 namespace {
@@ -117,26 +111,8 @@ void File::read_exactly(std::uint64_t offset, std::byte* destination, std::uint6
   }
 }
 
-std::uint64_t File::read_cached(std::uint64_t offset, std::byte* destination,
-                                std::uint64_t size) const {
-  std::uint64_t done = 0;
-  while (done < size && !nowait_refused_.load(std::memory_order_relaxed)) {
-    iovec vector{destination + done, std::min(size - done, kReadMax)};
-    const ssize_t count =
-        ::preadv2(buffered_.get(), &vector, 1, static_cast<off_t>(offset + done), RWF_NOWAIT);
-    if (count > 0) {
-      done += static_cast<std::uint64_t>(count);
-    } else if (count < 0 && (errno == EOPNOTSUPP || errno == EINVAL || errno == ENOSYS)) {
-      nowait_refused_.store(true, std::memory_order_relaxed);
-    } else if (count == 0 || errno != EINTR) {
-      return done;  // the rest is not in memory, or fails: the ordinary read will tell
-    }
-  }
-  if (done < size && resident_bytes(offset + done, size - done) >= (size - done) / 4 * 3) {
-    read_exactly(offset + done, destination + done, size - done);
-    done = size;
-  }
-  return done;
+bool File::is_mostly_resident(std::uint64_t offset, std::uint64_t size) const {
+  return resident_bytes(offset, size) >= size / 4 * 3;
 }
 
 void File::throw_too_short(std::uint64_t offset, std::uint64_t size) const {

@@ -58,36 +58,29 @@ Reader::~Reader() {
 
 void Reader::submit(const ReadRange& range, Ticket& ticket) {
   if (range.size == 0) return;
-  ReadRange rest = range;
+  const File& file = *range.file;
   switch (mode_) {
     case ReadMode::kBuffered:
-      read_buffered(rest);
-      return;
+      read_buffered(range);
+      break;
     case ReadMode::kDirect:
-      read_direct(rest, ticket);
-      return;
+      read_direct(range, ticket);
+      break;
     case ReadMode::kUring:
-      if (rest.file->direct_alignment() != 0) {
-        read_direct(rest, ticket);
+      if (file.direct_alignment() != 0) {
+        read_direct(range, ticket);
       } else {
-        read_in_place(rest, false, ticket);
+        read_in_place(range, false, ticket);
       }
       break;
-    case ReadMode::kAuto: {
-      const bool direct = rest.file->direct_alignment() != 0 && !rest.file->direct_refused();
-      if (!direct) {
-        read_buffered(rest);
-        return;
+    case ReadMode::kAuto:
+      if (file.direct_alignment() == 0 || file.direct_refused() ||
+          file.is_mostly_resident(range.offset, range.size)) {
+        read_buffered(range);
+      } else {
+        read_direct(range, ticket);
       }
-      const std::uint64_t cached = rest.file->read_cached(rest.offset, rest.destination, rest.size);
-      bytes_buffered_ += cached;
-      if (cached == rest.size) return;
-      rest.offset += cached;
-      rest.destination += cached;
-      rest.size -= cached;
-      read_direct(rest, ticket);
       break;
-    }
   }
   flush();
 }

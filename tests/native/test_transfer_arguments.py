@@ -1,0 +1,94 @@
+"""A transfer that makes no sense is refused before anything moves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sllm_store import native
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAX = 2**63 - 1
+BUFFER = native.HostBuffer(1 << 20)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> native.File:
+    (tmp_path / "data").write_bytes(bytes(1000))
+    return native.File(str(tmp_path / "data"))
+
+
+def run(file: native.File, **changes: Any) -> native.TransferReport:
+    arguments: dict[str, Any] = {
+        "files": [file],
+        "steps": [(BUFFER.address, -1), (BUFFER.address, 0)],
+        "reads": [(0, 0, 0, 100, 0), (1, 0, 100, 100, 0)],
+        "copies": [],
+        "devices": [],
+        "mode": "auto",
+        "threads": 2,
+        "control": native.Control(),
+    }
+    return native.run_transfer(**(arguments | changes))
+
+
+def test_the_plain_request_works(file: native.File) -> None:
+    assert run(file).total_s > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mode": "fast"}, "mode 'fast' is none of"),
+        ({"threads": 0}, "threads is 0, not 1 to 64"),
+        ({"threads": 65}, "threads is 65"),
+        ({"steps": [(4096, 0)], "reads": []}, "step 0: it can only wait for an earlier step"),
+        ({"steps": [(4096, -1), (4096, 1)], "reads": []}, "step 1: it can only wait"),
+        ({"steps": [(4096, -2)], "reads": []}, "step 0: it can only wait"),
+        ({"steps": [(-1, -1)], "reads": []}, "buffer_address is negative"),
+        ({"steps": [(0, -1)], "reads": [(0, 0, 0, 1, 0)]}, "read 0: its step has no buffer"),
+        ({"reads": [(2, 0, 0, 1, 0)]}, "read 0: there is no step 2 among 2"),
+        ({"reads": [(-1, 0, 0, 1, 0)]}, "read 0: there is no step -1"),
+        ({"reads": [(0, 1, 0, 1, 0)]}, "read 0: there is no file 1 among 1"),
+        ({"reads": [(1, 0, 0, 1, 0), (0, 0, 0, 1, 0)]}, "read 1: reads are not sorted"),
+        ({"reads": [(0, 0, -1, 1, 0)]}, "read 0: file_offset -1"),
+        ({"reads": [(0, 0, 0, -1, 0)]}, "read 0: file_offset 0 with size -1"),
+        ({"reads": [(0, 0, 1, MAX, 0)]}, "read 0: file_offset 1"),
+        ({"reads": [(0, 0, 0, 1, -1)]}, "read 0: step_offset -1"),
+        ({"reads": [(0, 0, 0, 1, MAX)]}, "read 0: step_offset"),
+        ({"reads": [(0, 0, 0, 1, MAX - 1)]}, "read 0: it ends beyond the address space"),
+        ({"copies": [(0, 0, 0, 1, 0)]}, "copy 0: there is no device 0 among 0"),
+        ({"copies": [(5, 0, 0, 1, 0)], "devices": [(0, 1)]}, "copy 0: there is no step 5"),
+        ({"copies": [(0, 0, -1, 1, 0)], "devices": [(0, 1)]}, "copy 0: device_offset -1"),
+        ({"copies": [(0, 0, 0, -1, 0)], "devices": [(0, 1)]}, "copy 0: device_offset 0"),
+        ({"copies": [(0, 0, 0, 1, -1)], "devices": [(0, 1)]}, "copy 0: step_offset -1"),
+        ({"copies": [(0, 0, MAX, 0, 0)], "devices": [(0, 1)]}, "device 0: base address 1"),
+        (
+            {"copies": [(1, 0, 0, 1, 0), (0, 0, 0, 1, 0)], "devices": [(0, 1)]},
+            "copy 1: copies are not sorted",
+        ),
+    ],
+)
+def test_a_bad_request_says_what_is_wrong(
+    file: native.File, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(file, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"files": [None]},
+        {"steps": [(1,)]},
+        {"reads": 5},
+        {"threads": "2"},
+        {"steps": [(2**70, -1)]},
+    ],
+)
+def test_a_wrong_type_is_a_type_error(file: native.File, changes: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        run(file, **changes)
