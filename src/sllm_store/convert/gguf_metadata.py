@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeGuard
 
 from sllm_store.errors import InvalidCheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
 
@@ -117,7 +118,7 @@ def without_long_lists(values: Mapping[str, object], *, items_max: int = 64) -> 
 
 
 def _is_list(value: object) -> TypeGuard[Sequence[object]]:
-    return isinstance(value, list | tuple)
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def _brief(value: object) -> str:

@@ -166,12 +166,12 @@ def _undo_interleaving(rows: NDArray[np.uint8], heads: int) -> NDArray[np.uint8]
 
 
 def _dequantise(rows: NDArray[np.uint8], dtype: str, name: str) -> NDArray[np.float32]:
-    block_type = GGMLQuantizationType[dtype.removeprefix(_BLOCKS)]
+    kind = dtype.removeprefix(_BLOCKS)
     try:
-        values: NDArray[np.float32] = quants.dequantize(rows, block_type)
-    except NotImplementedError as error:
+        values: NDArray[np.float32] = quants.dequantize(rows, GGMLQuantizationType[kind])
+    except (KeyError, NotImplementedError) as error:
         raise InvalidCheckpointError(
-            f"tensor {name} has {block_type.name} blocks, which the gguf package cannot "
-            "dequantise: use a file with another quantisation"
+            f"tensor {name} has {kind} blocks, which the gguf package cannot dequantise: use a "
+            "file with another quantisation"
         ) from error
-    return values.reshape(-1)
+    return values

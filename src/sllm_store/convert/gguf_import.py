@@ -1,0 +1,119 @@
+"""Plan the import of a GGUF: steps that make its tensors, and the texts of its small files."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sllm_store.checkpoint.model import contiguous_stride
+from sllm_store.checkpoint.writer import Source
+from sllm_store.convert.floats import FLOATS
+from sllm_store.convert.gguf_architecture import find_architecture
+from sllm_store.convert.gguf_config import build_config, build_generation_config
+from sllm_store.convert.gguf_metadata import GgufMetadata, without_long_lists
+from sllm_store.convert.gguf_tensors import plan_conversions
+from sllm_store.convert.gguf_tokenizer import build_tokenizer_files
+from sllm_store.convert.small_files import CONFIG_FILE
+from sllm_store.convert.steps import Made, Step
+from sllm_store.errors import ReadError
+from sllm_store.native import NativeError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from sllm_store.checkpoint.model import Checkpoint
+    from sllm_store.convert.gguf_tensors import Conversion
+    from sllm_store.native import File
+
+METADATA_FILE = "gguf_metadata.json"
+_ROPE_FACTORS = "rope_freqs.weight"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufImport:
+    """What a GGUF becomes: tensors by steps, and every small file's text by its name."""
+
+    steps: list[Step]
+    texts: dict[str, str]
+
+
+def plan_gguf(checkpoint: Checkpoint, files: Sequence[File], *, dtype: str) -> GgufImport:
+    """Plan everything that can fail on the file's contents before a byte is written."""
+    metadata = GgufMetadata(path=checkpoint.path, values=checkpoint.metadata)
+    architecture = find_architecture(metadata)
+    conversions = plan_conversions(checkpoint, architecture, metadata, dtype=dtype)
+    config = build_config(
+        metadata,
+        architecture,
+        {name: tensor.shape for name, tensor in checkpoint.tensors.items()},
+        dtype=_main_dtype(conversions),
+        rope_factors=_rope_factors(checkpoint, files),
+    )
+    texts = {
+        CONFIG_FILE: _dump(config),
+        "generation_config.json": _dump(build_generation_config(metadata)),
+        METADATA_FILE: _dump(without_long_lists(checkpoint.metadata)),
+        **build_tokenizer_files(metadata),
+    }
+    steps = [
+        Step(
+            size_bytes=conversion.output_bytes,
+            make=partial(_make, conversion, files[conversion.file]),
+        )
+        for conversion in conversions
+    ]
+    return GgufImport(steps=steps, texts=texts)
+
+
+def _make(conversion: Conversion, file: File) -> Made:
+    raw = _read(file, conversion.offset, conversion.size_bytes)
+    values = conversion.convert(raw)
+    source = Source(
+        name=conversion.name,
+        dtype=conversion.target,
+        shape=conversion.shape,
+        stride=contiguous_stride(conversion.shape),
+        storage_offset=0,
+        storage=conversion.name,
+        address=values.ctypes.data,
+        size_bytes=values.nbytes,
+    )
+    return Made(sources=(source,), memory=values)
+
+
+def _read(file: File, offset: int, size_bytes: int) -> NDArray[np.uint8]:
+    raw = np.empty(size_bytes, dtype=np.uint8)
+    try:
+        file.read_into(offset, raw.ctypes.data, size_bytes)
+    except NativeError as error:
+        raise ReadError(f"reading {file.path} failed: {error.strerror}") from error
+    return raw
+
+
+def _rope_factors(checkpoint: Checkpoint, files: Sequence[File]) -> list[float] | None:
+    tensor = checkpoint.tensors.get(_ROPE_FACTORS)
+    if tensor is None or tensor.dtype != "float32":
+        return None
+    extent = checkpoint.extents[tensor.extent]
+    raw = _read(files[extent.file], extent.offset, extent.size_bytes)
+    return [float(value) for value in raw.view(np.float32)]
+
+
+def _main_dtype(conversions: Sequence[Conversion]) -> str:
+    """Return the float dtype that most bytes have."""
+    sizes: Counter[str] = Counter({"float32": 0})
+    for conversion in conversions:
+        if conversion.target in FLOATS:
+            sizes[conversion.target] += conversion.output_bytes
+    return sizes.most_common(1)[0][0]
+
+
+def _dump(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2, default=list) + "\n"
