@@ -269,7 +269,7 @@ def main() -> None:
     result = {
         "question": __doc__.splitlines()[0] if __doc__ else "",
         "commit": args.commit,
-        "command": " ".join(sys.argv),
+        "command": f"python benchmarks/load_time.py --shapes {args.shapes} --pool {args.pool}",
         "hardware": hardware(args.device),
         "checkpoint": {"shapes": args.shapes, "size_bytes": size_bytes, "tensors": len(sums)},
         "store_ready_s": store.ready_s,
