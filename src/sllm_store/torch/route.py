@@ -1,0 +1,181 @@
+"""Who loads a checkpoint: a running store, or this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sllm_store.client import SllmStoreClient, default_address, is_running
+from sllm_store.config import default_storage_path
+from sllm_store.errors import (
+    CheckpointNotFoundError,
+    InvalidRequestError,
+    StoreUnavailableError,
+)
+from sllm_store.stream import load_checkpoint
+from sllm_store.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sllm_store.checkpoint.loaded import Loaded
+
+IN_PROCESS = "in-process"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One checkpoint and the way to its bytes.
+
+    `path` is where the checkpoint is on this machine, None if only a store knows it. With an
+    `address` the store there is asked for `name`; if `or_in_process`, this process loads what that
+    store does not serve.
+    """
+
+    name: str
+    path: Path | None
+    address: str | None
+    or_in_process: bool
+
+    def load(
+        self,
+        device_map: Mapping[str, str],
+        *,
+        timeout_s: float | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Loaded:
+        """Load the checkpoint, and log once who did."""
+        started_s = time.monotonic()
+        loaded = None
+        if self.address is not None:
+            loaded = self._load_through_store(device_map, timeout_s, on_progress)
+        if loaded is None:
+            assert self.path is not None
+            loaded = load_checkpoint(
+                self.path, device_map, timeout_s=timeout_s, on_progress=on_progress
+            )
+        log.info(
+            "loaded %s (%s) by %s from %s in %.2f s",
+            self.name,
+            format_size(sum(arena.size for arena in loaded.arenas if arena is not None)),
+            loaded.store,
+            loaded.tier,
+            time.monotonic() - started_s,
+        )
+        return loaded
+
+    def _load_through_store(
+        self,
+        device_map: Mapping[str, str],
+        timeout_s: float | None,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> Loaded | None:
+        """Ask the store; None if it does not serve this checkpoint and this process may load."""
+        try:
+            with SllmStoreClient(self.address) as client:
+                return client.load(
+                    self.name, device_map, timeout_s=timeout_s, on_progress=on_progress
+                )
+        except (CheckpointNotFoundError, StoreUnavailableError, InvalidRequestError) as error:
+            if not self.or_in_process or self.path is None:
+                raise
+            log.info("the store at %s does not serve %s: %s", self.address, self.name, error)
+            return None
+
+
+def choose_route(
+    name: str | os.PathLike[str],
+    storage_path: str | os.PathLike[str] | None = None,
+    *,
+    store: str | None = None,
+) -> Route:
+    """Decide who loads a checkpoint.
+
+    `name` is an absolute path, or a name under storage_path (default: $STORAGE_PATH, else
+    ~/models), or one that the running store knows, or a path from here. `store` is None (the store
+    at the default address if it runs and serves this checkpoint, else this process), 'in-process',
+    or a store's address. Raises StoreUnavailableError if that store does not answer,
+    CheckpointNotFoundError if nobody has the checkpoint.
+    """
+    name = os.fspath(name)
+    running = None if store == IN_PROCESS else _find_store(store)
+    places = _places(name, storage_path, running, named=store is not None)
+    path = next((place for place in places if place.exists()), None)
+    if path is None and (running is None or storage_path is not None):
+        tried = " or ".join(str(place) for place in places)
+        raise CheckpointNotFoundError(
+            f"no checkpoint {name!r}: nothing at {tried}; save one there, or set storage_path"
+        )
+    served = None
+    if running is not None:
+        served = name if path is None else _name_under(running.root, path)
+        if served is None and store is not None:
+            raise InvalidRequestError(
+                f"the store at {store} serves {running.root}, and {path} is outside of it: pass "
+                f"store={IN_PROCESS!r}, or start the store with another --storage-path"
+            )
+    if running is None or served is None:
+        return Route(name=name, path=path, address=None, or_in_process=True)
+    return Route(name=served, path=path, address=running.address, or_in_process=store is None)
+
+
+@dataclass(frozen=True, slots=True)
+class _RunningStore:
+    """A store that answers, and the directory whose checkpoints it serves."""
+
+    address: str
+    root: Path
+
+
+def _find_store(store: str | None) -> _RunningStore | None:
+    """Return the store to ask; None if the caller named none and none runs."""
+    address = store or default_address()
+    try:
+        if not is_running(address):
+            raise StoreUnavailableError(
+                f"no store is running at {address}: start one with `sllm-store start`, or pass "
+                f"store={IN_PROCESS!r}"
+            )
+        with SllmStoreClient(address) as client:
+            return _RunningStore(address, Path(client.status().storage_path))
+    except StoreUnavailableError:
+        if store is not None:
+            raise
+        return None
+
+
+def _places(
+    name: str,
+    storage_path: str | os.PathLike[str] | None,
+    running: _RunningStore | None,
+    *,
+    named: bool,
+) -> list[Path]:
+    """Return where to look for a checkpoint, in order, as absolute paths.
+
+    The directory of a store that the caller named goes before the default storage path, that of
+    one that merely runs goes after it.
+    """
+    given = Path(name).expanduser()
+    if given.is_absolute():
+        return [given]
+    if storage_path is not None:
+        return [Path(storage_path).expanduser().absolute() / given]
+    places = [default_storage_path(os.environ).absolute() / given]
+    if running is not None:
+        places.insert(0 if named else 1, running.root / given)
+    return [*places, given.absolute()]
+
+
+def _name_under(root: Path, path: Path) -> str | None:
+    """Return the name under which a store of `root` serves the checkpoint at `path`, or None."""
+    for top, place in ((root, path), (root.resolve(), path.resolve())):
+        if place != top and place.is_relative_to(top):
+            return place.relative_to(top).as_posix()
+    return None

@@ -1,0 +1,205 @@
+"""save_dict: a state dict as a checkpoint, with every storage written once.
+
+Tensors on the host are written from where they are. Those on a device are copied to the host one
+storage at a time, so a save needs no more memory than the largest storage.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from sllm_store.checkpoint.dtype import ITEM_SIZES
+from sllm_store.checkpoint.source import plan_ranges
+from sllm_store.checkpoint.writer import CheckpointWriter, Source
+from sllm_store.errors import InvalidRequestError
+from sllm_store.native import Control
+from sllm_store.units import parse_size
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Mapping
+
+PROGRESS_INTERVAL_S = 0.1
+_NOT_YET = 1  # Address of a storage that is not on the host so far.
+
+
+def save_dict(
+    state_dict: Mapping[str, torch.Tensor],
+    model_path: str | os.PathLike[str],
+    *,
+    max_shard_size: int | str = "10GB",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Save tensors of any dtype and device as a checkpoint at model_path, whole or not at all.
+
+    Views keep their strides and offsets, and what shares memory still does when it is loaded. The
+    tensors are neither moved nor changed. No file is larger than max_shard_size, unless one
+    storage is. on_progress gets (bytes done, bytes in all). Raises InvalidRequestError naming the
+    key of a value that cannot be saved.
+    """
+    write_checkpoint(state_dict, model_path, max_shard_size=max_shard_size, on_progress=on_progress)
+
+
+def write_checkpoint(
+    tensors: Mapping[str, torch.Tensor],
+    path: str | os.PathLike[str],
+    *,
+    buffers: Mapping[str, torch.Tensor] | None = None,
+    max_shard_size: int | str = "10GB",
+    write_small_files: Callable[[Path], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Save tensors, buffers outside of the state dict, and whatever small files belong to them.
+
+    write_small_files is given the directory that is about to become the checkpoint.
+    """
+    pieces = [_Piece(name, value, buffer=False) for name, value in tensors.items()]
+    pieces += [_Piece(name, value, buffer=True) for name, value in (buffers or {}).items()]
+    if not pieces:
+        raise InvalidRequestError("there are no tensors to save")
+    max_shard_bytes = _shard_bytes(max_shard_size)
+    total_bytes = sum(
+        part.end - part.start for part in plan_ranges(piece.source for piece in pieces)
+    )
+    control = Control()
+    with CheckpointWriter(Path(path), max_shard_bytes=max_shard_bytes, control=control) as writer:
+        if write_small_files is not None:
+            write_small_files(writer.directory)
+        if on_progress is None:
+            _write(writer, pieces)
+        else:
+            _write_watched(writer, pieces, control, lambda done: on_progress(done, total_bytes))
+
+
+class _Piece:
+    """A tensor to save, and the description of it that the writer wants."""
+
+    def __init__(self, name: str, value: Any, *, buffer: bool) -> None:
+        tensor = _require_plain(name, value)
+        storage = tensor.untyped_storage()
+        key = (str(tensor.device), storage.data_ptr() or name)
+        on_host = tensor.device.type == "cpu"
+        self.tensor = tensor
+        self.buffer = buffer
+        self.source = Source(
+            name=name,
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            shape=tuple(tensor.shape),
+            stride=tuple(tensor.stride()),
+            storage_offset=int(tensor.storage_offset()),
+            storage=key,
+            address=storage.data_ptr() if on_host else _NOT_YET,
+            size_bytes=storage.nbytes(),
+        )
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether the bytes have to be copied to the host first."""
+        return self.source.address == _NOT_YET and self.source.span[1] > 0
+
+
+def _require_plain(name: object, value: object) -> torch.Tensor:
+    """Return a tensor whose bytes are its value; raise InvalidRequestError naming the key."""
+    if not isinstance(name, str):
+        raise InvalidRequestError(f"the name {name!r} of a tensor is not a string")
+    if not isinstance(value, torch.Tensor):
+        raise InvalidRequestError(
+            f"{name!r} is a {type(value).__name__}, not a tensor: leave it out, or save it in a "
+            "file of its own"
+        )
+    tensor = value.detach()
+    why = _why_not_plain(tensor)
+    if why:
+        raise InvalidRequestError(f"{name!r} {why}")
+    return tensor.resolve_conj().resolve_neg()
+
+
+def _why_not_plain(tensor: torch.Tensor) -> str | None:
+    """Return why the bytes of a tensor's storage are not its value, if they are not."""
+    known = str(tensor.dtype).removeprefix("torch.") in ITEM_SIZES
+    reasons = {
+        "is a nested tensor: save its components, or its padded form": tensor.is_nested,
+        f"has the layout {tensor.layout}: save its to_dense(), or its components": (
+            tensor.layout != torch.strided
+        ),
+        "is quantised by torch.quantize: save its int_repr(), scales and zero points": (
+            tensor.is_quantized
+        ),
+        "is on the meta device, so it has no value: load the model first": tensor.is_meta,
+        f"is a {type(tensor).__name__}, which wraps other tensors: save those": (
+            is_traceable_wrapper_subclass(tensor)
+        ),
+        f"has the dtype {tensor.dtype}, which the format does not know": not known,
+    }
+    return next((reason for reason, applies in reasons.items() if applies), None)
+
+
+def _write(writer: CheckpointWriter, pieces: Iterable[_Piece]) -> None:
+    """Write everything: at once where it is on the host, else storage by storage."""
+    pieces = list(pieces)
+    if not any(piece.is_staged for piece in pieces):
+        _write_together(writer, pieces)
+        return
+    groups: dict[object, list[_Piece]] = {}
+    for piece in pieces:
+        groups.setdefault(piece.source.storage, []).append(piece)
+    for group in groups.values():
+        if any(piece.is_staged for piece in group):
+            _write_staged(writer, group)
+        else:
+            _write_together(writer, group)
+
+
+def _write_staged(writer: CheckpointWriter, group: list[_Piece]) -> None:
+    """Copy what the views of one device storage span to the host, and write it."""
+    spans = [piece.source.span for piece in group if piece.is_staged]
+    start, end = min(first for first, _ in spans), max(last for _, last in spans)
+    tensor = group[0].tensor
+    on_device = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+    on_device.set_(tensor.untyped_storage(), start, (end - start,), (1,))
+    staged = on_device.cpu()
+    for piece in group:
+        # The storage would begin `start` bytes earlier; only what views span is read.
+        piece.source = replace(piece.source, address=staged.data_ptr() - start)
+    _write_together(writer, group)
+
+
+def _write_together(writer: CheckpointWriter, pieces: list[_Piece]) -> None:
+    writer.write(
+        [piece.source for piece in pieces if not piece.buffer],
+        buffers=[piece.source for piece in pieces if piece.buffer],
+    )
+
+
+def _write_watched(
+    writer: CheckpointWriter,
+    pieces: list[_Piece],
+    control: Control,
+    on_progress: Callable[[int], None],
+) -> None:
+    """Write in another thread, and report from this one."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="sllm-save") as executor:
+        writing = executor.submit(_write, writer, pieces)
+        try:
+            done = 0
+            while not writing.done():
+                done = control.wait(done, PROGRESS_INTERVAL_S)
+                on_progress(done)
+            writing.result()
+        except BaseException:
+            control.cancel()
+            raise
+    on_progress(control.bytes_done)
+
+
+def _shard_bytes(max_shard_size: int | str) -> int:
+    try:
+        return parse_size(max_shard_size)
+    except ValueError as error:
+        raise InvalidRequestError(f"max_shard_size: {error}") from error

@@ -1,0 +1,141 @@
+"""Who loads a checkpoint is decided once, said in the log, and never guessed wrongly."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from sllm_store.errors import (
+    CheckpointNotFoundError,
+    InvalidCheckpointError,
+    InvalidRequestError,
+    StoreUnavailableError,
+)
+from sllm_store.torch import load_dict, route, save_dict
+from sllm_store.torch.route import choose_route
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No store of the person who runs the tests is asked."""
+    monkeypatch.setenv("SLLM_STORE_ADDRESS", f"unix:{tmp_path}/nobody.sock")
+    monkeypatch.setenv("STORAGE_PATH", str(tmp_path / "default"))
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A directory with the checkpoint org/a of one tensor full of ones."""
+    save_dict({"w": torch.ones(1000)}, tmp_path / "models" / "org" / "a")
+    return tmp_path / "models"
+
+
+def test_without_a_store_this_process_loads_and_says_so(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="sllm_store"):
+        loaded = load_dict(models / "org" / "a", "cpu")
+    assert (loaded.store, loaded.tier) == ("in-process", "disk")
+    said = [record.getMessage() for record in caplog.records if "in-process" in record.getMessage()]
+    assert len(said) == 1
+
+
+def test_a_running_store_is_used_and_named(
+    models: Path,
+    start_store: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = start_store(models)
+    monkeypatch.setenv("SLLM_STORE_ADDRESS", store.address)
+    with caplog.at_level(logging.INFO, logger="sllm_store"):
+        first = load_dict("org/a", "cpu", models)
+        second = load_dict(models / "org" / "a", "cpu")
+    assert (first.store, first.tier) == (store.address, "disk")
+    assert (second.store, second.tier) == (store.address, "host")
+    assert torch.equal(first["w"], torch.ones(1000))
+    first["w"].zero_()
+    assert torch.equal(second["w"], torch.ones(1000))
+    assert sum(store.address in record.getMessage() for record in caplog.records) == 2
+
+
+def test_in_process_never_asks_a_store(
+    models: Path, start_store: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLLM_STORE_ADDRESS", start_store(models).address)
+    monkeypatch.setattr(route, "SllmStoreClient", None)
+    monkeypatch.setattr(route, "is_running", None)
+    assert load_dict(models / "org" / "a", "cpu", store="in-process").store == "in-process"
+
+
+def test_a_checkpoint_outside_of_the_store_is_loaded_here(
+    models: Path, tmp_path: Path, start_store: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = start_store(models)
+    monkeypatch.setenv("SLLM_STORE_ADDRESS", store.address)
+    save_dict({"w": torch.zeros(3)}, tmp_path / "elsewhere" / "org" / "a")
+    loaded = load_dict("org/a", "cpu", tmp_path / "elsewhere")
+    assert loaded.store == "in-process"
+    assert torch.equal(loaded["w"], torch.zeros(3))
+    with pytest.raises(InvalidRequestError, match="outside of it"):
+        load_dict("org/a", "cpu", tmp_path / "elsewhere", store=store.address)
+
+
+def test_a_name_that_only_the_store_knows_is_found(
+    models: Path, start_store: Callable[..., Any]
+) -> None:
+    store = start_store(models)
+    loaded = load_dict("org/a", "cpu", store=store.address)
+    assert loaded.store == store.address
+    assert torch.equal(loaded["w"], torch.ones(1000))
+
+
+def test_a_link_inside_the_storage_path_is_served_by_its_name(
+    models: Path, start_store: Callable[..., Any]
+) -> None:
+    store = start_store(models)
+    (models / "latest").symlink_to("org/a")
+    assert load_dict(models / "latest", "cpu", store=store.address).store == store.address
+
+
+def test_a_named_store_that_does_not_answer_is_an_error_and_how_to_start_one(
+    models: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(StoreUnavailableError, match="sllm-store start"):
+        load_dict(models / "org" / "a", "cpu", store=f"unix:{tmp_path}/no.sock")
+    with pytest.raises(StoreUnavailableError, match="sllm-store start"):
+        load_dict(models / "org" / "a", "cpu", store="127.0.0.1:1")
+
+
+def test_a_broken_checkpoint_is_an_error_with_and_without_a_store(
+    models: Path, start_store: Callable[..., Any]
+) -> None:
+    store = start_store(models)
+    data = models / "org" / "a" / "tensor.data_0"
+    data.write_bytes(data.read_bytes()[:100])
+    for address in (None, "in-process", store.address):
+        with pytest.raises(InvalidCheckpointError, match=r"tensor\.data_0"):
+            load_dict(models / "org" / "a", "cpu", store=address)
+
+
+def test_names_are_looked_for_where_upstream_looks_and_then_here(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(models)
+    assert choose_route("org/a").path == models / "org" / "a"
+    save_dict({"w": torch.zeros(1)}, tmp_path / "default" / "org" / "a")
+    assert choose_route("org/a").path == tmp_path / "default" / "org" / "a"
+    assert choose_route("org/a", models).path == models / "org" / "a"
+    assert choose_route("./models/org/a", tmp_path).path == tmp_path / "models" / "org" / "a"
+
+
+def test_a_checkpoint_that_is_nowhere_names_the_places(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointNotFoundError) as caught:
+        load_dict("no/such", "cpu")
+    assert str(tmp_path / "default" / "no" / "such") in str(caught.value)
