@@ -1,0 +1,222 @@
+"""load_model: build the module on meta in one thread while the bytes move in another."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sllm_store.checkpoint.reader import open_checkpoint
+from sllm_store.errors import InvalidCheckpointError, LoadCancelledError
+from sllm_store.torch.devices import DeviceMap, parse_device_map, store_device
+from sllm_store.torch.route import Route, choose_route
+from sllm_store.torch.views import dtype_named, view_tensors
+from sllm_store.transformers.fill import fill_model
+from sllm_store.transformers.placement import (
+    AUTOMATIC,
+    Placement,
+    dispatch,
+    place,
+    place_without_model,
+    require_covered,
+)
+from sllm_store.transformers.quantize import load_quantized, parse_quantization
+from sllm_store.transformers.skeleton import (
+    build_on_meta,
+    read_config,
+    read_generation_config,
+    resolve_class,
+    resolve_dtype,
+)
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator
+
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from sllm_store.checkpoint.loaded import Loaded
+    from sllm_store.checkpoint.model import Checkpoint
+
+OWN_FORMAT = "sllm"
+
+
+def load_model(  # noqa: PLR0913, PLR0917 - upstream's signature, and what it lacks
+    name: str | os.PathLike[str],
+    device_map: DeviceMap = "auto",
+    torch_dtype: str | torch.dtype | None = "auto",
+    fully_parallel: bool = True,  # noqa: FBT001, FBT002 - upstream's signature
+    storage_path: str | os.PathLike[str] | None = None,
+    quantization_config: Any = None,
+    hf_model_class: str | type[Any] = "AutoModelForCausalLM",
+    *,
+    dtype: str | torch.dtype | None = None,
+    store: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+    timeout_s: float | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> PreTrainedModel:
+    """Load a model from the store's format, or from safetensors as published.
+
+    name, storage_path, store, timeout_s and on_progress are as for sllm_store.torch.load_dict.
+    device_map is 'auto', 'balanced', 'balanced_low_0', 'sequential', a device, or a dictionary of
+    modules to devices. dtype (or torch_dtype) 'auto' keeps what is stored; another one casts the
+    floating tensors that `from_pretrained` would cast. With fully_parallel the module is built
+    while the bytes move, else before. quantization_config is a bitsandbytes configuration or its
+    dictionary. hf_model_class is the class that was saved, or an auto class.
+
+    Returns the model in evaluation mode with its generation_config, tied weights and
+    non-persistent buffers as they were saved. It is an ordinary module: it may be moved, cast,
+    trained and saved.
+    """
+    wish = _Wish(
+        device_map=device_map,
+        dtype=resolve_dtype(dtype if dtype is not None else torch_dtype),
+        model_class=resolve_class(hf_model_class),
+        quantization=parse_quantization(quantization_config),
+        trust_remote_code=trust_remote_code,
+        attn_implementation=attn_implementation,
+        overlap=fully_parallel,
+    )
+    route = choose_route(name, storage_path, store=store)
+    return _Job(route, wish, timeout_s, on_progress).run()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wish:
+    """What the caller asked for, parsed."""
+
+    device_map: DeviceMap
+    dtype: torch.dtype | None
+    model_class: type[Any]
+    quantization: Any
+    trust_remote_code: bool
+    attn_implementation: str | None
+    overlap: bool
+
+
+class _Job:
+    """One load_model call."""
+
+    def __init__(
+        self,
+        route: Route,
+        wish: _Wish,
+        timeout_s: float | None,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self._route = route
+        self._wish = wish
+        self._timeout_s = timeout_s
+        self._on_progress = on_progress
+        self._cancelled = threading.Event()
+
+    def run(self) -> PreTrainedModel:
+        """Load, with the building beside it if there is something to build already."""
+        if self._route.path is None:
+            raise InvalidCheckpointError(
+                f"{self._route.name}: the store at {self._route.address} knows it, but its "
+                "config.json cannot be reached from here"
+            )
+        directory = self._route.path
+        config = read_config(directory, trust_remote_code=self._wish.trust_remote_code)
+        if self._wish.quantization or getattr(config, "quantization_config", None):
+            model = self._run_quantized(config)
+        else:
+            model = self._run_plain(config, open_checkpoint(directory))
+        settings = read_generation_config(directory)
+        if settings is not None and model.can_generate():
+            model.generation_config = settings
+        model.name_or_path = str(directory)
+        model.train(mode=False)
+        return model
+
+    def _run_plain(self, config: PretrainedConfig, checkpoint: Checkpoint) -> PreTrainedModel:
+        dtype = self._wish.dtype or resolve_dtype(config.dtype) or _stored_dtype(checkpoint)
+        placement = place_without_model(self._wish.device_map, checkpoint.size_bytes)
+        if placement is not None and self._wish.overlap:
+            with self._in_background(placement) as loading:
+                model = self._build(config, dtype)
+                require_covered(model, placement)
+                loaded = loading.result()
+        else:
+            model = self._build(config, dtype)
+            if placement is None:
+                assert isinstance(self._wish.device_map, str)
+                placement = place(model, self._wish.device_map)
+            require_covered(model, placement)
+            loaded = self._load(placement)
+        fill_model(
+            model,
+            view_tensors(loaded),
+            placement,
+            dtype=self._wish.dtype,
+            published=loaded.format != OWN_FORMAT,
+            directory=loaded.directory,
+        )
+        dispatch(model, placement)
+        return model
+
+    def _run_quantized(self, config: PretrainedConfig) -> PreTrainedModel:
+        device_map = self._wish.device_map
+        on_host = view_tensors(self._load({"": torch.device("cpu")}))
+        if not isinstance(device_map, str) or device_map not in AUTOMATIC:
+            device_map = parse_device_map(device_map)
+        return load_quantized(
+            self._wish.model_class,
+            config,
+            on_host.tensors,
+            dtype=self._wish.dtype or "auto",
+            device_map=device_map,
+            quantization_config=self._wish.quantization,
+            trust_remote_code=self._wish.trust_remote_code,
+            attn_implementation=self._wish.attn_implementation,
+        )
+
+    def _build(self, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+        return build_on_meta(
+            config,
+            self._wish.model_class,
+            dtype,
+            trust_remote_code=self._wish.trust_remote_code,
+            attn_implementation=self._wish.attn_implementation,
+        )
+
+    @contextmanager
+    def _in_background(self, placement: Placement) -> Iterator[Future[Loaded]]:
+        """Load in another thread; leaving by an exception cancels the load and waits for it."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="sllm-load") as executor:
+            try:
+                yield executor.submit(self._load, placement)
+            except BaseException:
+                self._cancelled.set()
+                raise
+
+    def _load(self, placement: Placement) -> Loaded:
+        devices = {prefix: store_device(device) for prefix, device in placement.items()}
+        # A publisher's name may begin with none of the module's; it is moved when it is assigned.
+        devices.setdefault("", next(iter(devices.values())))
+        return self._route.load(
+            devices, timeout_s=self._timeout_s, on_progress=self._report_progress
+        )
+
+    def _report_progress(self, bytes_done: int, bytes_total: int) -> None:
+        if self._cancelled.is_set():
+            raise LoadCancelledError(f"{self._route.name}: its model could not be built")
+        if self._on_progress is not None:
+            self._on_progress(bytes_done, bytes_total)
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """Return the dtype of the first floating tensor, as `from_pretrained` guesses it."""
+    for tensor in checkpoint.tensors.values():
+        if not tensor.is_blocks:
+            dtype = dtype_named(tensor.dtype)
+            if dtype.is_floating_point:
+                return dtype
+    return torch.float32
