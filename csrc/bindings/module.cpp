@@ -11,6 +11,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <tuple>
 #include <vector>
 
@@ -57,6 +58,9 @@ void translate(const std::exception_ptr& pointer, void*) {
     PyErr_SetObject(exception_types.native_error, arguments.ptr());
   } catch (const sllm::cuda::DriverError& error) {
     PyErr_SetObject(exception_types.cuda_error, nb::make_tuple(error.what(), error.code).ptr());
+  } catch (const std::system_error& error) {  // a thread or a lock that the system refused
+    PyErr_SetObject(exception_types.native_error,
+                    nb::make_tuple(error.code().value(), error.what()).ptr());
   } catch (const sllm::CancelledError& error) {
     PyErr_SetString(exception_types.cancelled, error.what());
   }
@@ -306,8 +310,9 @@ void bind_transfer(nb::module_& module) {
              "devices"_a, nb::kw_only(), "mode"_a, "threads"_a, "control"_a, ReleaseGil());
   module.def(
       "checksum_ranges",
-      [](const sllm::io::File& file, const std::vector<Pair>& ranges, const std::string& mode,
-         std::int64_t threads, sllm::io::Control& control) {
+      [](const std::shared_ptr<sllm::io::File>& file, const std::vector<Pair>& ranges,
+         const std::string& mode, std::int64_t threads, sllm::io::Control& control) {
+        if (file == nullptr) throw std::invalid_argument("the file is None");
         std::vector<sllm::io::ChecksumRange> parsed;
         for (const auto& [offset, size] : ranges) parsed.push_back({offset, size});
         return sllm::io::checksum_ranges(file, parsed, sllm::io::parse_read_mode(mode), threads,
@@ -399,8 +404,8 @@ void bind_host_memory(nb::module_& module) {
       "__init__",
       [](Shared<PoolMapping>* self, int fd, std::int64_t chunk_size,
          const std::vector<std::int64_t>& chunks, std::int64_t size, int lease) {
-        new (self) Shared<PoolMapping>{
-            std::make_shared<PoolMapping>(fd, chunk_size, chunks, size, lease)};
+        new (self)
+            Shared<PoolMapping>{std::make_shared<PoolMapping>(fd, chunk_size, chunks, size, lease)};
       },
       "fd"_a, "chunk_size"_a, "chunks"_a, "size"_a, nb::kw_only(), "lease"_a = -1, ReleaseGil());
   bind_host_dlpack(mapping);

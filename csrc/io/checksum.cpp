@@ -83,16 +83,16 @@ void checksum_pieces(const File& file, ReadMode mode, std::vector<ChecksumPiece>
 
 }  // namespace
 
-std::vector<std::uint32_t> checksum_ranges(const File& file,
+std::vector<std::uint32_t> checksum_ranges(const std::shared_ptr<const File>& file,
                                            const std::vector<ChecksumRange>& ranges, ReadMode mode,
                                            std::int64_t threads, Control& control) {
   const unsigned thread_count = checked_threads(threads);
   control.throw_if_cancelled();
-  require_read_mode(mode, file);
-  std::vector<ChecksumPiece> pieces = cut(file, ranges);
+  require_read_mode(mode, {&file, 1});
+  std::vector<ChecksumPiece> pieces = cut(*file, ranges);
   ItemClaims claims(pieces.size(), control);
   run_workers(thread_count, claims, control,
-              [&](ItemClaims& items) { checksum_pieces(file, mode, pieces, items, control); });
+              [&](ItemClaims& items) { checksum_pieces(*file, mode, pieces, items, control); });
   std::vector<std::uint32_t> crcs(ranges.size(), 0);
   for (const ChecksumPiece& piece : pieces) {
     crcs[piece.range] = crc32c_combine(crcs[piece.range], piece.crc, piece.size);

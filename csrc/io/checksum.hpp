@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <utility>
+#include <memory>
 #include <vector>
 
 #include "io/control.hpp"
@@ -16,7 +16,7 @@ struct ChecksumRange {
   std::int64_t size;
 };
 
-std::vector<std::uint32_t> checksum_ranges(const File& file,
+std::vector<std::uint32_t> checksum_ranges(const std::shared_ptr<const File>& file,
                                            const std::vector<ChecksumRange>& ranges, ReadMode mode,
                                            std::int64_t threads, Control& control);
 

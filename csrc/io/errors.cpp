@@ -12,4 +12,11 @@ void throw_system_error(int code, const std::string& what, std::string path) {
   throw SystemError(code, what + ": " + errno_text(code), std::move(path));
 }
 
+std::string checked_path(std::string path) {
+  if (path.find('\0') != std::string::npos) {
+    throw std::invalid_argument("a path has a zero byte in it");
+  }
+  return path;
+}
+
 }  // namespace sllm

@@ -28,4 +28,7 @@ std::string errno_text(int code);
 // Throws SystemError "<what>: <text of code>".
 [[noreturn]] void throw_system_error(int code, const std::string& what, std::string path = {});
 
+// The path, unless it has a zero byte: the kernel would open what comes before it.
+std::string checked_path(std::string path);
+
 }  // namespace sllm

@@ -48,7 +48,7 @@ int query_direct_alignment(int fd) {
   return static_cast<int>(std::max(answer.dio_mem_align, answer.dio_offset_align));
 }
 
-File::File(std::string path) : path_(std::move(path)) {
+File::File(std::string path) : path_(checked_path(std::move(path))) {
   // O_NONBLOCK: opening a FIFO by mistake must not hang.
   buffered_ = Descriptor(::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (!buffered_.valid()) throw SystemError(errno, errno_text(errno), path_);

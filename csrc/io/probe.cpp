@@ -63,6 +63,7 @@ std::string huge_pages() {
 }  // namespace
 
 Probe probe(const std::string& directory) {
+  checked_path(directory);
   Probe answer{};
   struct statfs file_system{};
   if (::statfs(directory.c_str(), &file_system) != 0) {

@@ -35,18 +35,18 @@ ReadMode parse_read_mode(const std::string& name) {
                               "' is none of 'auto', 'buffered', 'direct', 'io_uring'");
 }
 
-void require_read_mode(ReadMode mode, const File& file) {
-  if (mode == ReadMode::kDirect && file.direct_alignment() == 0) {
-    throw SystemError(EOPNOTSUPP, "the file system has no direct reads; use mode 'auto'",
-                      file.path());
-  }
-  if (mode == ReadMode::kUring) {
-    int error = 0;
-    if (Uring::create(1, error) == nullptr) {
-      throw SystemError(EOPNOTSUPP,
-                        "io_uring is not available (" + errno_text(error) + "); use mode 'auto'",
-                        file.path());
+void require_read_mode(ReadMode mode, std::span<const std::shared_ptr<const File>> files) {
+  if (mode == ReadMode::kDirect) {
+    for (const auto& file : files) {
+      if (file->direct_alignment() != 0) continue;
+      throw SystemError(EOPNOTSUPP, "the file system has no direct reads; use mode 'auto'",
+                        file->path());
     }
+  }
+  int error = 0;
+  if (mode == ReadMode::kUring && Uring::create(1, error) == nullptr) {
+    throw SystemError(EOPNOTSUPP,
+                      "io_uring is not available (" + errno_text(error) + "); use mode 'auto'");
   }
 }
 

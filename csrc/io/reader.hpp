@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -18,8 +19,8 @@ enum class ReadMode { kAuto, kBuffered, kDirect, kUring };
 // Throws std::invalid_argument for a name that is none of the four.
 ReadMode parse_read_mode(const std::string& name);
 
-// Throws SystemError(EOPNOTSUPP) when a forced mode cannot read this file here.
-void require_read_mode(ReadMode mode, const File& file);
+// Throws SystemError(EOPNOTSUPP) when a forced mode cannot read these files here.
+void require_read_mode(ReadMode mode, std::span<const std::shared_ptr<const File>> files);
 
 struct ReadRange {
   const File* file;

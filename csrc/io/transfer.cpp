@@ -10,7 +10,6 @@
 #include <mutex>
 #include <optional>
 #include <stop_token>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -138,9 +137,8 @@ void Transfer::run_threads() {
   std::vector<std::jthread> threads;
   try {
     for (unsigned i = 0; i < count; ++i) threads.emplace_back([this, depth] { work(depth); });
-  } catch (const std::system_error& error) {
-    fail(std::make_exception_ptr(SystemError(
-        error.code().value(), "cannot start a thread: " + errno_text(error.code().value()))));
+  } catch (...) {  // a thread that cannot be started: those that run must stop
+    fail(std::current_exception());
   }
 }
 

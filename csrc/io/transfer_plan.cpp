@@ -203,7 +203,7 @@ TransferPlan make_plan(const TransferRequest& request) {
     for (; next < reads.size() && reads[next].first == step; ++next) cutter.add(reads[next].second);
     cutter.end();
   }
-  for (const auto& file : request.files) require_read_mode(request.mode, *file);
+  require_read_mode(request.mode, request.files);
   return plan;
 }
 

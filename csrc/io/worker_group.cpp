@@ -3,11 +3,8 @@
 #include <algorithm>
 #include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <vector>
-
-#include "io/errors.hpp"
 
 namespace sllm::io {
 
@@ -32,9 +29,8 @@ void run_workers(unsigned threads, ItemClaims& claims, Control& control,
           }
         });
       }
-    } catch (const std::system_error& error) {
-      fail(std::make_exception_ptr(SystemError(
-          error.code().value(), "cannot start a thread: " + errno_text(error.code().value()))));
+    } catch (...) {  // a thread that cannot be started: those that run must stop
+      fail(std::current_exception());
     }
   }
   if (first_error != nullptr) std::rethrow_exception(first_error);

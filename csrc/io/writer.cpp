@@ -45,7 +45,7 @@ bool is_direct(int fd) {
 }  // namespace
 
 FileWriter::FileWriter(std::string path, std::int64_t threads, bool direct)
-    : path_(std::move(path)), threads_(checked_threads(threads)) {
+    : path_(checked_path(std::move(path))), threads_(checked_threads(threads)) {
   file_ = Descriptor(::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
   if (!file_.valid()) throw SystemError(errno, errno_text(errno), path_);
   if (direct && is_direct_possible(file_.get())) set_direct(file_.get(), true);

@@ -110,7 +110,7 @@ def pinned_memory_is_registered(_: Path) -> None:
     assert fake().fake_cuda_registrations() == 1
     pool = native.SharedPool(4 * MIB)
     states = [pool.pinned]
-    for _ in range(2):
+    for _attempt in range(2):
         pool.pin()
         states.append(pool.pinned)
     assert states == [False, True, True]

@@ -1,0 +1,214 @@
+// Runs the native core hard, without Python, for a sanitizer to watch. Exits with 0 when every
+// byte was right. Arguments: a scratch directory, the number of rounds.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "io/checksum.hpp"
+#include "io/control.hpp"
+#include "io/crc32c.hpp"
+#include "io/errors.hpp"
+#include "io/file.hpp"
+#include "io/probe.hpp"
+#include "io/transfer.hpp"
+#include "io/writer.hpp"
+#include "pool/host_memory.hpp"
+#include "shim/cuda_device.hpp"
+#include "shim/cuda_memory.hpp"
+
+namespace {
+
+using namespace sllm;
+
+void require(bool condition, const char* what) {
+  if (condition) return;
+  std::fprintf(stderr, "stress: %s\n", what);
+  std::abort();
+}
+
+std::vector<std::byte> random_bytes(std::size_t size, unsigned seed) {
+  std::mt19937_64 engine(seed);
+  std::vector<std::byte> bytes(size + 8);
+  for (std::size_t at = 0; at < size; at += 8) {
+    const std::uint64_t word = engine();
+    std::memcpy(bytes.data() + at, &word, sizeof(word));
+  }
+  bytes.resize(size);
+  return bytes;
+}
+
+std::int64_t number(const std::byte* address) {
+  return static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(address));
+}
+
+std::vector<io::ReadMode> available_modes(const std::string& directory) {
+  const io::Probe probe = io::probe(directory);
+  std::vector<io::ReadMode> modes{io::ReadMode::kAuto, io::ReadMode::kBuffered};
+  if (probe.direct_alignment != 0) modes.push_back(io::ReadMode::kDirect);
+  if (probe.io_uring) modes.push_back(io::ReadMode::kUring);
+  return modes;
+}
+
+void check_checksums(const std::vector<std::byte>& bytes) {
+  for (std::size_t offset = 0; offset < 9; ++offset) {
+    for (std::size_t size : {0, 1, 7, 8, 255, 768, 4096, 24576, 24577, 100000}) {
+      const std::uint32_t fast = io::crc32c(0, bytes.data() + offset, size);
+      require(fast == io::crc32c_portable(0, bytes.data() + offset, size), "crc32c differs");
+      const std::uint32_t head = io::crc32c(0, bytes.data() + offset, size / 3);
+      const std::uint32_t tail = io::crc32c(0, bytes.data() + offset + size / 3, size - size / 3);
+      require(io::crc32c_combine(head, tail, size - size / 3) == fast, "combine differs");
+      require(io::crc32c(head, bytes.data() + offset + size / 3, size - size / 3) == fast,
+              "a continued crc differs");
+    }
+  }
+}
+
+void write_file(const std::string& path, const std::vector<std::byte>& bytes) {
+  ::unlink(path.c_str());
+  io::Control control;
+  io::FileWriter writer(path, 4, true);
+  const auto third = static_cast<std::int64_t>(bytes.size() / 3);
+  const auto size = static_cast<std::int64_t>(bytes.size());
+  const auto first = writer.write({{0, number(bytes.data()), third}}, control);
+  require(first[0] == io::crc32c(0, bytes.data(), static_cast<std::size_t>(third)),
+          "the writer's crc differs");
+  writer.write({{third, number(bytes.data()) + third, 1},
+                {third + 1, number(bytes.data()) + third + 1, size - third - 1}},
+               control);
+  writer.finish(size);
+}
+
+// Reads a file through a ring of buffers to both devices, in steps of odd sizes.
+void load(const std::shared_ptr<const io::File>& file, const std::vector<std::byte>& expected,
+          io::ReadMode mode, unsigned seed, bool cancel) {
+  std::mt19937 engine(seed);
+  constexpr std::int64_t kChunk = 700 << 10;
+  constexpr std::int64_t kSlots = 3;
+  const pool::HostBuffer ring(kSlots * kChunk, seed % 2 == 0);
+  const auto size = static_cast<std::int64_t>(file->size());
+  const cuda::DeviceBuffer arenas[] = {{0, file->size()}, {1, file->size()}};
+  io::TransferRequest request;
+  request.files = {file};
+  request.mode = mode;
+  request.threads = 1 + seed % 7;
+  for (const auto& arena : arenas) {
+    request.devices.push_back({arena.device(), static_cast<std::int64_t>(arena.address())});
+  }
+  for (std::int64_t offset = 0, step = 0; offset < size; ++step) {
+    const std::int64_t length =
+        std::min<std::int64_t>(size - offset, 1 + static_cast<std::int64_t>(engine() % kChunk));
+    request.steps.push_back(
+        {ring.address() + step % kSlots * kChunk, step >= kSlots ? step - kSlots : -1});
+    request.reads.push_back({step, 0, offset, length, 0});
+    request.copies.push_back({step, 0, offset, length, 0});
+    request.copies.push_back({step, 1, offset, length, 0});
+    offset += length;
+  }
+  io::Control control;
+  std::jthread canceller;
+  if (cancel) {
+    canceller = std::jthread([&] {
+      control.wait(engine() % file->size(), std::chrono::duration<double>(5));
+      control.cancel();
+    });
+  }
+  try {
+    io::run_transfer(request, control);
+  } catch (const CancelledError&) {
+    require(cancel, "cancelled by nobody");
+    return;
+  }
+  std::vector<std::byte> found(expected.size());
+  for (const auto& arena : arenas) {
+    cuda::copy_to_host(arena.device(), arena.address(), found.data(), found.size());
+    require(found == expected, "the device holds other bytes");
+  }
+}
+
+void check_ranges(const std::shared_ptr<const io::File>& file,
+                  const std::vector<std::byte>& expected, io::ReadMode mode) {
+  io::Control control;
+  const auto half = static_cast<std::int64_t>(expected.size() / 2);
+  const auto crcs = io::checksum_ranges(file, {{0, half}, {3, half}}, mode, 3, control);
+  require(crcs[0] == io::crc32c(0, expected.data(), static_cast<std::size_t>(half)),
+          "a range's crc differs");
+  require(crcs[1] == io::crc32c(0, expected.data() + 3, static_cast<std::size_t>(half)),
+          "an unaligned range's crc differs");
+}
+
+void fail_in_the_middle(const std::string& path, io::ReadMode mode) {
+  auto file = std::make_shared<const io::File>(path);
+  const pool::HostBuffer memory(static_cast<std::int64_t>(file->size()), false);
+  require(::truncate(path.c_str(), static_cast<off_t>(file->size() / 2 + 5)) == 0, "truncate");
+  io::TransferRequest request;
+  request.files = {file};
+  request.mode = mode;
+  request.threads = 4;
+  request.steps = {{memory.address(), -1}};
+  request.reads = {{0, 0, 0, static_cast<std::int64_t>(file->size()), 0}};
+  io::Control control;
+  try {
+    io::run_transfer(request, control);
+  } catch (const SystemError& error) {
+    require(error.code == EIO, "another error");
+    return;
+  }
+  require(false, "a truncated file was read");
+}
+
+void share_memory() {
+  pool::SharedPool shared(16 << 20);
+  shared.populate(3);
+  shared.pin();
+  std::memset(shared.address(), 0x5A, shared.size());
+  const Descriptor fd(shared.read_only_fd());
+  std::vector<std::jthread> clients;
+  for (int i = 0; i < 4; ++i) {
+    clients.emplace_back([&] {
+      const pool::PoolMapping view(fd.get(), 1 << 20, {3, 4, 9}, 3 << 20);
+      std::memset(view.address(), 0, view.size());
+    });
+  }
+  clients.clear();
+  require(shared.address()[3 << 20] == std::byte{0x5A}, "a client changed the pool");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  require(argc == 3, "usage: stress DIRECTORY ROUNDS");
+  const std::string directory = argv[1];
+  const int rounds = std::atoi(argv[2]);
+  const auto bytes = random_bytes((5 << 20) + 4321, 1);
+  check_checksums(bytes);
+  const std::string path = directory + "/data";
+  write_file(path, bytes);
+  const auto file = std::make_shared<const io::File>(path);
+  const auto modes = available_modes(directory);
+  for (int round = 0; round < rounds; ++round) {
+    std::vector<std::jthread> loads;
+    for (std::size_t i = 0; i < modes.size(); ++i) {
+      const auto seed = static_cast<unsigned>(round * 10) + static_cast<unsigned>(i);
+      file->evict();
+      loads.emplace_back([&, i, seed] { load(file, bytes, modes[i], seed, seed % 3 == 0); });
+    }
+    loads.clear();
+    for (const io::ReadMode mode : modes) check_ranges(file, bytes, mode);
+    share_memory();
+  }
+  for (const io::ReadMode mode : modes) {
+    write_file(path + "-short", bytes);
+    fail_in_the_middle(path + "-short", mode);
+  }
+  return 0;
+}
