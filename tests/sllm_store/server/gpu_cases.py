@@ -1,0 +1,131 @@
+"""Clients that load to (fake) GPUs, one case a process: CASE ADDRESS [ARGUMENT…]."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from store_process import random_tensors
+
+from sllm_store import errors, native
+from sllm_store.client import SllmStoreClient
+
+
+def on_device(buffer: native.DeviceBuffer, offset: int, size: int) -> bytes:
+    host = ctypes.create_string_buffer(size)
+    native.copy_from_device(buffer.device, buffer.address + offset, ctypes.addressof(host), size)
+    return host.raw
+
+
+def check(client: SllmStoreClient, device_map: dict[str, str], count: int, size: int) -> str:
+    expected = random_tensors(count, size)
+    loaded = client.load("m", device_map, timeout_s=60)
+    assert {t.name for t in loaded.tensors} == set(expected)
+    for tensor in loaded.tensors:
+        arena = loaded.arenas[tensor.arena]
+        assert isinstance(arena, native.DeviceBuffer)
+        assert tensor.offset_bytes % 256 == 0
+        content = on_device(arena, tensor.offset_bytes, len(expected[tensor.name]))
+        assert content == expected[tensor.name], tensor.name
+    return loaded.tier
+
+
+def load(address: str, count: str, size: str) -> None:
+    with SllmStoreClient(address) as client:
+        first = check(client, {"": native.device_uuid(0)}, int(count), int(size))
+        second = check(client, {"": native.device_uuid(1)}, int(count), int(size))
+        print(first, second)
+
+
+def split(address: str, count: str, size: str) -> None:
+    spread = {"": native.device_uuid(0), "layers.1": native.device_uuid(1)}
+    with SllmStoreClient(address) as client:
+        check(client, spread, int(count), int(size))
+
+
+def parallel(address: str, count: str, size: str) -> None:
+    def run(device: int) -> None:
+        with SllmStoreClient(address) as client:
+            check(client, {"": native.device_uuid(device)}, int(count), int(size))
+
+    with ThreadPoolExecutor(6) as threads:
+        for done in [threads.submit(run, index % 2) for index in range(6)]:
+            done.result()
+
+
+def no_memory(address: str) -> None:
+    with (
+        SllmStoreClient(address) as client,
+        pytest.raises(errors.OutOfDeviceMemoryError, match="free"),
+    ):
+        client.load("m", {"": native.device_uuid(0)})
+
+
+def forever(address: str) -> None:
+    """Start a slow load and say so; the parent kills this process."""
+    with SllmStoreClient(address) as client:
+        client.load("m", {"": native.device_uuid(0)}, on_progress=lambda _a, _b: print("loading"))
+
+
+def upstream(address: str, count: str, size: str) -> None:
+    """Plan the copies as ServerlessLLM's client does, and load through its own methods."""
+    expected = random_tensors(int(count), int(size))
+    gpu = native.device_uuid(1)
+    buffer = native.DeviceBuffer(1, sum(len(t) + 64 for t in expected.values()))
+    chunks, places = [], {}
+    source = target = 0
+    for name, content in expected.items():
+        chunks.append((source, len(content), target, 0))
+        places[name] = target
+        source += len(content) + -len(content) % 8
+        target += len(content) + 8
+    with SllmStoreClient(address) as client:
+        replica = str(uuid.uuid4())
+        assert client.register_model("m") == source
+        client.load_into_gpu("m", replica, {gpu: chunks}, {gpu: [buffer.ipc_handle()]})
+        client.confirm_model_loaded("m", replica)
+        for name, content in expected.items():
+            assert on_device(buffer, places[name], len(content)) == content, name
+        client.unload_from_gpu("m", replica)
+
+
+def refused(address: str) -> None:
+    """Everything that ServerlessLLM's server trusts and ours checks."""
+    gpu = native.device_uuid(0)
+    buffer = native.DeviceBuffer(0, 2 << 20)
+    handle = buffer.ipc_handle()
+    stranger = str(uuid.uuid4())
+    cases = {
+        "past the end of m": ({gpu: [(1 << 60, 8, 0, 0)]}, {gpu: [handle]}),
+        "past the end of the": ({gpu: [(0, (2 << 20) + 1, 0, 0)]}, {gpu: [handle]}),
+        "past the end of the ": ({gpu: [(0, 8, (1 << 64) - 8, 0)]}, {gpu: [handle]}),
+        "handle_idx 1": ({gpu: [(0, 8, 0, 1)]}, {gpu: [handle]}),
+        "handle_idx 0": ({gpu: [(0, 8, 0, 0)]}, {}),
+        "has 3": ({gpu: [(0, 8, 0, 0)]}, {gpu: [b"abc"]}),
+        "cannot open the IPC handle": ({gpu: [(0, 8, 0, 0)]}, {gpu: [bytes(64)]}),
+        "no GPU": ({stranger: [(0, 8, 0, 0)]}, {stranger: [handle]}),
+        "chunks is empty": ({}, {}),
+    }
+    with SllmStoreClient(address) as client:
+        for message, (chunks, handles) in cases.items():
+            with pytest.raises((errors.InvalidRequestError, errors.DeviceError), match=message):
+                client.load_into_gpu("m", str(uuid.uuid4()), chunks, handles)
+        for replica in ("", "never loaded"):
+            with pytest.raises(errors.InvalidRequestError, match="LoadModelAsync first"):
+                client.confirm_model_loaded("m", replica, timeout_s=5)
+        assert client.status().loads_running == 0
+
+
+def fails_once(address: str, message: str) -> None:
+    """The first load fails with the store's error, the next one works."""
+    with SllmStoreClient(address) as client:
+        with pytest.raises(errors.StoreError, match=message):
+            check(client, {"": native.device_uuid(0)}, 4, 3_000_000)
+        check(client, {"": native.device_uuid(0)}, 4, 3_000_000)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](*sys.argv[2:])
