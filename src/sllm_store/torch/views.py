@@ -15,6 +15,7 @@ from torch.utils.dlpack import from_dlpack
 from sllm_store.checkpoint.dtype import contiguous_bytes
 from sllm_store.errors import InvalidCheckpointError, InvalidRequestError
 from sllm_store.torch.devices import torch_device
+from sllm_store.torch.dtypes import dtype_named
 
 if TYPE_CHECKING:
     from sllm_store.checkpoint.loaded import Loaded
@@ -53,16 +54,6 @@ def view_tensors(loaded: Loaded) -> Views:
                 f"{loaded.directory}: {alias!r} is an alias of {name!r}, which is not there"
             )
     return Views(tensors=tensors, buffers=buffers)
-
-
-def dtype_named(name: str) -> torch.dtype:
-    """Return the dtype that this PyTorch calls `name`, such as 'bfloat16'."""
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise InvalidRequestError(
-            f"dtype {name!r} is unknown to PyTorch {torch.__version__}: a newer one may have it"
-        )
-    return dtype
 
 
 class _Bases:

@@ -13,8 +13,9 @@ import torch
 from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.errors import InvalidCheckpointError, LoadCancelledError
 from sllm_store.torch.devices import DeviceMap, parse_device_map, store_device
+from sllm_store.torch.dtypes import dtype_named, parse_float_dtype
 from sllm_store.torch.route import Route, choose_route
-from sllm_store.torch.views import dtype_named, view_tensors
+from sllm_store.torch.views import view_tensors
 from sllm_store.transformers.fill import fill_model
 from sllm_store.transformers.placement import (
     AUTOMATIC,
@@ -30,7 +31,6 @@ from sllm_store.transformers.skeleton import (
     read_config,
     read_generation_config,
     resolve_class,
-    resolve_dtype,
 )
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def load_model(  # noqa: PLR0913, PLR0917 - upstream's signature, and what it la
     """
     wish = _Wish(
         device_map=device_map,
-        dtype=resolve_dtype(dtype if dtype is not None else torch_dtype),
+        dtype=parse_float_dtype(dtype if dtype is not None else torch_dtype),
         model_class=resolve_class(hf_model_class),
         quantization=parse_quantization(quantization_config),
         trust_remote_code=trust_remote_code,
@@ -137,7 +137,7 @@ class _Job:
         return model
 
     def _run_plain(self, config: PretrainedConfig, checkpoint: Checkpoint) -> PreTrainedModel:
-        dtype = self._wish.dtype or resolve_dtype(config.dtype) or _stored_dtype(checkpoint)
+        dtype = self._wish.dtype or parse_float_dtype(config.dtype) or _stored_dtype(checkpoint)
         placement = place_without_model(self._wish.device_map, checkpoint.size_bytes)
         if placement is not None and self._wish.overlap:
             with self._in_background(placement) as loading:

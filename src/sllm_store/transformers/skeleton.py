@@ -60,18 +60,6 @@ def resolve_class(hf_model_class: str | type[Any]) -> type[Any]:
     return found
 
 
-def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """Return the dtype that a caller asked for; None for 'auto', which keeps the stored one."""
-    if dtype is None or dtype == "auto":
-        return None
-    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise InvalidRequestError(
-            f"dtype {dtype!r}: use 'auto' or a floating point dtype such as 'bfloat16'"
-        )
-    return found
-
-
 def build_on_meta(
     config: PretrainedConfig,
     model_class: type[Any],

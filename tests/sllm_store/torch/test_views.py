@@ -19,7 +19,8 @@ from sllm_store.checkpoint.loaded import Loaded
 from sllm_store.checkpoint.plan import PlacedTensor
 from sllm_store.errors import InvalidCheckpointError, InvalidRequestError
 from sllm_store.native import HostBuffer
-from sllm_store.torch.views import dtype_named, view_tensors
+from sllm_store.torch.dtypes import dtype_named
+from sllm_store.torch.views import view_tensors
 
 
 def placed(name: str, dtype: str, shape: tuple[int, ...], offset: int, **more: Any) -> PlacedTensor:
