@@ -61,7 +61,7 @@ def checksum(tensor: torch.Tensor) -> int:
     if words.numel() % 2:
         words = torch.nn.functional.pad(words, (0, 1))
     total = 0
-    for part_index, part in enumerate(words.view(torch.int16).split(1 << 26)):
+    for part_index, part in enumerate(torch.split(words.view(torch.int16), 1 << 26)):
         place = torch.arange(part.numel(), device=part.device) % 65521 + 1 + part_index
         total += int((part.long() * place).sum().item())
     return total % (1 << 64)
@@ -220,8 +220,8 @@ def hardware(device: str) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Make the checkpoints, run every loader in every state, write the JSON, print a table."""
+def parse_arguments() -> argparse.Namespace:
+    """Return the command line; --loader and what follows it are for the measured processes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--out", type=Path)
@@ -235,16 +235,19 @@ def main() -> None:
     parser.add_argument("--sums")
     parser.add_argument("--store", default="")
     parser.add_argument("--cold", action="store_true")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Make the checkpoint, run every loader in every state, write the JSON."""
+    args = parse_arguments()
     if args.loader:
         run_loader(args)
         return
     storage = args.work / "models"
     directory = storage / args.shapes
-    started_s = time.perf_counter()
     sums = make_checkpoint(directory, args.shapes, args.device)
     size_bytes = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
-    print(f"made {size_bytes / 1e9:.2f} GB in {time.perf_counter() - started_s:.1f} s", flush=True)
     sums_path = args.work / "sums.json"
     sums_path.write_text(json.dumps(sums))
     common = {"sums": sums_path, "size_bytes": size_bytes, "format": "safetensors"}
@@ -256,7 +259,6 @@ def main() -> None:
         print(json.dumps(row), flush=True)
 
     store = Store(storage, args.pool)
-    print(f"store ready in {store.ready_s:.1f} s", flush=True)
     evict(directory)
     add("store", "cold disk", store=store.address, runs=1)
     add("store", "host pool", store=store.address)

@@ -36,10 +36,10 @@ def load(
     chunks: int,
     *,
     whole: bool = True,
-    keep: bool = False,
-    fails: bool = False,
+    end: str = "released",
     holder: str = "test",
 ) -> Claim:
+    """Load a model; it ends 'released', 'kept' (held by holder) or 'failed'."""
     residency = host.enter(model, chunks)
     try:
         host.begin_fill(residency, patience())
@@ -47,11 +47,11 @@ def load(
             claim = host.claim(
                 residency, range(chunks), whole=whole, holder=holder, patience=patience()
             )
-            if fails:
+            if end == "failed":
                 host.abandon(claim)
             else:
                 host.commit(claim)
-            if fails or not keep:
+            if end != "kept":
                 host.release(residency, holder)
             return claim
         finally:
@@ -114,7 +114,7 @@ def test_a_host_load_larger_than_the_pool_is_refused_with_advice() -> None:
 
 def test_a_full_pool_says_who_holds_it() -> None:
     host = HostTier(4, 2 * MB)
-    load(host, "held", 4, keep=True, holder="client python[1]")
+    load(host, "held", 4, end="kept", holder="client python[1]")
     with pytest.raises(PoolExhaustedError, match=r"held \(8.0 MB, client python\[1\]\)"):
         load(host, "b", 2)
     assert resident(host, "held") == 4
@@ -134,14 +134,14 @@ def test_a_pinned_model_is_never_evicted() -> None:
 
 def test_a_failed_load_gives_its_chunks_back() -> None:
     host = HostTier(4, 2 * MB)
-    load(host, "a", 3, fails=True)
+    load(host, "a", 3, end="failed")
     assert host.used_bytes == 0
     assert host.models() == []
 
 
 def test_unload_waits_for_holders_and_names_them_when_time_is_up() -> None:
     host = HostTier(4, 2 * MB)
-    claim = load(host, "a", 2, keep=True, holder="client x")
+    claim = load(host, "a", 2, end="kept", holder="client x")
     with pytest.raises(InUseError, match="client x"):
         host.unload("a", patience())
     timer = threading.Timer(0.05, host.release, (claim.residency, "client x"))
@@ -157,7 +157,7 @@ def test_unloading_what_is_not_there_is_fine() -> None:
 
 def test_a_retired_model_keeps_its_chunks_until_its_holders_are_gone() -> None:
     host = HostTier(4, 2 * MB)
-    claim = load(host, "a", 2, keep=True)
+    claim = load(host, "a", 2, end="kept")
     host.retire("a")
     assert host.find("a") is None
     assert host.used_bytes == 4 * MB
@@ -169,7 +169,7 @@ def test_a_retired_model_keeps_its_chunks_until_its_holders_are_gone() -> None:
 
 def test_a_claim_waits_until_chunks_come_free() -> None:
     host = HostTier(4, 2 * MB)
-    claim = load(host, "a", 4, keep=True)
+    claim = load(host, "a", 4, end="kept")
     timer = threading.Timer(0.05, host.release, (claim.residency, "test"))
     timer.start()
     residency = host.enter("b", 4)
@@ -181,7 +181,7 @@ def test_a_claim_waits_until_chunks_come_free() -> None:
 
 def test_a_cancelled_wait_ends_at_once() -> None:
     host = HostTier(4, 2 * MB)
-    load(host, "a", 4, keep=True)
+    load(host, "a", 4, end="kept")
     control = Control()
     residency = host.enter("b", 4)
     host.begin_fill(residency, patience())
@@ -193,9 +193,7 @@ def test_a_cancelled_wait_ends_at_once() -> None:
     timer = threading.Timer(0.05, cancel)
     timer.start()
     with pytest.raises(LoadCancelledError):
-        host.claim(
-            residency, range(4), whole=True, holder="b", patience=patience(30, control)
-        )
+        host.claim(residency, range(4), whole=True, holder="b", patience=patience(30, control))
     timer.join()
 
 
@@ -237,18 +235,17 @@ class Books(RuleBasedStateMachine):
     @rule(
         model=st.sampled_from("abcde"),
         whole=st.booleans(),
-        keep=st.booleans(),
-        fails=st.booleans(),
+        end=st.sampled_from(["released", "kept", "failed"]),
     )
-    def load(self, *, model: str, whole: bool, keep: bool, fails: bool) -> None:
+    def load(self, *, model: str, whole: bool, end: str) -> None:
         chunks = {"a": 1, "b": 3, "c": 7, "d": 12, "e": 30}[model]
         try:
-            claim = load(self.host, model, chunks, whole=whole, keep=keep, fails=fails)
+            claim = load(self.host, model, chunks, whole=whole, end=end)
         except PoolExhaustedError:
             return
         used = [*claim.ready.values(), *claim.kept.values(), *claim.ring]
         assert len(set(used)) == len(used)
-        if keep and not fails:
+        if end == "kept":
             self.leases.append(claim)
 
     @precondition(lambda self: self.leases)

@@ -1,0 +1,91 @@
+"""The client's own rules: addresses, errors by class, closing."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+from store_process import random_tensors, read_tensors, write_upstream
+
+from sllm_store import errors
+from sllm_store.client import SllmStoreClient, default_address, is_running
+from sllm_store.proto import storage_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from store_process import StoreProcess
+
+    Start = Callable[..., StoreProcess]
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    write_upstream(tmp_path / "models" / "m", random_tensors(2, 1000))
+    return tmp_path / "models"
+
+
+def test_the_default_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLLM_STORE_ADDRESS", "127.0.0.1:1")
+    assert default_address() == "127.0.0.1:1"
+    monkeypatch.delenv("SLLM_STORE_ADDRESS")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
+    assert default_address().startswith("unix:/run/user/7/sllm-store-")
+
+
+@pytest.mark.parametrize("address", ["unix:/nowhere/s", "127.0.0.1:1", "nonsense", "host:port"])
+def test_nothing_runs_at_an_address_that_nobody_has(address: str) -> None:
+    assert not is_running(address)
+
+
+def test_the_servers_error_arrives_as_its_own_class(start_store: Start, models: Path) -> None:
+    client = start_store(models).client()
+    with pytest.raises(errors.CheckpointNotFoundError, match="no checkpoint 'x'") as caught:
+        client.load("x")
+    assert isinstance(caught.value, FileNotFoundError)
+    assert isinstance(caught.value.__cause__, grpc.RpcError)
+
+
+def test_every_error_has_a_status_and_a_name() -> None:
+    for name, error in errors.BY_NAME.items():
+        assert error.__name__ == name
+        assert isinstance(error.status, str)
+        assert getattr(grpc.StatusCode, error.status)
+    subclasses = {errors.StoreError, *errors.StoreError.__subclasses__()}
+    assert subclasses <= set(errors.BY_NAME.values())
+
+
+def test_a_timeout_is_a_deadline_error(start_store: Start, models: Path) -> None:
+    store = start_store(models)
+    with socket.socket(socket.AF_UNIX) as silent:
+        path = Path(store.address.removeprefix("unix:")).with_name("silent")
+        silent.bind(str(path))
+        silent.listen()
+        with SllmStoreClient(f"unix:{path}") as client, pytest.raises(errors.StoreError):
+            client._call(client._store.GetStatus, pb.GetStatusRequest(), timeout_s=0.2)
+
+
+def test_closing_twice_is_fine_and_memory_stays(start_store: Start, models: Path) -> None:
+    client = start_store(models).client()
+    loaded = client.load("m")
+    client.close()
+    client.close()
+    assert read_tensors(loaded) == random_tensors(2, 1000)
+
+
+def test_the_client_says_where_it_got_a_model(start_store: Start, models: Path) -> None:
+    store = start_store(models)
+    loaded = store.client().load("m")
+    assert loaded.store == store.address
+    assert loaded.directory == models / "m"
+    assert loaded.format == "sllm"
+    assert loaded.devices == ("cpu",)
+
+
+def test_an_empty_tensor_needs_no_memory(start_store: Start, tmp_path: Path) -> None:
+    write_upstream(tmp_path / "models" / "empty", {"nothing": b""})
+    loaded = start_store(tmp_path / "models").client().load("empty")
+    assert loaded.tensors[0].shape == (0,)

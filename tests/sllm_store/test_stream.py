@@ -1,0 +1,79 @@
+"""Loads without a store: every reader mode, progress, deadlines, errors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from store_process import random_tensors, read_tensors, write_upstream
+
+from sllm_store.errors import (
+    CheckpointNotFoundError,
+    DeadlineError,
+    DeviceError,
+    InvalidCheckpointError,
+    InvalidRequestError,
+    ReadError,
+)
+from sllm_store.stream import load_checkpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    write_upstream(tmp_path / "m", random_tensors(7, 11_000_003))
+    return tmp_path / "m"
+
+
+@pytest.mark.parametrize("mode", ["auto", "buffered", "direct", "io_uring"])
+def test_every_mode_gives_the_same_bytes(model: Path, mode: str) -> None:
+    loaded = load_checkpoint(model, {}, mode=mode, threads=3)
+    assert read_tensors(loaded) == random_tensors(7, 11_000_003)
+    assert loaded.store == "in-process"
+
+
+def test_tensors_start_at_multiples_of_256(model: Path) -> None:
+    assert all(tensor.offset_bytes % 256 == 0 for tensor in load_checkpoint(model, {}).tensors)
+
+
+def test_progress_ends_at_the_total(model: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    load_checkpoint(model, {}, on_progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_a_deadline_ends_a_load(model: Path) -> None:
+    with pytest.raises(DeadlineError, match=r"within 0\.0 s"):
+        load_checkpoint(model, {}, timeout_s=0.0)
+
+
+def test_a_callback_that_raises_ends_the_load(model: Path) -> None:
+    def refuse(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load_checkpoint(model, {}, on_progress=refuse)
+
+
+def test_an_unknown_gpu_is_named(model: Path) -> None:
+    with pytest.raises(DeviceError, match="no GPU abc is visible here"):
+        load_checkpoint(model, {"": "abc"})
+
+
+def test_a_map_that_forgets_a_tensor_is_refused(model: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="places no tensor"):
+        load_checkpoint(model, {"other": "cpu"})
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointNotFoundError, match="none"):
+        load_checkpoint(tmp_path / "none", {})
+
+
+def test_a_file_cut_short_is_an_error(model: Path) -> None:
+    with (model / "tensor.data_0").open("r+b") as file:
+        file.truncate(20_000_000)
+    with pytest.raises((ReadError, InvalidCheckpointError), match=r"tensor\.data_0|layers"):
+        load_checkpoint(model, {})
