@@ -44,7 +44,7 @@ def test_chunks_read_every_byte_of_every_run_once(image: Image) -> None:
     got = {}
     for chunk, reads in enumerate(cut_image(image, CHUNK).reads):
         for file, file_offset, size, offset in reads:
-    X
+            assert size > 0
             assert offset + size <= CHUNK
             for i in range(size):
                 assert (file, file_offset + i) not in got
