@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import threading
@@ -386,3 +387,53 @@ def test_the_callers_config_object_is_not_shared(publish: Any) -> None:
     path = publish("llama").path
     load_model(path, dtype="float32", **HERE)
     assert AutoConfig.from_pretrained(path).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3-moe", "t5"])
+def test_models_load_through_a_running_store(
+    publish: Any, tmp_path: Path, start_store: Callable[..., Any], name: str, logits: Any
+) -> None:
+    published = publish(name)
+    model = published.from_pretrained()
+    save_model(model, tmp_path / "models" / "own")
+    model.save_pretrained(tmp_path / "models" / "published")
+    store = start_store(tmp_path / "models")
+    options = {"hf_model_class": published.auto_class, "store": store.address, "device_map": "cpu"}
+    for directory in ("own", "published"):
+        for _ in range(2):
+            loaded = load_model(directory, **options)
+            require_same(loaded, model, logits)
+            with torch.no_grad():
+                loaded.get_input_embeddings().weight.zero_()
+        assert torch.equal(
+            logits(load_model(directory, dtype="float32", **options)),
+            logits(published.from_pretrained(dtype="float32")),
+        )
+
+
+def test_wa10_a_model_survives_its_parts_and_its_store(
+    publish: Any, tmp_path: Path, start_store: Callable[..., Any], logits: Any
+) -> None:
+    model = publish("llama").from_pretrained()
+    save_model(model, tmp_path / "models" / "m")
+    store = start_store(tmp_path / "models")
+    loaded = load_model("m", store=store.address, device_map="cpu")
+    embedding = loaded.model.embed_tokens.weight.detach().clone()
+    loaded.set_input_embeddings(torch.nn.Embedding(160, 64, dtype=torch.bfloat16))
+    loaded.lm_head.weight = torch.nn.Parameter(embedding.clone())
+    gc.collect()
+    with torch.no_grad():
+        loaded.model.embed_tokens.weight.copy_(embedding)
+    assert torch.equal(logits(loaded), logits(model))
+    store.stop()
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_a_checkpoint_of_upstreams_gets_the_buffers_it_lacks(
+    publish: Any, tmp_path: Path, logits: Any
+) -> None:
+    for name in ("llama", "gpt2", "qwen3-moe"):
+        model = publish(name).from_pretrained()
+        save_model(model, tmp_path / name)
+        (tmp_path / name / "checkpoint.json").unlink()
+        require_same(load_model(tmp_path / name, **HERE), model, logits)
