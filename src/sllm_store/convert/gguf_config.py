@@ -97,7 +97,7 @@ def _decoder(metadata: GgufMetadata, shapes: Mapping[str, tuple[int, ...]]) -> d
     return {
         "hidden_act": "silu",
         "hidden_size": hidden,
-        "intermediate_size": metadata.integer("{arch}.feed_forward_length"),
+        "intermediate_size": _intermediate_size(metadata),
         "num_hidden_layers": metadata.integer("{arch}.block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": metadata.integer("{arch}.attention.head_count_kv", heads),
@@ -105,6 +105,14 @@ def _decoder(metadata: GgufMetadata, shapes: Mapping[str, tuple[int, ...]]) -> d
         "max_position_embeddings": metadata.integer("{arch}.context_length"),
         "rms_norm_eps": metadata.number("{arch}.attention.layer_norm_rms_epsilon"),
     }
+
+
+def _intermediate_size(metadata: GgufMetadata) -> int:
+    """Return the width of the MLP; a file with experts alone has only theirs."""
+    if metadata.has("{arch}.expert_feed_forward_length"):
+        experts = metadata.integer("{arch}.expert_feed_forward_length")
+        return metadata.integer("{arch}.feed_forward_length", experts)
+    return metadata.integer("{arch}.feed_forward_length")
 
 
 def _llama(metadata: GgufMetadata, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

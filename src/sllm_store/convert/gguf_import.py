@@ -44,8 +44,17 @@ class GgufImport:
     texts: dict[str, str]
 
 
-def plan_gguf(checkpoint: Checkpoint, files: Sequence[File], *, dtype: str) -> GgufImport:
-    """Plan everything that can fail on the file's contents before a byte is written."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufModel:
+    """A GGUF's model in Hugging Face's terms: its configurations, and how to make its tensors."""
+
+    config: dict[str, Any]
+    generation_config: dict[str, Any]
+    conversions: list[Conversion]
+
+
+def describe_gguf(checkpoint: Checkpoint, files: Sequence[File], *, dtype: str) -> GgufModel:
+    """Return what a GGUF's model is; `files` are the checkpoint's, for the rope factors."""
     metadata = GgufMetadata(path=checkpoint.path, values=checkpoint.metadata)
     architecture = find_architecture(metadata)
     conversions = plan_conversions(checkpoint, architecture, metadata, dtype=dtype)
@@ -56,9 +65,20 @@ def plan_gguf(checkpoint: Checkpoint, files: Sequence[File], *, dtype: str) -> G
         dtype=_main_dtype(conversions),
         rope_factors=_rope_factors(checkpoint, files),
     )
+    return GgufModel(
+        config=config,
+        generation_config=build_generation_config(metadata),
+        conversions=conversions,
+    )
+
+
+def plan_gguf(checkpoint: Checkpoint, files: Sequence[File], *, dtype: str) -> GgufImport:
+    """Plan everything that can fail on the file's contents before a byte is written."""
+    model = describe_gguf(checkpoint, files, dtype=dtype)
+    metadata = GgufMetadata(path=checkpoint.path, values=checkpoint.metadata)
     texts = {
-        CONFIG_FILE: _dump(config),
-        "generation_config.json": _dump(build_generation_config(metadata)),
+        CONFIG_FILE: _dump(model.config),
+        "generation_config.json": _dump(model.generation_config),
         METADATA_FILE: _dump(without_long_lists(checkpoint.metadata)),
         **build_tokenizer_files(metadata),
     }
@@ -67,7 +87,7 @@ def plan_gguf(checkpoint: Checkpoint, files: Sequence[File], *, dtype: str) -> G
             size_bytes=conversion.output_bytes,
             make=partial(_make, conversion, files[conversion.file]),
         )
-        for conversion in conversions
+        for conversion in model.conversions
     ]
     return GgufImport(steps=steps, texts=texts)
 

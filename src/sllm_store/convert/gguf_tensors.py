@@ -168,7 +168,9 @@ def _undo_interleaving(rows: NDArray[np.uint8], heads: int) -> NDArray[np.uint8]
 def _dequantise(rows: NDArray[np.uint8], dtype: str, name: str) -> NDArray[np.float32]:
     kind = dtype.removeprefix(_BLOCKS)
     try:
-        values: NDArray[np.float32] = quants.dequantize(rows, GGMLQuantizationType[kind])
+        # A scale that is infinite or not a number is what the file says, not our mistake.
+        with np.errstate(all="ignore"):
+            values: NDArray[np.float32] = quants.dequantize(rows, GGMLQuantizationType[kind])
     except (KeyError, NotImplementedError) as error:
         raise InvalidCheckpointError(
             f"tensor {name} has {kind} blocks, which the gguf package cannot dequantise: use a "
