@@ -1,0 +1,13 @@
+"""What every test starts from: nothing of this user's, and no network."""
+
+from __future__ import annotations
+
+import os
+
+# Before any library that reads them at import is imported. Tests load no model by its hub name;
+# one that tries fails at once instead of waiting for a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+for _name in ("STORAGE_PATH", "SLLM_STORE_ADDRESS", "SLLM_STORE_TOKEN"):
+    os.environ.pop(_name, None)

@@ -1,0 +1,100 @@
+"""Where the tests of a module are: beside it in tests/, or in a file that this page names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = {"sllm_store"}
+
+# A module without a test file of its own, and the file whose tests go through all of it. The
+# reason is the same for each: it is one step of what that file tests from outside, and has no
+# user but that. A module that gets a second user gets tests of its own, and leaves this list.
+TESTED_THROUGH = {
+    "sllm_store/checkpoint/checksum.py": "checkpoint/test_writer.py",
+    "sllm_store/checkpoint/dtype.py": "checkpoint/test_writer.py",
+    "sllm_store/checkpoint/extents.py": "checkpoint/test_indexed.py",
+    "sllm_store/checkpoint/fields.py": "checkpoint/test_indexed.py",
+    "sllm_store/checkpoint/files.py": "checkpoint/test_indexed.py",
+    "sllm_store/checkpoint/gguf.py": "convert/test_gguf_tensors.py",
+    "sllm_store/checkpoint/gguf_header.py": "convert/test_gguf_tensors.py",
+    "sllm_store/checkpoint/index.py": "checkpoint/test_indexed.py",
+    "sllm_store/checkpoint/layout.py": "checkpoint/test_writer.py",
+    "sllm_store/checkpoint/loaded.py": "test_stream.py",
+    "sllm_store/checkpoint/manifest.py": "checkpoint/test_indexed.py",
+    "sllm_store/checkpoint/model.py": "checkpoint/test_indexed.py",
+    "sllm_store/checkpoint/partition_writer.py": "checkpoint/test_writer.py",
+    "sllm_store/checkpoint/plan.py": "test_stream.py",
+    "sllm_store/checkpoint/reader.py": "checkpoint/test_indexed.py",
+    "sllm_store/checkpoint/safetensors.py": "test_stream.py",
+    "sllm_store/checkpoint/source.py": "checkpoint/test_writer.py",
+    "sllm_store/checkpoint/staging.py": "checkpoint/test_writer.py",
+    "sllm_store/checkpoint/verify.py": "checkpoint/test_writer.py",
+    "sllm_store/convert/copying.py": "convert/test_importer.py",
+    "sllm_store/convert/gguf_architecture.py": "convert/test_importer.py",
+    "sllm_store/convert/gguf_config.py": "convert/test_importer.py",
+    "sllm_store/convert/gguf_import.py": "convert/test_importer.py",
+    "sllm_store/convert/gguf_models.py": "convert/test_gguf_tokenizer.py",
+    "sllm_store/convert/gguf_pre_tokenizer.py": "convert/test_gguf_tokenizer.py",
+    "sllm_store/convert/gguf_vocabulary.py": "convert/test_gguf_tokenizer.py",
+    "sllm_store/convert/small_files.py": "convert/test_importer.py",
+    "sllm_store/convert/steps.py": "convert/test_importer.py",
+    "sllm_store/server/catalog.py": "server/test_service.py",
+    "sllm_store/server/descriptors.py": "server/test_service.py",
+    "sllm_store/server/edge.py": "server/test_serve.py",
+    "sllm_store/server/engine.py": "server/test_service.py",
+    "sllm_store/server/loads.py": "server/test_service.py",
+    "sllm_store/server/metrics.py": "server/test_serve.py",
+    "sllm_store/server/sessions.py": "server/test_service.py",
+    "sllm_store/server/structured_log.py": "server/test_serve.py",
+    "sllm_store/tiers/device.py": "server/test_serve.py",
+    "sllm_store/torch/dtypes.py": "torch/test_views.py",
+    "sllm_store/transformers/fill.py": "transformers/test_load.py",
+    "sllm_store/transformers/internals.py": "transformers/test_load.py",
+    "sllm_store/transformers/module_sizes.py": "transformers/test_placement.py",
+    "sllm_store/transformers/quantize.py": "transformers/test_load.py",
+    "sllm_store/transformers/skeleton.py": "transformers/test_load.py",
+}
+
+
+@pytest.fixture(scope="module")
+def modules(tracked: list[Path]) -> set[str]:
+    """Every module of src/ that holds code, by its path there."""
+    return {
+        path.relative_to("src").as_posix()
+        for path in tracked
+        if path.suffix == ".py"
+        and path.is_relative_to("src")
+        and path.name != "__init__.py"
+        and "_pb2" not in path.name
+    }
+
+
+def test_tests_mirror_sources(tracked: list[Path]) -> None:
+    """tests/sllm_store/tiers/test_host.py is where the tests of sllm_store.tiers.host are."""
+    for path in tracked:
+        if path.parts[0] == "tests" and path.parts[1] in PACKAGES and path.match("test_*.py"):
+            mirrored = path.relative_to("tests").with_name(path.name.removeprefix("test_"))
+            places = (ROOT / "src" / mirrored, ROOT / "src" / mirrored.with_suffix(""))
+            assert any(place.exists() for place in places), f"{path} mirrors nothing in src/"
+
+
+def test_every_module_is_tested_somewhere(modules: set[str]) -> None:
+    untested = {name for name in modules if not _own_test(name).is_file()}
+    missing = untested - TESTED_THROUGH.keys()
+    assert not missing, "write their tests; what only serves another module may be listed above"
+    stale = TESTED_THROUGH.keys() - untested
+    assert not stale, "these have tests of their own now, or are gone: remove them from the list"
+
+
+def test_the_tests_that_stand_for_others_exist() -> None:
+    for name, tests in TESTED_THROUGH.items():
+        package = name.split("/", maxsplit=1)[0]
+        assert (ROOT / "tests" / package / tests).is_file(), f"{name}: there is no {tests}"
+
+
+def _own_test(module: str) -> Path:
+    path = ROOT / "tests" / module
+    return path.with_name(f"test_{path.name}")
