@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from safetensors.torch import save_file
-from store_process import StoreProcess, start_process
+from tests.store_process import StoreProcess, start_process
 
 from sllm_store import native
 from sllm_store.client import SllmStoreClient

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
-from store_process import random_tensors, read_tensors, write_upstream
+from tests.store_process import random_tensors, read_tensors, write_upstream
 
 from sllm_store import errors
 from sllm_store.client import SllmStoreClient, default_address, is_running
@@ -17,7 +17,7 @@ from sllm_store.proto import storage_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from store_process import StoreProcess
+    from tests.store_process import StoreProcess
 
     Start = Callable[..., StoreProcess]
 

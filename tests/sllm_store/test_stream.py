@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from store_process import random_tensors, read_tensors, write_upstream
+from tests.store_process import random_tensors, read_tensors, write_upstream
 
 from sllm_store.errors import (
     CheckpointNotFoundError,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HERE = Path(__file__).parent
-TESTS = HERE.parents[1]
+ROOT = HERE.parents[2]
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def gpu_environment(fake_cuda: Path) -> dict[str, str]:
     return {
         "SLLM_CUDA_LIBRARY": str(fake_cuda),
         "FAKE_CUDA_MEMORY": str(256 << 20),
-        "PYTHONPATH": str(TESTS),
+        "PYTHONPATH": str(ROOT),
     }
 
 

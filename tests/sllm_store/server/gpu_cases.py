@@ -8,7 +8,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from store_process import random_tensors
+from tests.store_process import random_tensors
 
 from sllm_store import errors, native
 from sllm_store.client import SllmStoreClient

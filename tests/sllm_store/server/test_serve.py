@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from store_process import random_tensors, read_tensors, start_process, wait_until, write_upstream
+from tests.store_process import (
+    random_tensors,
+    read_tensors,
+    start_process,
+    wait_until,
+    write_upstream,
+)
 
 from sllm_store.client import SllmStoreClient, is_running
 from sllm_store.config import StoreConfig
@@ -30,7 +36,7 @@ from sllm_store.server.serve import serve
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from store_process import StoreProcess
+    from tests.store_process import StoreProcess
 
     Start = Callable[..., StoreProcess]
 

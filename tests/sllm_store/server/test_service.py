@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
-from store_process import (
+from tests.store_process import (
     open_descriptors,
     random_tensors,
     read_tensors,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from store_process import StoreProcess
+    from tests.store_process import StoreProcess
 
     Start = Callable[..., StoreProcess]
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from store_process import open_descriptors, random_tensors, read_tensors, wait_until, write_upstream
+from tests.store_process import (
+    open_descriptors,
+    random_tensors,
+    read_tensors,
+    wait_until,
+    write_upstream,
+)
 
 from sllm_store.errors import (
     CheckpointNotFoundError,
@@ -23,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from store_process import StoreProcess
+    from tests.store_process import StoreProcess
 
     Start = Callable[..., StoreProcess]
     Run = Callable[..., str]
