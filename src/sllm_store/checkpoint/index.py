@@ -7,8 +7,7 @@ that is written, and the dictionary of upstream's documents, `{"offset", "size",
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sllm_store.checkpoint import fields
 from sllm_store.checkpoint.dtype import ITEM_SIZES
@@ -22,9 +21,11 @@ if TYPE_CHECKING:
 INDEX_FILE = "tensor_index.json"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One tensor of an index. `offset` is global: into all partitions, one after another."""
+class Entry(NamedTuple):
+    """One tensor of an index; a million of them are quick to make.
+
+    `offset` is global: into all partitions, one after another.
+    """
 
     offset: int
     size_bytes: int
@@ -95,9 +96,11 @@ def _check_span(entry: Entry) -> None:
     """Refuse a view that would reach beyond its bytes."""
     if len(entry.stride) != len(entry.shape):
         raise FieldError(f"stride has {len(entry.stride)} elements, shape {len(entry.shape)}")
-    if 0 in entry.shape:
-        return
-    last = sum((n - 1) * step for n, step in zip(entry.shape, entry.stride, strict=True))
+    last = 0
+    for size, step in zip(entry.shape, entry.stride, strict=True):
+        if not size:
+            return
+        last += (size - 1) * step
     span = (last + 1) * ITEM_SIZES[entry.dtype]
     if span > entry.size_bytes:
         raise FieldError(

@@ -89,6 +89,11 @@ class Checkpoint:
         """Where the small files (config, tokenizer) are."""
         return self.path if self.path.is_dir() else self.path.parent
 
+    @property
+    def version(self) -> str:
+        """What tells this state of the data files from any other."""
+        return " ".join(f"{file.inode}:{file.size_bytes}:{file.mtime_ns}" for file in self.files)
+
     def all_tensors(self) -> dict[str, Tensor]:
         """The state dict's tensors and the non-persistent buffers."""
         return {**self.tensors, **self.buffers}

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from checkpoint_memory import read_back, write_as_upstream
 
 from sllm_store.checkpoint.checksum import crc32c
 from sllm_store.checkpoint.indexed import open_indexed
@@ -17,12 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.sllm_store.checkpoint.conftest import Described, Memory
+    from checkpoint_memory import Memory
 
     from sllm_store.checkpoint.model import Checkpoint
 
-    ReadBack = Callable[[Checkpoint], dict[str, Described]]
-    Write = Callable[..., None]
 
 TENSORS = {
     "a": (bytes(range(10)), (5,), "float16"),
@@ -33,7 +32,7 @@ TENSORS = {
 
 
 @pytest.fixture
-def upstream(tmp_path: Path, write_as_upstream: Write) -> Path:
+def upstream(tmp_path: Path) -> Path:
     """A checkpoint as upstream writes it: a at 0, b at 16, c at 24 of 72 bytes."""
     write_as_upstream(tmp_path / "up", TENSORS)
     return tmp_path / "up"
@@ -75,9 +74,7 @@ def change_index(directory: Path, edit: Callable[[Any], object]) -> None:
         change(manifest, lambda m: m.update(index_crc32c=crc32c(path.read_bytes())))
 
 
-def test_upstreams_checkpoint_is_read_without_conversion(
-    upstream: Path, read_back: ReadBack
-) -> None:
+def test_upstreams_checkpoint_is_read_without_conversion(upstream: Path) -> None:
     checkpoint = open_(upstream)
     assert read_back(checkpoint) == TENSORS
     assert all(extent.crc32c is None for extent in checkpoint.extents)
@@ -85,16 +82,14 @@ def test_upstreams_checkpoint_is_read_without_conversion(
 
 @pytest.mark.parametrize("partition_bytes", [1, 20, 48])
 def test_upstreams_partitions_are_found_by_their_lengths(
-    tmp_path: Path, write_as_upstream: Write, read_back: ReadBack, partition_bytes: int
+    tmp_path: Path, partition_bytes: int
 ) -> None:
     write_as_upstream(tmp_path, TENSORS, partition_bytes=partition_bytes)
     assert len(open_(tmp_path).files) > 1
     assert read_back(open_(tmp_path)) == TENSORS
 
 
-def test_the_dictionary_form_of_upstreams_documents_is_read(
-    upstream: Path, read_back: ReadBack
-) -> None:
+def test_the_dictionary_form_of_upstreams_documents_is_read(upstream: Path) -> None:
     def to_dictionaries(index: Any) -> object:
         return {
             name: {"offset": e[0], "size": e[1], "shape": e[2], "dtype": e[4].split(".")[1]}
@@ -113,7 +108,7 @@ def test_tensors_at_one_place_share_one_extent(upstream: Path) -> None:
 
 
 def test_ours_without_its_manifest_is_a_checkpoint_of_upstreams(
-    tmp_path: Path, memory: Memory, read_back: ReadBack
+    tmp_path: Path, memory: Memory
 ) -> None:
     with CheckpointWriter(tmp_path / "m", max_shard_bytes=300) as writer:
         writer.write([memory.tensor(f"t{n}", bytes([n]) * 200) for n in range(4)])
@@ -252,9 +247,7 @@ def test_a_tensor_across_two_partitions_is_refused(upstream: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["upstream", "ours"])
-def test_a_missing_partition_is_named(
-    kind: str, tmp_path: Path, memory: Memory, write_as_upstream: Write
-) -> None:
+def test_a_missing_partition_is_named(kind: str, tmp_path: Path, memory: Memory) -> None:
     directory = tmp_path / kind
     if kind == "ours":
         with CheckpointWriter(directory, max_shard_bytes=1) as writer:
@@ -282,9 +275,7 @@ def test_partitions_of_an_older_longer_save_are_noticed(upstream: Path, ours: Pa
         open_(ours)
 
 
-def test_an_index_that_another_program_wrote_over_ours_is_noticed(
-    ours: Path, write_as_upstream: Write
-) -> None:
+def test_an_index_that_another_program_wrote_over_ours_is_noticed(ours: Path) -> None:
     write_as_upstream(ours, TENSORS)
     with pytest.raises(InvalidCheckpointError, match=r"index_crc32c differs.*remove checkpoint"):
         open_(ours)

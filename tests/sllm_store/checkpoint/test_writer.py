@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from checkpoint_memory import read_as_upstream, read_back
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from sllm_store import native
@@ -22,10 +23,11 @@ from sllm_store.checkpoint.writer import MAX_SHARD_BYTES, CheckpointWriter, Sour
 from sllm_store.errors import InvalidRequestError, LoadCancelledError, WriteError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.sllm_store.checkpoint.conftest import Described, Memory
+    from checkpoint_memory import Described, Memory
+
 
 KIB = 1024
 
@@ -80,8 +82,6 @@ def test_any_state_dict_comes_back_to_us_and_to_upstream(
     tmp_path_factory: pytest.TempPathFactory,
     memory: Memory,
     *,
-    read_back: Callable[..., dict[str, Described]],
-    read_as_upstream: Callable[[Path], dict[str, Described]],
     data: st.DataObject,
     way: tuple[int, bool],
 ) -> None:
@@ -112,9 +112,7 @@ def test_same_tensors_give_the_same_files(tmp_path: Path, memory: Memory) -> Non
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_sizes_that_fill_no_block_lose_no_tail(
-    tmp_path: Path, memory: Memory, read_as_upstream: Callable[[Path], dict[str, Described]]
-) -> None:
+def test_sizes_that_fill_no_block_lose_no_tail(tmp_path: Path, memory: Memory) -> None:
     sources = [memory.tensor(f"t{n}", bytes(i % 251 for i in range(n))) for n in (1000, 3, 4096)]
     save(tmp_path / "model", sources)
     assert read_as_upstream(tmp_path / "model") == described(memory, sources)
@@ -241,7 +239,7 @@ def test_a_writer_that_nobody_wrote_to_publishes_nothing(tmp_path: Path) -> None
 
 
 def test_an_error_inside_leaves_the_old_checkpoint_and_no_trace(
-    tmp_path: Path, memory: Memory, read_back: Callable[..., dict[str, Described]]
+    tmp_path: Path, memory: Memory
 ) -> None:
     old = [memory.tensor("a", b"old")]
     save(tmp_path / "model", old)
@@ -266,7 +264,7 @@ def test_a_cancelled_save_publishes_nothing(tmp_path: Path, memory: Memory) -> N
 
 
 def test_a_shorter_checkpoint_leaves_no_partition_of_a_longer_one(
-    tmp_path: Path, memory: Memory, read_as_upstream: Callable[[Path], dict[str, Described]]
+    tmp_path: Path, memory: Memory
 ) -> None:
     long = [memory.tensor(f"t{n}", bytes([n]) * 9000) for n in range(4)]
     save(tmp_path / "model", long, max_shard_bytes=9000)
@@ -431,7 +429,7 @@ def test_the_files_of_a_save_are_the_golden_ones(
 
 
 def test_the_golden_checkpoint_opens_with_every_tensor_as_it_was_saved(
-    memory: Memory, golden: Path, read_back: Callable[..., dict[str, Described]]
+    memory: Memory, golden: Path
 ) -> None:
     checkpoint = open_checkpoint(golden / "checkpoint-v1")
     content = read_back(checkpoint)
