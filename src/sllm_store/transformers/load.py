@@ -13,10 +13,11 @@ import torch
 from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.errors import InvalidCheckpointError, LoadCancelledError
 from sllm_store.torch.devices import DeviceMap, parse_device_map, store_device
-from sllm_store.torch.dtypes import dtype_named, parse_float_dtype
+from sllm_store.torch.dtypes import parse_float_dtype
 from sllm_store.torch.route import Route, choose_route
-from sllm_store.torch.views import view_tensors
+from sllm_store.transformers.description import Description, describe_directory
 from sllm_store.transformers.fill import fill_model
+from sllm_store.transformers.gguf_model import describe_gguf_model
 from sllm_store.transformers.placement import (
     AUTOMATIC,
     Placement,
@@ -28,8 +29,6 @@ from sllm_store.transformers.placement import (
 from sllm_store.transformers.quantize import load_quantized, parse_quantization
 from sllm_store.transformers.skeleton import (
     build_on_meta,
-    read_config,
-    read_generation_config,
     resolve_class,
 )
 
@@ -37,12 +36,12 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator
 
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
     from sllm_store.checkpoint.loaded import Loaded
     from sllm_store.checkpoint.model import Checkpoint
 
-OWN_FORMAT = "sllm"
+HOST: Placement = {"": torch.device("cpu")}
 
 
 def load_model(  # noqa: PLR0913, PLR0917 - upstream's signature, and what it lacks
@@ -61,7 +60,7 @@ def load_model(  # noqa: PLR0913, PLR0917 - upstream's signature, and what it la
     timeout_s: float | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> PreTrainedModel:
-    """Load a model from the store's format, or from safetensors as published.
+    """Load a model from the store's format, or from safetensors or GGUF as published.
 
     name, storage_path, store, timeout_s and on_progress are as for sllm_store.torch.load_dict.
     device_map is 'auto', 'balanced', 'balanced_low_0', 'sequential', a device, or a dictionary of
@@ -117,59 +116,64 @@ class _Job:
         self._cancelled = threading.Event()
 
     def run(self) -> PreTrainedModel:
-        """Load, with the building beside it if there is something to build already."""
+        """Load the model, and give it what else its checkpoint says of it."""
         if self._route.path is None:
             raise InvalidCheckpointError(
                 f"{self._route.name}: the store at {self._route.address} knows it, but its "
                 "config.json cannot be reached from here"
             )
-        directory = self._route.path
-        config = read_config(directory, trust_remote_code=self._wish.trust_remote_code)
-        if self._wish.quantization or getattr(config, "quantization_config", None):
-            model = self._run_quantized(config)
+        described = self._describe(open_checkpoint(self._route.path))
+        quantized = getattr(described.config, "quantization_config", None) is not None
+        if self._wish.quantization is not None or quantized:
+            model = self._run_quantized(described)
         else:
-            model = self._run_plain(config, open_checkpoint(directory))
-        settings = read_generation_config(directory)
-        if settings is not None and model.can_generate():
-            model.generation_config = settings
-        model.name_or_path = str(directory)
+            model = self._run_plain(described)
+        if described.generation_config is not None and model.can_generate():
+            model.generation_config = described.generation_config
+        model.name_or_path = str(self._route.path)
         model.train(mode=False)
         return model
 
-    def _run_plain(self, config: PretrainedConfig, checkpoint: Checkpoint) -> PreTrainedModel:
-        dtype = self._wish.dtype or parse_float_dtype(config.dtype) or _stored_dtype(checkpoint)
-        placement = place_without_model(self._wish.device_map, checkpoint.size_bytes)
-        if placement is not None and self._wish.overlap:
-            with self._in_background(placement) as loading:
-                model = self._build(config, dtype)
+    def _describe(self, checkpoint: Checkpoint) -> Description:
+        if checkpoint.format == "gguf":
+            return describe_gguf_model(checkpoint, self._wish.dtype)
+        return describe_directory(
+            checkpoint, self._wish.dtype, trust_remote_code=self._wish.trust_remote_code
+        )
+
+    def _run_plain(self, described: Description) -> PreTrainedModel:
+        placement = place_without_model(self._wish.device_map, described.size_bytes)
+        target = HOST if described.on_host else placement
+        if self._wish.overlap and target is not None:
+            with self._in_background(target) as loading:
+                model = self._build(described)
+                placement = placement or self._place(model)
                 require_covered(model, placement)
                 loaded = loading.result()
         else:
-            model = self._build(config, dtype)
-            if placement is None:
-                assert isinstance(self._wish.device_map, str)
-                placement = place(model, self._wish.device_map)
+            model = self._build(described)
+            placement = placement or self._place(model)
             require_covered(model, placement)
-            loaded = self._load(placement)
+            loaded = self._load(target or placement)
         fill_model(
             model,
-            view_tensors(loaded),
+            described.view(loaded),
             placement,
             dtype=self._wish.dtype,
-            published=loaded.format != OWN_FORMAT,
+            published=described.published,
             directory=loaded.directory,
         )
         dispatch(model, placement)
         return model
 
-    def _run_quantized(self, config: PretrainedConfig) -> PreTrainedModel:
+    def _run_quantized(self, described: Description) -> PreTrainedModel:
         device_map = self._wish.device_map
-        on_host = view_tensors(self._load({"": torch.device("cpu")}))
+        on_host = described.view(self._load(HOST))
         if not isinstance(device_map, str) or device_map not in AUTOMATIC:
             device_map = parse_device_map(device_map)
         return load_quantized(
             self._wish.model_class,
-            config,
+            described.config,
             on_host.tensors,
             dtype=self._wish.dtype or "auto",
             device_map=device_map,
@@ -178,11 +182,15 @@ class _Job:
             attn_implementation=self._wish.attn_implementation,
         )
 
-    def _build(self, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    def _place(self, model: PreTrainedModel) -> Placement:
+        assert isinstance(self._wish.device_map, str), "others are placed without the model"
+        return place(model, self._wish.device_map)
+
+    def _build(self, described: Description) -> PreTrainedModel:
         return build_on_meta(
-            config,
+            described.config,
             self._wish.model_class,
-            dtype,
+            described.dtype,
             trust_remote_code=self._wish.trust_remote_code,
             attn_implementation=self._wish.attn_implementation,
         )
@@ -210,13 +218,3 @@ class _Job:
             raise LoadCancelledError(f"{self._route.name}: its model could not be built")
         if self._on_progress is not None:
             self._on_progress(bytes_done, bytes_total)
-
-
-def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """Return the dtype of the first floating tensor, as `from_pretrained` guesses it."""
-    for tensor in checkpoint.tensors.values():
-        if not tensor.is_blocks:
-            dtype = dtype_named(tensor.dtype)
-            if dtype.is_floating_point:
-                return dtype
-    return torch.float32

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+MODULE_SIZES_FILE = "no_split_modules.json"
+TIED_SIZES_FILE = "tied_no_split_modules.json"
+
+
 def no_split_modules(model: PreTrainedModel) -> dict[str, int]:
     """Return the bytes of each leaf module and each module that its model keeps whole."""
     whole = _whole_classes(model)

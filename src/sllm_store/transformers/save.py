@@ -11,7 +11,12 @@ from transformers import PreTrainedModel
 from sllm_store.errors import InvalidRequestError
 from sllm_store.torch.save import write_checkpoint
 from sllm_store.transformers.internals import save_custom_code
-from sllm_store.transformers.module_sizes import no_split_modules, tied_no_split_modules
+from sllm_store.transformers.module_sizes import (
+    MODULE_SIZES_FILE,
+    TIED_SIZES_FILE,
+    no_split_modules,
+    tied_no_split_modules,
+)
 
 if TYPE_CHECKING:
     import os
@@ -48,8 +53,8 @@ def save_model(
 
     def write_small_files(directory: Path) -> None:
         _write_configs(model, directory)
-        _write_json(directory / "no_split_modules.json", no_split_modules(model))
-        _write_json(directory / "tied_no_split_modules.json", tied_no_split_modules(model))
+        _write_json(directory / MODULE_SIZES_FILE, no_split_modules(model))
+        _write_json(directory / TIED_SIZES_FILE, tied_no_split_modules(model))
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
 

@@ -391,7 +391,7 @@ def test_the_callers_config_object_is_not_shared(publish: Any) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "qwen3-moe", "t5"])
 def test_models_load_through_a_running_store(
-    publish: Any, tmp_path: Path, start_store: Callable[..., Any], name: str, logits: Any
+    publish: Any, tmp_path: Path, start_store: Callable[..., Any], logits: Any, *, name: str
 ) -> None:
     published = publish(name)
     model = published.from_pretrained()
