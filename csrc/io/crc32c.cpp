@@ -101,10 +101,10 @@ std::uint64_t shift(const ShiftTables& tables, std::uint64_t crc) {
 }
 
 // The instruction takes three cycles but starts every cycle: three lanes keep it busy.
-__attribute__((target("sse4.2"))) std::uint64_t three_lanes(std::uint64_t crc,
-                                                            const unsigned char* bytes,
-                                                            std::size_t lane,
-                                                            const ShiftTables& tables) {
+__attribute__((target("sse4.2,crc32"))) std::uint64_t three_lanes(std::uint64_t crc,
+                                                                  const unsigned char* bytes,
+                                                                  std::size_t lane,
+                                                                  const ShiftTables& tables) {
   std::uint64_t second = 0;
   std::uint64_t third = 0;
   for (std::size_t at = 0; at < lane; at += 8) {
@@ -116,8 +116,9 @@ __attribute__((target("sse4.2"))) std::uint64_t three_lanes(std::uint64_t crc,
   return shift(tables, crc) ^ third;
 }
 
-__attribute__((target("sse4.2"))) std::uint32_t crc32c_sse(std::uint32_t crc, const void* data,
-                                                           std::size_t size) {
+__attribute__((target("sse4.2,crc32"))) std::uint32_t crc32c_sse(std::uint32_t crc,
+                                                                 const void* data,
+                                                                 std::size_t size) {
   const auto* bytes = static_cast<const unsigned char*>(data);
   std::uint64_t state = static_cast<std::uint32_t>(~crc);
   for (; size >= 3 * kLongLane; bytes += 3 * kLongLane, size -= 3 * kLongLane) {

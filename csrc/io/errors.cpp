@@ -1,6 +1,7 @@
 #include "io/errors.hpp"
 
 #include <system_error>
+#include <utility>
 
 namespace sllm {
 

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <limits>
 #include <stdexcept>
+#include <utility>
 
 #include "io/crc32c.hpp"
 #include "io/errors.hpp"
