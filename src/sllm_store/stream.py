@@ -84,6 +84,7 @@ def load_checkpoint(
         except BaseException:
             control.cancel()
             raise
+    checkpoint.require_unchanged()
     return Loaded(
         arenas=tuple(arenas),
         devices=plan.devices,

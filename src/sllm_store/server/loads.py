@@ -99,7 +99,9 @@ class Loader:
         everything resident lets the next one in at once.
         """
         patience = job.patience()
-        residency = self._host.enter(entry.name, entry.chunked.chunks_total)
+        residency = self._host.enter(
+            entry.name, entry.checkpoint.version, entry.chunked.chunks_total
+        )
         filling = False
         try:
             self._host.begin_fill(residency, patience)
@@ -151,6 +153,8 @@ class Loader:
         report = run_plan(
             plan, files, targets, mode=self._mode, threads=self._threads, control=job.control
         )
+        if plan.reads:
+            entry.checkpoint.require_unchanged()
         read = report.bytes_direct + report.bytes_buffered
         return _Moved(read, report.bytes_copied, time.monotonic() - started_s)
 

@@ -41,6 +41,7 @@ class Residency:
     """
 
     model: str
+    version: str
     chunks: list[int | None]
     pinned: bool = False
     used_at: int = 0
@@ -114,12 +115,18 @@ class HostTier:
         with self._changed:
             return (self.chunks_total - len(self._free)) * self.chunk_bytes
 
-    def enter(self, model: str, chunks_total: int) -> Residency:
-        """Return the model's books, new ones if it has none; leave them in the end."""
+    def enter(self, model: str, version: str, chunks_total: int) -> Residency:
+        """Return the books of this version of a model, new ones if it has none; leave them later.
+
+        Another version's books are retired: bytes of two versions never mix.
+        """
         with self._changed:
             found = self._models.get(model)
+            if found is not None and found.version != version:
+                self._retire(found)
+                found = None
             if found is None:
-                found = self._models[model] = Residency(model, [None] * chunks_total)
+                found = self._models[model] = Residency(model, version, [None] * chunks_total)
             assert len(found.chunks) == chunks_total
             found.users += 1
             return found
@@ -221,11 +228,9 @@ class HostTier:
     def retire(self, model: str) -> None:
         """Forget a model whose files changed; its chunks go when nobody has them any more."""
         with self._changed:
-            residency = self._models.pop(model, None)
+            residency = self._models.get(model)
             if residency is not None:
-                residency.retired = True
-                self._retired.append(residency)
-                self._settle(residency)
+                self._retire(residency)
 
     def unload(self, model: str, patience: Patience) -> None:
         """Free a model's chunks once nobody holds it; raise InUseError saying who still does."""
@@ -315,6 +320,12 @@ class HostTier:
                 count -= 1
             if count == 0:
                 return
+
+    def _retire(self, residency: Residency) -> None:
+        del self._models[residency.model]
+        residency.retired = True
+        self._retired.append(residency)
+        self._settle(residency)
 
     def _settle(self, residency: Residency) -> None:
         """Drop books that nobody needs, and let those who wait look again."""

@@ -38,9 +38,10 @@ def load(
     whole: bool = True,
     end: str = "released",
     holder: str = "test",
+    version: str = "1",
 ) -> Claim:
     """Load a model; it ends 'released', 'kept' (held by holder) or 'failed'."""
-    residency = host.enter(model, chunks)
+    residency = host.enter(model, version, chunks)
     try:
         host.begin_fill(residency, patience())
         try:
@@ -167,12 +168,25 @@ def test_a_retired_model_keeps_its_chunks_until_its_holders_are_gone() -> None:
     assert load(host, "a", 2).is_ready
 
 
+def test_versions_of_a_model_never_share_chunks() -> None:
+    host = HostTier(8, 2 * MB)
+    old = load(host, "a", 2, end="kept")
+    new = load(host, "a", 3, version="2", end="kept")
+    assert not new.is_ready
+    assert not {*old.kept.values()} & {*new.kept.values()}
+    assert load(host, "a", 3, version="2").is_ready
+    host.release(old.residency, "test")
+    host.release(new.residency, "test")
+    host.unload("a", patience())
+    assert host.used_bytes == 0
+
+
 def test_a_claim_waits_until_chunks_come_free() -> None:
     host = HostTier(4, 2 * MB)
     claim = load(host, "a", 4, end="kept")
     timer = threading.Timer(0.05, host.release, (claim.residency, "test"))
     timer.start()
-    residency = host.enter("b", 4)
+    residency = host.enter("b", "1", 4)
     host.begin_fill(residency, patience())
     got = host.claim(residency, range(4), whole=True, holder="b", patience=patience(10))
     timer.join()
@@ -183,7 +197,7 @@ def test_a_cancelled_wait_ends_at_once() -> None:
     host = HostTier(4, 2 * MB)
     load(host, "a", 4, end="kept")
     control = Control()
-    residency = host.enter("b", 4)
+    residency = host.enter("b", "1", 4)
     host.begin_fill(residency, patience())
 
     def cancel() -> None:
@@ -199,7 +213,7 @@ def test_a_cancelled_wait_ends_at_once() -> None:
 
 def test_only_one_load_fills_a_model_at_a_time() -> None:
     host = HostTier(4, 2 * MB)
-    residency = host.enter("a", 2)
+    residency = host.enter("a", "1", 2)
     host.begin_fill(residency, patience())
     with pytest.raises(DeadlineError, match="another load of a"):
         host.begin_fill(residency, patience())
@@ -209,7 +223,7 @@ def test_only_one_load_fills_a_model_at_a_time() -> None:
 
 def test_unloading_while_a_load_has_yet_to_claim_loses_no_chunk() -> None:
     host = HostTier(4, 2 * MB)
-    residency = host.enter("a", 2)
+    residency = host.enter("a", "1", 2)
     host.begin_fill(residency, patience())
     host.unload("a", patience())
     claim = host.claim(residency, range(2), whole=True, holder="t", patience=patience())
