@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, LlamaForCausalLM
 
 from sllm_store import transformers as adapter
+from sllm_store.convert.importer import import_checkpoint
 from sllm_store.errors import (
     CheckpointNotFoundError,
     DeviceError,
@@ -71,6 +72,15 @@ def test_safetensors_load_in_place_as_from_pretrained_loads_them(
     ours = load_model(
         published.path, torch_dtype=dtype, hf_model_class=published.auto_class, **HERE
     )
+    require_same(ours, published.from_pretrained(dtype=dtype), logits)
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_an_imported_publication_loads_as_from_pretrained_loads_it(
+    published: Any, tmp_path: Path, dtype: str, logits: Callable[..., torch.Tensor]
+) -> None:
+    import_checkpoint(published.path, tmp_path / "m")
+    ours = load_model(tmp_path / "m", dtype=dtype, hf_model_class=published.auto_class, **HERE)
     require_same(ours, published.from_pretrained(dtype=dtype), logits)
 
 
