@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 TARGETS = ("float32", "float16", "bfloat16")
 FLOATS = (*TARGETS, "float64")
 
-_NUMPY = {"float64": np.float64, "float32": np.float32, "float16": np.float16}
+# numpy has no bfloat16: its bits travel as uint16.
+NUMPY_TYPES: dict[str, type[np.generic]] = {
+    "float64": np.float64,
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": np.uint16,
+}
 
 
 def cast(raw: NDArray[np.uint8], *, source: str, target: str, name: str) -> NDArray[Any]:
@@ -24,13 +30,13 @@ def cast(raw: NDArray[np.uint8], *, source: str, target: str, name: str) -> NDAr
     number does not fit into float16.
     """
     if source == target:
-        return raw.view(np.uint16) if source == "bfloat16" else raw.view(_NUMPY[source])
-    wide = _widen(raw) if source == "bfloat16" else raw.view(_NUMPY[source])
+        return raw.view(NUMPY_TYPES[source])
+    wide = _widen(raw) if source == "bfloat16" else raw.view(NUMPY_TYPES[source])
     if target == "bfloat16":
         return _narrow_to_bfloat16(wide.astype(np.float32, copy=False))
     if target == "float16":
         return _narrow_to_float16(wide, name)
-    return wide.astype(_NUMPY[target], copy=False)
+    return wide.astype(NUMPY_TYPES[target], copy=False)
 
 
 def cast_float32(values: NDArray[np.float32], *, target: str, name: str) -> NDArray[Any]:

@@ -20,7 +20,7 @@ from sllm_store.convert.gguf_tensors import plan_conversions
 from sllm_store.convert.gguf_tokenizer import build_tokenizer_files
 from sllm_store.convert.small_files import CONFIG_FILE
 from sllm_store.convert.steps import Made, Step
-from sllm_store.errors import ReadError
+from sllm_store.errors import InvalidCheckpointError, ReadError
 from sllm_store.native import NativeError
 
 if TYPE_CHECKING:
@@ -119,8 +119,12 @@ def _read(file: File, offset: int, size_bytes: int) -> NDArray[np.uint8]:
 
 def _rope_factors(checkpoint: Checkpoint, files: Sequence[File]) -> list[float] | None:
     tensor = checkpoint.tensors.get(_ROPE_FACTORS)
-    if tensor is None or tensor.dtype != "float32":
+    if tensor is None:
         return None
+    if tensor.dtype != "float32":
+        raise InvalidCheckpointError(
+            f"{checkpoint.path}: the tensor {_ROPE_FACTORS} is {tensor.dtype}, expected float32"
+        )
     extent = checkpoint.extents[tensor.extent]
     raw = _read(files[extent.file], extent.offset, extent.size_bytes)
     return [float(value) for value in raw.view(np.float32)]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gguf import GGMLQuantizationType, quants
 
-from sllm_store.convert.floats import FLOATS, cast, cast_float32
+from sllm_store.convert.floats import FLOATS, NUMPY_TYPES, cast, cast_float32
 from sllm_store.errors import InvalidCheckpointError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # Rope frequencies that the configuration carries instead (see gguf_config).
 _IN_CONFIG = frozenset({"rope_freqs.weight"})
 _BLOCKS = "gguf:"
+_SLAB_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +53,9 @@ class Conversion:
     @property
     def output_bytes(self) -> int:
         """Bytes of the tensor that comes out."""
-        item_bytes = 4 if self.target == "float32" else 2 if self.target in FLOATS else 0
-        return prod(self.shape) * item_bytes if item_bytes else self.size_bytes
+        if self.target not in FLOATS:
+            return self.size_bytes
+        return prod(self.shape) * int(NUMPY_TYPES[self.target]().itemsize)
 
     def convert(self, raw: NDArray[np.uint8]) -> NDArray[Any]:
         """Return the tensor made of the planned bytes; bfloat16 comes as uint16."""
@@ -65,11 +67,20 @@ class Conversion:
 
     def _decode(self, raw: NDArray[np.uint8], *, rows: int) -> NDArray[Any]:
         if self.dtype.startswith(_BLOCKS):
-            values = _dequantise(raw.reshape(rows, -1), self.dtype, self.name)
-            return cast_float32(values, target=self.target, name=self.name)
+            return self._dequantise(raw.reshape(rows, -1))
         if self.dtype in FLOATS:
             return cast(raw, source=self.dtype, target=self.target, name=self.name)
         return raw.view(np.dtype(self.dtype))
+
+    def _dequantise(self, blocks: NDArray[np.uint8]) -> NDArray[Any]:
+        """Return numbers for rows of blocks, a slab at a time: what is in between stays small."""
+        rows, columns = len(blocks), prod(self.shape) // len(blocks)
+        values = np.empty((rows, columns), NUMPY_TYPES[self.target])
+        step = max(_SLAB_ELEMENTS // columns, 1)
+        for start in range(0, rows, step):
+            slab = _dequantise(blocks[start : start + step], self.dtype, self.name)
+            values[start : start + step] = cast_float32(slab, target=self.target, name=self.name)
+        return values
 
 
 def plan_conversions(
@@ -107,6 +118,11 @@ class _Planner:
             raise InvalidCheckpointError(
                 f"{self.checkpoint.path}: {self.architecture.class_name} has no place for the "
                 f"tensor {tensor.name!r}, so the file cannot be converted"
+            )
+        if 0 in tensor.shape:
+            raise InvalidCheckpointError(
+                f"{self.checkpoint.path}: the tensor {tensor.name!r} has no elements "
+                f"(shape {tensor.shape}), so the file cannot be converted"
             )
         extent = self.checkpoint.extents[tensor.extent]
         parts = tensor.shape[0] if renamed.expert else 1

@@ -12,6 +12,7 @@ import transformers
 from gguf import GGMLQuantizationType, quants
 from safetensors.torch import load_file
 
+from sllm_store.convert.gguf_rope import llama3_factors
 from sllm_store.convert.importer import import_checkpoint
 from sllm_store.errors import InvalidCheckpointError
 
@@ -149,6 +150,45 @@ def test_auto_keeps_the_dtype_of_float_tensors(workshop: Any) -> None:
         "model.layers.0.self_attn.v_proj.weight": "bfloat16",
         "model.norm.weight": "float32",
     }
+
+
+def test_a_float64_tensor_stays_one(workshop: Any) -> None:
+    values = np.linspace(0, 1, 32).reshape(4, 8)
+    workshop.from_blocks({"token_embd.weight": (values, None)})
+    report = import_checkpoint(workshop.gguf, workshop.imported)
+    entry = ("float64", (4, 8), values.tobytes())
+    assert workshop.read() == {"model.embed_tokens.weight": entry}
+    assert report.size_bytes == values.nbytes
+
+
+def test_rope_factors_go_into_the_configuration(workshop: Any) -> None:
+    factors = np.array(llama3_factors(theta=10000.0, head_dim=128, factor=8.0), np.float32)
+    tensors = {
+        "token_embd.weight": (np.zeros((4, 256), np.float32), None),
+        "rope_freqs.weight": (factors, None),
+    }
+    workshop.from_blocks(tensors)
+    import_checkpoint(workshop.gguf, workshop.imported)
+    assert list(workshop.read()) == ["model.embed_tokens.weight"]
+    config = json.loads((workshop.imported / "config.json").read_text())
+    assert config["rope_parameters"]["rope_type"] == "llama3"
+    assert config["rope_parameters"]["factor"] == 8.0
+
+
+def test_rope_factors_of_another_dtype_are_refused(workshop: Any) -> None:
+    tensors = {
+        "token_embd.weight": (np.zeros((4, 256), np.float32), None),
+        "rope_freqs.weight": (np.ones(64, np.float16), None),
+    }
+    workshop.from_blocks(tensors)
+    with pytest.raises(InvalidCheckpointError, match=r"rope_freqs\.weight is float16"):
+        import_checkpoint(workshop.gguf, workshop.imported)
+
+
+def test_a_tensor_without_elements_is_refused(workshop: Any) -> None:
+    workshop.from_blocks({"token_embd.weight": (np.zeros((0, 8), np.float32), None)})
+    with pytest.raises(InvalidCheckpointError, match="has no elements"):
+        import_checkpoint(workshop.gguf, workshop.imported)
 
 
 def test_a_tensor_that_the_model_lacks_is_refused_by_name(workshop: Any) -> None:
