@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.store_process import StoreProcess, start_process
 
 from sllm_store import native
 from sllm_store.client import SllmStoreClient
 from sllm_store.errors import DeviceError, OutOfDeviceMemoryError
 from sllm_store.torch import load_dict, save_dict
+from tests.store_process import StoreProcess, start_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -36,7 +36,8 @@ def publish(directory: Path, kind: str) -> Any:
     torch.manual_seed(1)
     config = AutoConfig.for_model(kind, **SIZES, **KINDS[kind], dtype="bfloat16")
     AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(directory)
-    return AutoModelForCausalLM.from_pretrained(directory, device_map="cuda:0").eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, device_map="cuda:0")
+    return model.eval()
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -54,7 +55,7 @@ def test_logits_are_from_pretraineds(tmp_path: Path, kind: str, device_map: Any)
     try:
         for name in ("hf", "ours"):
             for how in (store.address, "in-process"):
-                model = load_model(
+                model: Any = load_model(
                     str(tmp_path / "models" / name), device_map=device_map, store=how
                 )
                 assert {p.device for p in model.parameters()} == {torch.device("cuda:0")}
