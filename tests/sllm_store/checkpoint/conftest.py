@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from checkpoint_memory import Memory
+
+from tests.checkpoint_memory import Memory
 
 
 @pytest.fixture

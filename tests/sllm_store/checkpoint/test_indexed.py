@@ -7,20 +7,19 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from checkpoint_memory import read_back, write_as_upstream
 
 from sllm_store.checkpoint.checksum import crc32c
 from sllm_store.checkpoint.indexed import open_indexed
 from sllm_store.checkpoint.writer import CheckpointWriter
 from sllm_store.errors import InvalidCheckpointError
+from tests.checkpoint_memory import read_back, write_as_upstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from checkpoint_memory import Memory
-
     from sllm_store.checkpoint.model import Checkpoint
+    from tests.checkpoint_memory import Memory
 
 
 TENSORS = {

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import safetensors
 import torch
-from checkpoint_memory import read_back
 from safetensors.torch import save_file
 
 from sllm_store.checkpoint.dtype import SAFETENSORS_NAMES
 from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.checkpoint.safetensors import open_safetensors
 from sllm_store.errors import InvalidCheckpointError
+from tests.checkpoint_memory import read_back
 
 if TYPE_CHECKING:
     from pathlib import Path

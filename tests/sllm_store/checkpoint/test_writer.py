@@ -11,7 +11,6 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from checkpoint_memory import read_as_upstream, read_back
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from sllm_store import native
@@ -21,12 +20,13 @@ from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.checkpoint.verify import verify_checkpoint
 from sllm_store.checkpoint.writer import MAX_SHARD_BYTES, CheckpointWriter, Source
 from sllm_store.errors import InvalidRequestError, LoadCancelledError, WriteError
+from tests.checkpoint_memory import read_as_upstream, read_back
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from checkpoint_memory import Described, Memory
+    from tests.checkpoint_memory import Described, Memory
 
 
 KIB = 1024
