@@ -58,7 +58,7 @@ def fill_model(
         outcome = _assign(model, views.tensors, groups, dtype)
     _require_shapes(outcome, directory)
     finish_loading(model, outcome, placement)
-    _require_complete(outcome, directory)
+    require_complete(outcome.missing_keys, outcome.unexpected_keys, directory)
     _restore_buffers(model, views.buffers, placement, cast=dtype is not None)
     _tie(model, groups)
     left = [
@@ -157,12 +157,13 @@ def _require_shapes(outcome: Outcome, directory: Path) -> None:
         raise InvalidCheckpointError(f"{directory}: {name!r} cannot be converted: {message}")
 
 
-def _require_complete(outcome: Outcome, directory: Path) -> None:
+def require_complete(missing: set[str], unexpected: set[str], directory: Path) -> None:
+    """Raise InvalidCheckpointError if a model and its checkpoint do not have the same tensors."""
     parts = [
         f"{len(names)} {what} (such as {', '.join(sorted(names)[:_SHOWN_MAX])})"
         for names, what in (
-            (outcome.missing_keys, "tensors that the model needs are missing"),
-            (outcome.unexpected_keys, "tensors are none of the model's"),
+            (missing, "tensors that the model needs are missing"),
+            (unexpected, "tensors are none of the model's"),
         )
         if names
     ]

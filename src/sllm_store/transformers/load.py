@@ -168,17 +168,19 @@ class _Job:
 
     def _run_quantized(self, described: Description) -> PreTrainedModel:
         device_map = self._wish.device_map
-        on_host = described.view(self._load(HOST))
+        with self._in_background(HOST) as loading:
+            model_class = type(self._build(described))
+            loaded = loading.result()
         if not isinstance(device_map, str) or device_map not in AUTOMATIC:
             device_map = parse_device_map(device_map)
         return load_quantized(
-            self._wish.model_class,
+            model_class,
             described.config,
-            on_host.tensors,
+            described.view(loaded).tensors,
+            directory=loaded.directory,
             dtype=self._wish.dtype or "auto",
             device_map=device_map,
             quantization_config=self._wish.quantization,
-            trust_remote_code=self._wish.trust_remote_code,
             attn_implementation=self._wish.attn_implementation,
         )
 

@@ -10,8 +10,11 @@ from transformers import BitsAndBytesConfig
 from transformers.quantizers.auto import AutoQuantizationConfig
 
 from sllm_store.errors import InvalidRequestError
+from sllm_store.transformers.fill import require_complete
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -46,21 +49,28 @@ def load_quantized(
     model_class: type[Any],
     config: PretrainedConfig,
     tensors: Mapping[str, torch.Tensor],
+    *,
+    directory: Path,
     **options: Any,
 ) -> PreTrainedModel:
     """Let `from_pretrained` quantise the tensors, or take ones that are quantised already.
 
     The tensors are on the host: the quantiser moves one at a time to the device, so the device
-    never holds the full-precision model.
+    never holds the full-precision model. Raises InvalidCheckpointError if they are not all of the
+    model's, InvalidRequestError if the quantiser's package is missing.
     """
     chosen = {key: value for key, value in options.items() if value is not None}
     try:
-        model: PreTrainedModel = model_class.from_pretrained(
-            None, config=config, state_dict=dict(tensors), **chosen
+        model, info = model_class.from_pretrained(
+            None, config=config, state_dict=dict(tensors), output_loading_info=True, **chosen
         )
     except ImportError as error:
         raise InvalidRequestError(f"the quantisation cannot run here: {error}") from error
-    return model
+    require_complete(info["missing_keys"], info["unexpected_keys"], directory)
+    if getattr(model, "hf_device_map", None) is None:
+        model.hf_device_map = {"": next(model.parameters()).device}
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def _from_mapping(fields: dict[str, Any]) -> Any:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _LLAMA: dict[str, Any] = {
     "vocab_size": 160,
     "hidden_size": 64,
-    "intermediate_size": 96,
+    "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,

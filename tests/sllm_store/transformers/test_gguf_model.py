@@ -79,7 +79,7 @@ def _write_header(writer: Any) -> None:
     writer.add_context_length(128)
     writer.add_embedding_length(64)
     writer.add_block_count(2)
-    writer.add_feed_forward_length(96)
+    writer.add_feed_forward_length(128)
     writer.add_head_count(4)
     writer.add_head_count_kv(2)
     writer.add_key_length(16)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from sllm_store import transformers as adapter
 from sllm_store.convert.importer import import_checkpoint
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-BITSANDBYTES: Any = BitsAndBytesConfig
 DTYPES = ["auto", "float32", torch.bfloat16, torch.float16]
 load_model: Any = adapter.load_model  # Transformers' own methods are not annotated.
 HERE: dict[str, Any] = {"device_map": "cpu", "store": "in-process"}
@@ -376,21 +375,6 @@ def test_the_log_says_who_loaded(publish: Any, caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.INFO, logger="sllm_store"):
         load_model(publish("llama").path, **HERE)
     assert [r.getMessage() for r in caplog.records if "in-process" in r.getMessage()]
-
-
-@pytest.mark.parametrize("wish", [{"load_in_8bit": True}, BITSANDBYTES(load_in_4bit=True)])
-def test_quantisation_without_bitsandbytes_says_what_to_install(
-    publish: Any, wish: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sllm_store.transformers.quantize.find_spec", lambda name: None)
-    with pytest.raises(InvalidRequestError, match="pip install bitsandbytes"):
-        load_model(publish("llama").path, quantization_config=wish, **HERE)
-
-
-@pytest.mark.parametrize("wish", [{"bits": 4}, {"quant_method": "no-such"}, "nf4"])
-def test_a_quantisation_that_nobody_knows_is_refused(publish: Any, wish: Any) -> None:
-    with pytest.raises(InvalidRequestError, match="quantization_config"):
-        load_model(publish("llama").path, quantization_config=wish, **HERE)
 
 
 def test_the_callers_config_object_is_not_shared(publish: Any) -> None:
