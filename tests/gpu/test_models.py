@@ -35,7 +35,8 @@ def publish(directory: Path, kind: str) -> Any:
 
     torch.manual_seed(1)
     config = AutoConfig.for_model(kind, **SIZES, **KINDS[kind], dtype="bfloat16")
-    AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(directory)
+    made: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    made.to(torch.bfloat16).save_pretrained(directory)
     model: Any = AutoModelForCausalLM.from_pretrained(directory, device_map="cuda:0")
     return model.eval()
 
