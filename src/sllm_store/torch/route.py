@@ -60,13 +60,17 @@ class Route:
             loaded = load_checkpoint(
                 self.path, device_map, timeout_s=timeout_s, on_progress=on_progress
             )
+        load_s = time.monotonic() - started_s
+        size_bytes = sum(arena.size for arena in loaded.arenas if arena is not None)
+        fields = {"store": loaded.store, "tier": loaded.tier}
         log.info(
             "loaded %s (%s) by %s from %s in %.2f s",
             self.name,
-            format_size(sum(arena.size for arena in loaded.arenas if arena is not None)),
+            format_size(size_bytes),
             loaded.store,
             loaded.tier,
-            time.monotonic() - started_s,
+            load_s,
+            extra={"size_bytes": size_bytes, "load_s": load_s, **fields},
         )
         return loaded
 
