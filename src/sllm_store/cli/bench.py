@@ -1,0 +1,231 @@
+"""`sllm-store bench`: how long a checkpoint takes to load, by who loads it and from where."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sllm_store.cli.connection import if_running
+from sllm_store.cli.finding import find
+from sllm_store.cli.options import (
+    CheckpointName,
+    address_option,
+    json_option,
+    storage_path_option,
+    verbose_option,
+)
+from sllm_store.cli.terminal import note, progress, say_facts, say_json, say_table
+from sllm_store.errors import DeviceError, InvalidRequestError
+from sllm_store.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sllm_store.checkpoint.model import Checkpoint
+    from sllm_store.cli.bench_loaders import Loader, Measured
+    from sllm_store.cli.finding import Found
+    from sllm_store.client import SllmStoreClient
+
+STATES = ("cold", "warm")
+
+
+@click.command()
+@click.argument("name", type=CheckpointName(), metavar="NAME_OR_PATH")
+@click.option(
+    "--runs",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Loads per row; the table has their median.",
+)
+@click.option(
+    "--device",
+    help="cpu, or a GPU as cuda or cuda:1.  [default: the first GPU, else cpu]",
+)
+@address_option
+@storage_path_option
+@json_option
+@verbose_option
+def bench(
+    *,
+    name: str,
+    runs: int,
+    device: str | None,
+    address: str | None,
+    storage_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Time loads of a checkpoint.
+
+    It is loaded cold and warm, through the store and without it; cold means that neither the page
+    cache nor the store has it in memory. Every load's bytes are compared with the file's. Where
+    the files are safetensors and that package is here, it is timed too.
+    """
+    with ExitStack() as stack:
+        client = stack.enter_context(if_running(address))
+        found = find(name, client, storage_path)
+        plan = _plan(found, client, device)
+        rows = _measure(plan, runs)
+    for missing in plan.left_out:
+        note(missing)
+    if as_json:
+        say_json(_described(found, plan, rows, runs))
+    else:
+        _say_rows(found, plan, rows, runs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What to time. `left_out` says which loaders cannot be timed, and why."""
+
+    checkpoint: Checkpoint
+    device: str
+    loaders: list[Loader]
+    left_out: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """The loads of one loader in one state."""
+
+    loader: str
+    state: str
+    loads: list[Measured]
+
+
+def _plan(found: Found, client: SllmStoreClient | None, device: str | None) -> _Plan:
+    from sllm_store.cli.bench_loaders import InProcess, Safetensors, Store
+
+    checkpoint = found.open()
+    where = _parse_device(device)
+    loaders: list[Loader] = []
+    left_out: list[str] = []
+    if found.served is not None and client is not None:
+        loaders.append(Store(client, found.served.name, where))
+    elif client is None:
+        left_out.append("no store is running, so it is not timed: `sllm-store start`")
+    else:
+        left_out.append(f"the store at {client.address} does not serve {found.path}")
+    loaders.append(InProcess(checkpoint.path, where))
+    if checkpoint.format != "safetensors":
+        left_out.append(f"safetensors cannot load {checkpoint.format} files")
+    elif find_spec("safetensors") is None or find_spec("torch") is None:
+        left_out.append("safetensors or torch is not installed: pip install safetensors torch")
+    else:
+        loaders.append(Safetensors(checkpoint, where))
+    return _Plan(checkpoint=checkpoint, device=where, loaders=loaders, left_out=left_out)
+
+
+def _parse_device(device: str | None) -> str:
+    """Return 'cpu' or a GPU's UUID."""
+    from sllm_store import native
+
+    count = native.device_count() if native.cuda_available() else 0
+    if device == "cpu" or (device is None and not count):
+        return "cpu"
+    kind, _, number = (device or "cuda:0").partition(":")
+    if kind != "cuda" or not (number or "0").isdecimal():
+        raise InvalidRequestError(f"--device {device}: use cpu, cuda or cuda:1")
+    if int(number or 0) >= count:
+        reason = native.cuda_unavailable_reason() or f"there are {count} GPUs"
+        raise DeviceError(f"--device {device}: there is no such GPU here ({reason}); use cpu")
+    return native.device_uuid(int(number or 0))
+
+
+def _measure(plan: _Plan, runs: int) -> list[_Row]:
+    from sllm_store.cli.bench_loaders import Bench
+
+    prepared = Bench(plan.checkpoint)
+    rows: list[_Row] = []
+    loads_total = len(plan.loaders) * len(STATES) * runs
+    with progress("timing loads") as on_progress:
+        for loader, state in _cases(plan.loaders):
+            loads = []
+            for _ in range(runs):
+                loads.append(prepared.measure(loader, cold=state == "cold"))
+                done = sum(len(row.loads) for row in rows) + len(loads)
+                size = plan.checkpoint.size_bytes
+                on_progress(done * size, loads_total * size)
+            rows.append(_Row(loader=loader.name, state=state, loads=loads))
+    return rows
+
+
+def _cases(loaders: list[Loader]) -> Iterator[tuple[Loader, str]]:
+    for loader in loaders:
+        for state in STATES:
+            yield loader, state
+
+
+def _described(found: Found, plan: _Plan, rows: list[_Row], runs: int) -> dict[str, Any]:
+    size_bytes = plan.checkpoint.size_bytes
+    return {
+        "name": found.name,
+        "path": str(found.path),
+        "format": plan.checkpoint.format,
+        "size_bytes": size_bytes,
+        "device": plan.device,
+        "kernel": platform.release(),
+        "runs": runs,
+        "left_out": plan.left_out,
+        "rows": [
+            {
+                "loader": row.loader,
+                "state": row.state,
+                "tier": row.loads[-1].tier,
+                "seconds": [load.load_s for load in row.loads],
+                "median_s": _median(row),
+                "gb_per_s": _gb_per_s(size_bytes, row),
+                "read_through_s": [load.read_through_s for load in row.loads],
+                "verified": True,
+                "still_cached_bytes": max(load.still_cached_bytes for load in row.loads),
+            }
+            for row in rows
+        ],
+    }
+
+
+def _say_rows(found: Found, plan: _Plan, rows: list[_Row], runs: int) -> None:
+    size_bytes = plan.checkpoint.size_bytes
+    say_facts(
+        [
+            ("checkpoint", f"{found.name} ({plan.checkpoint.format}, {format_size(size_bytes)})"),
+            ("device", plan.device),
+            ("loads", f"{runs} a row, median shown; every load's bytes are as in the files"),
+        ]
+    )
+    say_table(
+        ("loader", "state", "from", ">load s", ">GB/s", ">read through s"),
+        [
+            (
+                row.loader,
+                row.state,
+                row.loads[-1].tier,
+                f"{_median(row):.4f}",
+                f"{_gb_per_s(size_bytes, row):.2f}",
+                f"{statistics.median(load.read_through_s for load in row.loads):.4f}",
+            )
+            for row in rows
+        ],
+    )
+    if plan.device == "cpu":
+        note(
+            "read through: the load, then a checksum of every byte; a loader that maps files "
+            "reads them only then"
+        )
+    if any(load.still_cached_bytes for row in rows if row.state == "cold" for load in row.loads):
+        note("the page cache kept part of the files in spite of it all: cold is not quite cold")
+
+
+def _median(row: _Row) -> float:
+    return statistics.median(load.load_s for load in row.loads)
+
+
+def _gb_per_s(size_bytes: int, row: _Row) -> float:
+    return size_bytes / _median(row) / 1e9

@@ -1,0 +1,211 @@
+"""`sllm-store list` and `show`: which checkpoints there are, and what is in one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sllm_store.cli.connection import if_running
+from sllm_store.cli.finding import find, serves, storage_root
+from sllm_store.cli.options import (
+    address_option,
+    json_option,
+    name_argument,
+    storage_path_option,
+    verbose_option,
+)
+from sllm_store.cli.terminal import note, say_facts, say_json, say_table
+from sllm_store.errors import StoreError
+from sllm_store.units import format_size
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sllm_store.checkpoint.model import Checkpoint
+    from sllm_store.cli.finding import Found
+
+
+@click.command("list")
+@address_option
+@storage_path_option
+@json_option
+@verbose_option
+def list_command(*, address: str | None, storage_path: Path | None, as_json: bool) -> None:
+    """List the checkpoints.
+
+    A running store says what of them is in its memory; where none runs, the storage path is read.
+    """
+    with if_running(address) as client:
+        root = storage_root(client, storage_path)
+        if client is not None and serves(client, root):
+            store = client.address
+            models = [asdict(model) for model in client.list_models()]
+        else:
+            store = None
+            models = _read_models(root)
+    if as_json:
+        say_json({"store": store, "storage_path": str(root), "models": models})
+        return
+    if store is None:
+        note(f"read from {root}, which no running store serves")
+    if not models:
+        note(f"no checkpoints under {root}: save one with `sllm-store save`")
+        return
+    say_table(
+        ("name", "format", ">size", ">tensors", ">in memory", ">leases", ""),
+        [_row(model) for model in models],
+    )
+
+
+@click.command()
+@name_argument
+@address_option
+@storage_path_option
+@json_option
+@verbose_option
+def show(*, name: str, address: str | None, storage_path: Path | None, as_json: bool) -> None:
+    """Show a checkpoint's tensors and files.
+
+    And where its bytes are now: in the store's pool, in the page cache, on disk.
+    """
+    with if_running(address) as client:
+        found = find(name, client, storage_path)
+    checkpoint = found.open()
+    described = _describe(found, checkpoint)
+    if as_json:
+        say_json(described)
+    else:
+        _say_described(described)
+
+
+def _read_models(root: Path) -> list[dict[str, Any]]:
+    """Return what a store would list, read by this process."""
+    from sllm_store.checkpoint.reader import list_checkpoints, open_checkpoint
+
+    models: list[dict[str, Any]] = []
+    for name in sorted(list_checkpoints(root)) if root.is_dir() else ():
+        try:
+            checkpoint = open_checkpoint(root / name, root=root)
+        except StoreError as error:
+            models.append({"name": name, "error": str(error)})
+            continue
+        models.append(
+            {
+                "name": name,
+                "format": checkpoint.format,
+                "size_bytes": checkpoint.size_bytes,
+                "tensors": len(checkpoint.tensors),
+                "error": "",
+            }
+        )
+    return models
+
+
+def _row(model: dict[str, Any]) -> tuple[object, ...]:
+    if model["error"]:
+        return (model["name"], "", "", "", "", "", f"broken: {model['error']}")
+    return (
+        model["name"],
+        model["format"],
+        format_size(model["size_bytes"]),
+        model["tensors"],
+        format_size(model["host_bytes"]) if model.get("host_bytes") else "-",
+        model.get("leases") or "-",
+        "pinned" if model.get("pinned") else "",
+    )
+
+
+def _describe(found: Found, checkpoint: Checkpoint) -> dict[str, Any]:
+    from sllm_store.checkpoint.dtype import contiguous_bytes
+
+    served = found.served
+    files = [
+        {"path": str(file.path), "size_bytes": file.size_bytes, "page_cache_bytes": cached}
+        for file, cached in zip(checkpoint.files, _cached_bytes(checkpoint), strict=True)
+    ]
+    return {
+        "name": found.name,
+        "path": str(found.path),
+        "format": checkpoint.format,
+        "size_bytes": checkpoint.size_bytes,
+        "tiers": {
+            "host_bytes": served.host_bytes if served else 0,
+            "pinned": served.pinned if served else False,
+            "leases": served.leases if served else 0,
+            "page_cache_bytes": sum(file["page_cache_bytes"] for file in files),
+            "disk_bytes": sum(file["size_bytes"] for file in files),
+        },
+        "files": files,
+        "small_files": _small_files(checkpoint),
+        "tensors": [
+            {
+                "name": name,
+                "dtype": tensor.dtype,
+                "shape": list(tensor.shape),
+                "size_bytes": contiguous_bytes(tensor.dtype, tensor.shape),
+                "buffer": name in checkpoint.buffers,
+            }
+            for name, tensor in checkpoint.all_tensors().items()
+        ],
+        "aliases": dict(checkpoint.aliases),
+    }
+
+
+def _cached_bytes(checkpoint: Checkpoint) -> list[int]:
+    from sllm_store.tiers.transfer import open_files
+
+    files = open_files(checkpoint)
+    return [file.resident_bytes(0, file.size) if file.size else 0 for file in files]
+
+
+def _small_files(checkpoint: Checkpoint) -> list[str]:
+    if not checkpoint.path.is_dir():
+        return []
+    data = {file.path.name for file in checkpoint.files}
+    return sorted(
+        path.name for path in checkpoint.path.iterdir() if path.is_file() and path.name not in data
+    )
+
+
+def _say_described(described: dict[str, Any]) -> None:
+    tiers = described["tiers"]
+    in_pool = format_size(tiers["host_bytes"])
+    if tiers["pinned"]:
+        in_pool += ", pinned"
+    if tiers["leases"]:
+        in_pool += f", {tiers['leases']} leases"
+    say_facts(
+        [
+            ("name", described["name"]),
+            ("path", described["path"]),
+            ("format", described["format"]),
+            ("size", f"{format_size(described['size_bytes'])} in tensors"),
+            ("in the host pool", in_pool),
+            ("in the page cache", format_size(tiers["page_cache_bytes"])),
+            ("on disk", format_size(tiers["disk_bytes"])),
+            ("small files", ", ".join(described["small_files"]) or "none"),
+        ]
+    )
+    say_table(
+        ("file", ">size", ">in the page cache"),
+        [
+            (file["path"], format_size(file["size_bytes"]), format_size(file["page_cache_bytes"]))
+            for file in described["files"]
+        ],
+    )
+    rows = [
+        (
+            tensor["name"],
+            tensor["dtype"],
+            " x ".join(map(str, tensor["shape"])) or "scalar",
+            format_size(tensor["size_bytes"]),
+            "buffer" if tensor["buffer"] else "",
+        )
+        for tensor in described["tensors"]
+    ]
+    rows += [
+        (alias, "", "", "", f"the same as {name}") for alias, name in described["aliases"].items()
+    ]
+    say_table(("tensor", "dtype", "shape", ">size", ""), rows)
