@@ -31,7 +31,7 @@ native: $(DEPENDENCIES) ## Build the native core again
 	@$(MAKE) --no-print-directory $(NATIVE)
 
 run: $(NATIVE) ## Load a real model through the store and ask it: make run QUESTION="…"
-	@exec $(BIN)/python examples/quickstart.py $${QUESTION:+"$$QUESTION"}
+	@exec $(BIN)/python -m examples.quickstart $${QUESTION:+"$$QUESTION"}
 
 test: $(NATIVE) ## Run the tests, without the slow ones and those that need a GPU
 	$(PYTEST) -m "$(QUICK)" $(TESTS)
