@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
 from tests.store_process import StoreProcess, start_process
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
-from tests.store_process import random_tensors, read_tensors, write_upstream
 
 from sllm_store import errors
 from sllm_store.client import SllmStoreClient, default_address, is_running
 from sllm_store.proto import storage_pb2 as pb
+from tests.store_process import random_tensors, read_tensors, write_upstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable

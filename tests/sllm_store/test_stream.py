@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.store_process import random_tensors, read_tensors, write_upstream
 
 from sllm_store.errors import (
     CheckpointNotFoundError,
@@ -16,6 +15,7 @@ from sllm_store.errors import (
     ReadError,
 )
 from sllm_store.stream import load_checkpoint
+from tests.store_process import random_tensors, read_tensors, write_upstream
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,10 +8,10 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from tests.store_process import random_tensors
 
 from sllm_store import errors, native
 from sllm_store.client import SllmStoreClient
+from tests.store_process import random_tensors
 
 
 def on_device(buffer: native.DeviceBuffer, offset: int, size: int) -> bytes:

@@ -16,13 +16,6 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tests.store_process import (
-    random_tensors,
-    read_tensors,
-    start_process,
-    wait_until,
-    write_upstream,
-)
 
 from sllm_store.client import SllmStoreClient, is_running
 from sllm_store.config import StoreConfig
@@ -32,6 +25,13 @@ from sllm_store.errors import (
     UnauthenticatedError,
 )
 from sllm_store.server.serve import serve
+from tests.store_process import (
+    random_tensors,
+    read_tensors,
+    start_process,
+    wait_until,
+    write_upstream,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable

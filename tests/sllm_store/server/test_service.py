@@ -11,6 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
+
+from sllm_store import native
+from sllm_store.client import SllmStoreClient
+from sllm_store.errors import InvalidRequestError, PoolExhaustedError
+from sllm_store.proto import storage_pb2 as pb
 from tests.store_process import (
     open_descriptors,
     random_tensors,
@@ -19,11 +24,6 @@ from tests.store_process import (
     wait_until,
     write_upstream,
 )
-
-from sllm_store import native
-from sllm_store.client import SllmStoreClient
-from sllm_store.errors import InvalidRequestError, PoolExhaustedError
-from sllm_store.proto import storage_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -207,9 +207,10 @@ def test_a_plan_serves_one_load_and_targets_must_match(start_store: Start, tmp_p
     }
     for message, request in requests.items():
         with pytest.raises(InvalidRequestError, match=message):
-            client._run_load(request, None)
+            client._finish_load(client._store.Load(request), None)
+    again = pb.LoadRequest(session=session, plan=plan)
     with pytest.raises(InvalidRequestError, match="plans serve one load"):
-        client._run_load(pb.LoadRequest(session=session, plan=plan), None)
+        client._finish_load(client._store.Load(again), None)
 
 
 def test_a_device_map_that_forgets_a_tensor_names_it(start_store: Start, tmp_path: Path) -> None:

@@ -5,13 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.store_process import (
-    open_descriptors,
-    random_tensors,
-    read_tensors,
-    wait_until,
-    write_upstream,
-)
 
 from sllm_store.errors import (
     CheckpointNotFoundError,
@@ -23,6 +16,13 @@ from sllm_store.errors import (
     StoreError,
 )
 from sllm_store.proto import storage_pb2 as pb
+from tests.store_process import (
+    open_descriptors,
+    random_tensors,
+    read_tensors,
+    wait_until,
+    write_upstream,
+)
 
 if TYPE_CHECKING:
     import subprocess
