@@ -264,8 +264,8 @@ class SllmStoreClient:
         host. Host memory is shared with every other process that loads the model and private when
         written to. on_progress gets (bytes done, bytes in all).
         """
-        request = pb.PlanLoadRequest(model=model, device_map=dict(device_map or {}))
-        planned = self._call(self._store.PlanLoad, request)
+        question = pb.PlanLoadRequest(model=model, device_map=dict(device_map or {}))
+        planned = self._call(self._store.PlanLoad, question)
         buffers = [
             allocate_device(device_ordinal(arena.device), arena.size_bytes)
             if arena.device != "cpu" and arena.size_bytes
@@ -280,15 +280,16 @@ class SllmStoreClient:
             for buffer in buffers
             if buffer is not None
         ]
-        done = self._run_load(
-            pb.LoadRequest(
-                session=session.session_id,
-                plan=planned.plan,
-                targets=targets,
-                timeout_s=timeout_s or 0.0,
-            ),
-            on_progress,
+        request = pb.LoadRequest(
+            session=session.session_id,
+            plan=planned.plan,
+            targets=targets,
+            timeout_s=timeout_s or 0.0,
         )
+        with translated(self.address):
+            events = self._store.Load(request, metadata=self._metadata)
+        tensors = tuple(_placed(tensor) for tensor in planned.tensors)  # While the bytes move.
+        done = self._finish_load(events, on_progress)
         arenas: list[ArenaMemory | None] = [
             _map_host(planned.descriptor_socket, done, arena.size_bytes)
             if arena.device == "cpu" and arena.size_bytes
@@ -298,7 +299,7 @@ class SllmStoreClient:
         return Loaded(
             arenas=tuple(arenas),
             devices=tuple(arena.device for arena in planned.arenas),
-            tensors=tuple(_placed(tensor) for tensor in planned.tensors),
+            tensors=tensors,
             aliases=dict(planned.aliases),
             directory=Path(planned.path),
             format=planned.format,
@@ -306,14 +307,17 @@ class SllmStoreClient:
             store=self.address,
         )
 
-    def _run_load(self, request: Any, on_progress: Callable[[int, int], None] | None) -> Any:
-        with translated(self.address):
-            events = self._store.Load(request, metadata=self._metadata)
-            for event in events:
-                if on_progress is not None:
-                    on_progress(event.bytes_done, event.bytes_total)
-                if event.done:
-                    return event
+    def _finish_load(self, events: Any, on_progress: Callable[[int, int], None] | None) -> Any:
+        """Follow a load to its last event; leaving early, by any exception, cancels it."""
+        try:
+            with translated(self.address):
+                for event in events:
+                    if on_progress is not None:
+                        on_progress(event.bytes_done, event.bytes_total)
+                    if event.done:
+                        return event
+        finally:
+            events.cancel()
         raise StoreError("the store ended a load without saying how: see its log")
 
     def _open_session(self) -> _Session:
