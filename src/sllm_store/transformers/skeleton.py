@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
+# Transformers builds under a default dtype, which PyTorch has one of for all threads.
+_BUILDING = threading.Lock()
 
 
 def read_config(directory: Path, *, trust_remote_code: bool) -> PretrainedConfig:
@@ -75,7 +78,7 @@ def build_on_meta(
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     try:
-        with torch.device("meta"):
+        with _BUILDING, torch.device("meta"):
             return build_model(model_class, config, **options)
     except (ValueError, ImportError) as error:
         raise InvalidRequestError(

@@ -51,6 +51,19 @@ def test_wb5_a_prefix_matches_whole_names_of_modules(tmp_path: Path, where: dict
     assert load_dict(path, whole, **where).keys() == state.keys()
 
 
+def test_wa9_every_tensor_is_aligned_whatever_comes_before_it(
+    tmp_path: Path, where: dict[str, Any]
+) -> None:
+    state = {
+        str(size): torch.ones(size, dtype=dtype)
+        for size, dtype in ((1, torch.uint8), (3, torch.float32), (5, torch.bfloat16))
+    }
+    state["last"] = torch.ones(4, dtype=torch.complex128)
+    save_dict(state, tmp_path / "models" / "m")
+    loaded = load_dict(tmp_path / "models" / "m", "cpu", **where)
+    assert all(tensor.data_ptr() % 256 == 0 for tensor in loaded.values())
+
+
 def test_wa10_tensors_outlive_the_dictionary_and_each_other(
     tmp_path: Path, where: dict[str, Any]
 ) -> None:

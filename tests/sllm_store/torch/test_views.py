@@ -95,6 +95,16 @@ def test_an_alias_is_the_same_tensor_object() -> None:
     assert views.tensors.keys() == {"a", "a2"}
 
 
+def test_wa9_a_tied_tensor_on_two_devices_has_a_place_on_each() -> None:
+    buffers = [HostBuffer(4096), HostBuffer(4096)]
+    for number, buffer in enumerate(buffers):
+        from_dlpack(buffer).view(torch.float32)[64:] = number
+    tensors = [placed("a", "float32", (2,), 256), placed("b", "float32", (2,), 512, arena=1)]
+    views = view_tensors(load_of(tensors, buffers, {"b": "a"})).tensors
+    assert torch.equal(views["a"], torch.zeros(2))
+    assert torch.equal(views["b"], torch.ones(2))
+
+
 def test_an_alias_of_nothing_is_refused() -> None:
     with pytest.raises(InvalidCheckpointError, match="'x' is an alias of 'y'"):
         view_tensors(load_of([], [], {"x": "y"}))

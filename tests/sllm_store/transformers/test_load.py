@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -431,3 +432,62 @@ def test_a_checkpoint_of_upstreams_gets_the_buffers_it_lacks(
         save_model(model, tmp_path / name)
         (tmp_path / name / "checkpoint.json").unlink()
         require_same(load_model(tmp_path / name, **HERE), model, logits)
+
+
+def test_models_of_different_dtypes_load_at_the_same_time(publish: Any, logits: Any) -> None:
+    dtypes = [torch.float32, torch.bfloat16, torch.float16] * 6
+    path = publish("llama").path
+    with ThreadPoolExecutor(len(dtypes)) as executor:
+        loads = [executor.submit(load_model, path, dtype=dtype, **HERE) for dtype in dtypes]
+        models = [load.result() for load in loads]
+    for dtype, model in zip(dtypes, models, strict=True):
+        assert torch.equal(logits(model), logits(publish("llama").from_pretrained(dtype=dtype)))
+    assert torch.get_default_dtype() == torch.float32
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize(
+    "device_map", ["auto", 0, "cuda:0", {"": 0}, torch.device("cuda")], ids=str
+)
+@pytest.mark.parametrize("source", ["own", "published"])
+def test_a_model_on_a_gpu_is_the_one_of_from_pretrained(
+    publish: Any, tmp_path: Path, logits: Any, *, device_map: Any, source: str
+) -> None:
+    published = publish("qwen3-moe")
+    save_model(published.from_pretrained(), tmp_path / "own")
+    path = tmp_path / "own" if source == "own" else published.path
+    ours = load_model(path, device_map=device_map, store="in-process")
+    theirs = published.from_pretrained(device_map=0)
+    ids = torch.tensor([[5, 17, 3, 99, 121, 64, 8, 2]], device="cuda")
+    assert torch.equal(logits(ours, ids), logits(theirs, ids))
+    assert {tensor.device for tensor in ours.state_dict().values()} == {torch.device("cuda", 0)}
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_model_on_a_gpu_may_be_moved_cast_trained_and_saved(
+    publish: Any, tmp_path: Path, logits: Any
+) -> None:
+    model = publish("llama").from_pretrained()
+    expected = logits(model)
+    save_model(model.to("cuda"), tmp_path / "m")
+    loaded = load_model(tmp_path / "m", device_map=0, store="in-process")
+    assert torch.equal(logits(loaded.cpu()), expected)
+    loaded = load_model(tmp_path / "m", device_map=0, store="in-process").float().train()
+    ids = torch.tensor([[5, 17, 3, 99]], device="cuda")
+    loaded(input_ids=ids, labels=ids).loss.backward()
+    assert all(parameter.grad is not None for parameter in loaded.parameters())
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_model_may_be_spread_over_a_gpu_and_the_host(publish: Any, logits: Any) -> None:
+    device_map = {"model.layers.1": "cpu", "": 0}
+    loaded = load_model(publish("llama").path, device_map=device_map, store="in-process")
+    ids = torch.tensor([[5, 17, 3, 99, 121, 64, 8, 2]], device="cuda")
+    theirs = publish("llama").from_pretrained(device_map=0)
+    assert torch.allclose(logits(loaded, ids).float(), logits(theirs, ids).float(), atol=1e-2)
