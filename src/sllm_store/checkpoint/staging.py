@@ -182,6 +182,8 @@ def _carry_over(old: Path, new: Path, *, is_top: bool = False) -> None:
 def _link(source: Path, destination: Path) -> None:
     try:
         os.link(source, destination, follow_symlinks=False)
+    except FileNotFoundError:
+        return  # Somebody removed it just now: then it is not kept.
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
             raise

@@ -216,14 +216,19 @@ def test_malformed_json_names_the_file(attack: str, name: str, ours: Path) -> No
     assert str(ours / name) in str(caught.value)
 
 
-def test_a_million_entries_are_read_in_seconds_and_more_are_refused(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_million_entries_are_read(tmp_path: Path) -> None:
     (tmp_path / "tensor.data_0").write_bytes(bytes(8))
     total = 1 << 20
     entry = '[0, 8, [1], [1], "torch.int64"]'
     names = (f'"layers.{n}.weight": {entry}' for n in range(total))
     (tmp_path / "tensor_index.json").write_text(f"{{{', '.join(names)}}}")
     assert len(open_(tmp_path).tensors) == total
-    names = (f'"{n}": 0' for n in range(total + 1))
+
+
+def test_more_than_a_million_entries_are_refused_before_they_are_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "tensor.data_0").write_bytes(bytes(8))
+    names = (f'"{n}": 0' for n in range((1 << 20) + 1))
     (tmp_path / "tensor_index.json").write_text(f"{{{', '.join(names)}}}")
     with pytest.raises(InvalidCheckpointError, match="has 1048577 entries; at most 1048576"):
         open_(tmp_path)
