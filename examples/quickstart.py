@@ -67,7 +67,7 @@ def main() -> None:
 
 def run(source: Path, cache: Path, question: str, console: Console) -> None:
     """Import `source` into the cache, serve it, ask it, and time its loads."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     models = cache / "models"
     checkpoint = import_model(source, models / MODEL, console)
     pool_bytes = align_up(checkpoint.size_bytes, POOL_GRANULE_BYTES) + POOL_GRANULE_BYTES
@@ -194,8 +194,7 @@ def ask(models: Path, question: str, *, address: str, device: str, console: Cons
     from examples.load_times import synchronise
     from sllm_store.transformers import load_model
 
-    transformers.logging.set_verbosity_error()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(models / MODEL)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(models / MODEL)
     started_s = time.perf_counter()
     model: Any = load_model(MODEL, device_map=device, storage_path=models, store=address)
     synchronise(device)
