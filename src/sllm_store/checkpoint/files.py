@@ -15,7 +15,7 @@ from sllm_store.units import format_size
 if TYPE_CHECKING:
     from pathlib import Path
 
-JSON_BYTES_MAX = 1 << 30
+JSON_BYTES_MAX = 1 << 28  # A million entries take about half of that.
 
 
 def data_file(path: Path, *, root: Path | None) -> DataFile:

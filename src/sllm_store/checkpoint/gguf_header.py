@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MAGIC = b"GGUF"
 HEADER_BYTES_MAX = 1 << 29
 KEYS_MAX = 1 << 16
+ARRAY_MAX = 1 << 22  # A vocabulary has a quarter of a million entries.
 NAME_BYTES_MAX = 1 << 16
 DIMENSIONS_MAX = 4
 ALIGNMENT_DEFAULT = 32
@@ -184,7 +185,7 @@ def _value(cursor: _Cursor, kind: int, key: str) -> object:
 
 def _array(cursor: _Cursor, what: str) -> Sequence[object]:
     kind = cursor.number("I", f"element type of {what}")
-    count = cursor.count(f"length of {what}", HEADER_BYTES_MAX)
+    count = cursor.count(f"length of {what}", ARRAY_MAX)
     if kind == _STRING:
         return _string_array(cursor, count, what)
     code = _SCALARS.get(kind)

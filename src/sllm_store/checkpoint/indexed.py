@@ -41,7 +41,7 @@ def open_indexed(directory: Path, *, root: Path | None) -> Checkpoint:
     value, index_bytes = read_json(index_path, root=root)
     entries = parse_entries(value, source=str(index_path))
     manifest_path = directory / MANIFEST_FILE
-    if not manifest_path.exists():
+    if not (manifest_path.exists() or manifest_path.is_symlink()):
         files = _partition_files(directory, root=root)
         return _open_upstream(directory, files, entries)
     source = str(manifest_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import contextmanager
 from importlib import metadata
 from types import MappingProxyType
@@ -29,6 +30,17 @@ if TYPE_CHECKING:
 __all__ = ["CheckpointWriter", "Source"]
 
 MAX_SHARD_BYTES = 10 << 30
+
+_ADVICE = {
+    code: f"nothing was published; {advice}"
+    for code, advice in {
+        errno.ENOSPC: "free some space and save again",
+        errno.EDQUOT: "free some of the quota and save again",
+        errno.EBUSY: "if it is a mount point, save into a directory below it",
+        errno.EXDEV: "if it is a mount point, save into a directory below it",
+        errno.EROFS: "save to a file system that can be written to",
+    }.items()
+}
 _NO_ALIASES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -229,4 +241,7 @@ def _translated(path: Path) -> Iterator[None]:
     except native.Cancelled:
         raise LoadCancelledError(f"saving {path} was cancelled; nothing was published") from None
     except OSError as error:
-        raise WriteError(f"cannot save {path}: {error}; nothing was published") from error
+        advice = _ADVICE.get(error.errno or 0, "nothing was published")
+        failure = WriteError(f"cannot save {path}: {error}; {advice}")
+        failure.errno = error.errno
+        raise failure from error

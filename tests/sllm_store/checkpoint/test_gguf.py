@@ -191,10 +191,14 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
     ),
     "huge array": (
         file_of(GOOD, [pair("k", 9, struct.pack("<IQ", 12, 2**28))]),
+        "length of value of 'k' is 268435456; at most",
+    ),
+    "missing array": (
+        file_of(GOOD, [pair("k", 9, struct.pack("<IQ", 12, 2**22))]),
         "the header ends",
     ),
     "huge array of strings": (
-        file_of(GOOD, [pair("k", 9, struct.pack("<IQ", 8, 2**28))]),
+        file_of(GOOD, [pair("k", 9, struct.pack("<IQ", 8, 2**22))]),
         "the header ends",
     ),
     "huge string": (file_of(GOOD, [pair("k", 8, struct.pack("<Q", 2**62))]), "length of value"),

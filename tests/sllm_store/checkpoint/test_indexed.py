@@ -387,6 +387,36 @@ def test_a_link_out_of_the_root_is_refused(ours: Path, tmp_path: Path) -> None:
         open_indexed(ours, root=ours)
 
 
+def test_a_manifest_that_is_a_broken_link_is_not_taken_for_none(ours: Path) -> None:
+    (ours / "checkpoint.json").unlink()
+    (ours / "checkpoint.json").symlink_to("nowhere")
+    with pytest.raises(InvalidCheckpointError, match=r"checkpoint\.json: missing"):
+        open_(ours)
+
+
+def test_an_index_over_the_limit_is_not_even_read(ours: Path) -> None:
+    with (ours / "tensor_index.json").open("ab") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(
+        InvalidCheckpointError, match=r"tensor_index\.json: 1\.0 TB of JSON; at most"
+    ):
+        open_(ours)
+
+
+def test_a_checkpoint_of_upstreams_that_was_written_once_stays_readable(golden: Path) -> None:
+    """The files were made by the oracle of upstream's writer, and never change."""
+    checkpoint = open_(golden / "upstream-0.8")
+    content = read_back(checkpoint)
+    assert content == {
+        "model.embed": (bytes(range(24)), (3, 4), "float16"),
+        "model.bias": (b"\1\2\3", (3,), "uint8"),
+        "model.norm": (bytes(range(100, 120)), (5,), "float32"),
+        "lm_head": (bytes(range(24)), (3, 4), "float16"),
+    }
+    assert len(checkpoint.files) == 2
+    assert checkpoint.tensors["lm_head"].extent == checkpoint.tensors["model.embed"].extent
+
+
 @pytest.mark.parametrize("name", ["tensor_index.json", "checkpoint.json", "tensor.data_0"])
 def test_what_is_no_regular_file_is_refused_without_waiting(ours: Path, name: str) -> None:
     (ours / name).unlink()
