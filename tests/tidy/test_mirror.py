@@ -39,8 +39,7 @@ TESTED_THROUGH = {
     "sllm_store/torch/dtypes.py": "torch/test_views.py",
     "sllm_store/transformers/fill.py": "transformers/test_load.py",
     "sllm_store/transformers/internals.py": "transformers/test_load.py",
-    "sllm_store/transformers/module_sizes.py": "transformers/test_placement.py",
-    "sllm_store/transformers/quantize.py": "transformers/test_load.py",
+    "sllm_store/transformers/module_sizes.py": "transformers/test_save.py",
     "sllm_store/transformers/skeleton.py": "transformers/test_load.py",
 }
 
