@@ -19,6 +19,7 @@
 #include "io/crc32c.hpp"
 #include "io/errors.hpp"
 #include "io/file.hpp"
+#include "io/page_cache.hpp"
 #include "io/probe.hpp"
 #include "io/transfer.hpp"
 #include "io/writer.hpp"
@@ -146,6 +147,17 @@ void check_ranges(const std::shared_ptr<const io::File>& file,
           "an unaligned range's crc differs");
 }
 
+// Both ways to ask the page cache must agree on a file that nobody else uses.
+void check_residency(const io::File& file) {
+  for (const std::uint64_t offset : {0, 1, 4095, 4096, 1 << 20}) {
+    for (const std::uint64_t size : {0, 1, 4096, 10000, 3 << 20}) {
+      const std::int64_t fast = io::resident_by_cachestat(file.buffered_fd(), offset, size);
+      const std::int64_t slow = io::resident_by_mincore(file.buffered_fd(), offset, size);
+      require(fast < 0 || fast == slow, "cachestat and mincore differ");
+    }
+  }
+}
+
 void fail_in_the_middle(const std::string& path, io::ReadMode mode) {
   auto file = std::make_shared<const io::File>(path);
   const pool::HostBuffer memory(static_cast<std::int64_t>(file->size()), false);
@@ -195,6 +207,11 @@ int main(int argc, char** argv) {
   write_file(path, bytes);
   const auto file = std::make_shared<const io::File>(path);
   const auto modes = available_modes(directory);
+  check_residency(*file);
+  std::vector<std::byte> content(bytes.size());
+  file->read_exactly(0, content.data(), content.size());
+  require(content == bytes, "a plain read differs");
+  check_residency(*file);
   for (int round = 0; round < rounds; ++round) {
     std::vector<std::jthread> loads;
     for (std::size_t i = 0; i < modes.size(); ++i) {
