@@ -60,7 +60,7 @@ docs: $(NATIVE) ## Build the documentation into site/
 
 bench: $(NATIVE) ## Time loads by the store and by others on a small checkpoint: SHAPES=llama-8b
 	rm -rf build/bench && mkdir -p build/bench
-	$(BIN)/python benchmarks/load_time.py --work build/bench --out build/bench/load_time.json \
+	$(BIN)/python -m benchmarks.load_time --work build/bench --out build/bench/load_time.json \
 		--shapes $${SHAPES:-smoke} --pool $${POOL:-1GB}
 
 # The oldest grpcio-tools whose output protobuf 5, 6 and 7 all accept, in a venv of its own.

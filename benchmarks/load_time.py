@@ -4,31 +4,51 @@ Each loader runs in a process of its own with torch imported and CUDA warm, and 
 call to synchronised tensors. Every timed load is verified: a position-weighted sum of every
 tensor's bytes, taken on the device, equals the one taken when the checkpoint was made.
 
-    python benchmarks/load_time.py --work DIR --out FILE.json [--shapes llama-8b|many|smoke]
-        [--gguf SmolLM2.gguf] [--pool 20GB] [--runs 3]
+    python -m benchmarks.load_time --work DIR --out FILE.json [--shapes llama-8b|many|smoke]
+        [--pool 20GB] [--runs 3] [--states "host pool,page cache,tmpfs,cold disk"]
+        [--prefetch-path DIR_WITH_SAFETENSORS_0.9]
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from benchmarks.peers import LOADERS, installed
 from sllm_store import native
-from sllm_store.torch import load_dict
 
-LOADERS = ("store", "in-process", "safetensors")
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STATES = ("cold disk", "host pool", "page cache", "tmpfs")
+PREFETCH = "safetensors 0.9 prefetch"
+LLAMA_CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "dtype": "bfloat16",
+    "tie_word_embeddings": False,
+}
 
 
 def shapes_of(kind: str) -> dict[str, tuple[int, ...]]:
@@ -122,61 +142,61 @@ def run_loader(args: argparse.Namespace) -> None:
     directory = Path(args.checkpoint)
     device = args.device
     sums = json.loads(Path(args.sums).read_text())
+    load, _ = LOADERS[args.loader]
     torch.zeros(1, device=device)
-    if device != "cpu":
-        torch.cuda.synchronize()
-    seconds, tiers = [], []
+    synchronize(device)
+    seconds = []
     for _ in range(args.runs):
         if args.cold:
             evict(directory)
         started_s = time.perf_counter()
-        tensors, tier = _load(args, directory)
-        if device != "cpu":
-            torch.cuda.synchronize()
+        tensors = load(directory, device, args.store)
+        synchronize(device)
         seconds.append(time.perf_counter() - started_s)
-        tiers.append(tier)
         wrong = [name for name, total in sums.items() if checksum(tensors[name]) != total]
-        if wrong or set(tensors) != set(sums):
+        if wrong:
             raise SystemExit(f"wrong bytes in {wrong[:3]}")
         del tensors
         if device != "cpu":
             torch.cuda.empty_cache()
-    print(json.dumps({"seconds": seconds, "tiers": tiers}))
+    print(json.dumps(seconds))
 
 
-def _load(args: argparse.Namespace, directory: Path) -> tuple[dict[str, torch.Tensor], str]:
-    if args.loader == "safetensors":
-        tensors: dict[str, torch.Tensor] = {}
-        for path in sorted(directory.glob("*.safetensors")):
-            tensors |= load_file(str(path), device=args.device)
-        return tensors, "page cache" if not args.cold else "disk"
-    store = args.store if args.loader == "store" else "in-process"
-    loaded = load_dict(str(directory), args.device, store=store)
-    return dict(loaded), loaded.tier
+def synchronize(device: str) -> None:
+    """Wait for the device."""
+    if device != "cpu":
+        torch.cuda.synchronize()
 
 
 def measure(
-    loader: str, directory: Path, args: argparse.Namespace, **kwargs: Any
+    loader: str, state: str, directory: Path, args: argparse.Namespace, *, store: str = ""
 ) -> dict[str, Any]:
-    """Run a loader in a process of its own; return its figures."""
-    command = [sys.executable, __file__, "--loader", loader, "--checkpoint", str(directory)]
-    command += ["--sums", str(kwargs["sums"]), "--device", args.device]
-    command += ["--runs", str(kwargs.get("runs", args.runs)), "--store", kwargs.get("store", "")]
-    command += ["--cold"] if kwargs.get("cold") else []
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
+    """Run a loader in a process of its own; return its figures, or why there are none."""
+    command = [sys.executable, "-m", "benchmarks.load_time", "--loader", loader]
+    command += ["--checkpoint", str(directory), "--sums", str(args.work / "sums.json")]
+    command += ["--device", args.device, "--store", store, "--runs", str(args.runs)]
+    command += ["--cold"] if state == "cold disk" else []
+    env = dict(os.environ)
+    if loader == PREFETCH:
+        env["PYTHONPATH"] = f"{args.prefetch_path}:{env.get('PYTHONPATH', '')}"
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=300, env=env
+    )
+    row: dict[str, Any] = {"loader": loader, "state": state}
     if done.returncode:
-        return {"loader": loader, "error": (done.stderr or done.stdout)[-600:]}
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    size_bytes = kwargs["size_bytes"]
-    return {
-        "loader": loader,
-        "state": kwargs["state"],
-        "format": kwargs["format"],
-        "seconds": figures["seconds"],
-        "tiers": figures["tiers"],
-        "gb_per_s_first": size_bytes / figures["seconds"][0] / 1e9,
-        "gb_per_s_median": size_bytes / statistics.median(figures["seconds"]) / 1e9,
+        return row | {"error": (done.stderr or done.stdout)[-400:]}
+    seconds: list[float] = json.loads(done.stdout.splitlines()[-1])
+    size_bytes = size_of(directory)
+    return row | {
+        "seconds": seconds,
+        "gb_per_s_first": size_bytes / seconds[0] / 1e9,
+        "gb_per_s_median": size_bytes / statistics.median(seconds) / 1e9,
     }
+
+
+def size_of(directory: Path) -> int:
+    """Return the bytes of a checkpoint's data files."""
+    return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
 
 
 class Store:
@@ -230,6 +250,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--commit", default="unknown")
+    parser.add_argument("--states", default=",".join(STATES))
+    parser.add_argument("--prefetch-path", default="")
     parser.add_argument("--loader", choices=LOADERS)
     parser.add_argument("--checkpoint")
     parser.add_argument("--sums")
@@ -238,46 +260,76 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def measure_state(
+    state: str, directory: Path, args: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Yield a row per loader for one state of the checkpoint."""
+    if state == "host pool":
+        store = Store(directory.parent, args.pool)
+        yield measure("ours, store", state, directory, args, store=store.address) | {
+            "store_ready_s": store.ready_s
+        }
+        store.stop()
+        return
+    if state == "tmpfs":
+        copy = Path("/dev/shm/sllm-bench") / directory.name
+        shutil.copytree(directory, copy)
+        directory = copy
+    elif state == "page cache":
+        touch_cache(directory)
+    for loader in installed():
+        left_out = {"ours, store"}
+        left_out |= set() if args.prefetch_path else {PREFETCH}
+        left_out |= set() if args.shapes == "llama-8b" else {"transformers"}
+        if loader in left_out:
+            continue
+        yield measure(loader, state, directory, args)
+    if state == "tmpfs":
+        shutil.rmtree(directory.parent)
+
+
 def main() -> None:
     """Make the checkpoint, run every loader in every state, write the JSON."""
     args = parse_arguments()
     if args.loader:
         run_loader(args)
         return
-    storage = args.work / "models"
-    directory = storage / args.shapes
+    directory = args.work / "models" / args.shapes
     sums = make_checkpoint(directory, args.shapes, args.device)
-    size_bytes = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
-    sums_path = args.work / "sums.json"
-    sums_path.write_text(json.dumps(sums))
-    common = {"sums": sums_path, "size_bytes": size_bytes, "format": "safetensors"}
+    if args.shapes == "llama-8b":
+        (directory / "config.json").write_text(json.dumps(LLAMA_CONFIG))
+    (args.work / "sums.json").write_text(json.dumps(sums))
     rows: list[dict[str, Any]] = []
-
-    def add(loader: str, state: str, **kwargs: Any) -> None:
-        row = measure(loader, directory, args, state=state, **common, **kwargs)
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-
-    store = Store(storage, args.pool)
-    evict(directory)
-    add("store", "cold disk", store=store.address, runs=1)
-    add("store", "host pool", store=store.address)
-    store.stop()
-    touch_cache(directory)
-    add("in-process", "page cache")
-    add("safetensors", "page cache")
-    add("in-process", "cold disk", cold=True, runs=1)
-    add("safetensors", "cold disk", cold=True, runs=1)
+    for state in args.states.split(","):
+        for row in measure_state(state, directory, args):
+            rows.append(row)
+            rate, error = row.get("gb_per_s_median", 0.0), row.get("error", "")
+            print(f"{state:12} {row['loader']:26} {rate:7.2f} GB/s {error}", flush=True)
+    shown = f"--shapes {args.shapes} --pool {args.pool} --runs {args.runs}"
     result = {
         "question": __doc__.splitlines()[0] if __doc__ else "",
         "commit": args.commit,
-        "command": f"python benchmarks/load_time.py --shapes {args.shapes} --pool {args.pool}",
+        "command": f"python -m benchmarks.load_time {shown}",
         "hardware": hardware(args.device),
-        "checkpoint": {"shapes": args.shapes, "size_bytes": size_bytes, "tensors": len(sums)},
-        "store_ready_s": store.ready_s,
+        "versions": versions(),
+        "checkpoint": {
+            "shapes": args.shapes,
+            "size_bytes": size_of(directory),
+            "tensors": len(sums),
+        },
         "rows": rows,
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Return the version of each loader's package."""
+    packages = ("safetensors", "transformers", "fastsafetensors", "instanttensor")
+    found: dict[str, str] = {}
+    for package in (*packages, "runai-model-streamer", "serverless-llm"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 if __name__ == "__main__":

@@ -1,0 +1,118 @@
+"""One function per loader: a directory of safetensors files to a dict of tensors on a device.
+
+Peers are used as their own documentation shows. A loader that is not installed is left out of the
+table.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sllm_store.torch import load_dict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+Tensors = dict[str, torch.Tensor]
+
+
+def files_of(directory: Path) -> list[str]:
+    """Return a checkpoint's files, in order."""
+    return [str(path) for path in sorted(directory.glob("*.safetensors"))]
+
+
+def ours_store(directory: Path, device: str, store: str) -> Tensors:
+    """Load through a running store."""
+    return dict(load_dict(directory, device, store=store))
+
+
+def ours_in_process(directory: Path, device: str, store: str) -> Tensors:
+    """Load without a store."""
+    return dict(load_dict(directory, device, store="in-process"))
+
+
+def safetensors(directory: Path, device: str, store: str) -> Tensors:
+    """safetensors' load_file, file by file."""
+    from safetensors.torch import load_file
+
+    tensors: Tensors = {}
+    for file in files_of(directory):
+        tensors |= load_file(file, device=device)
+    return tensors
+
+
+def safetensors_prefetch(directory: Path, device: str, store: str) -> Tensors:
+    """The prefetch of safetensors 0.9: all files at once."""
+    from contextlib import ExitStack
+
+    from safetensors import safe_open
+
+    tensors: Tensors = {}
+    with ExitStack() as stack:
+        handles: list[Any] = [
+            stack.enter_context(safe_open(file, framework="pt", device=device))
+            for file in files_of(directory)
+        ]
+        loaders = [stack.enter_context(handle.prefetch(device=device)) for handle in handles]
+        for loader in loaders:
+            tensors.update(loader)
+    return tensors
+
+
+def transformers(directory: Path, device: str, store: str) -> Tensors:
+    """transformers' from_pretrained; the directory needs a config.json."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, device_map=device)
+    return dict(model.state_dict())
+
+
+def fastsafetensors(directory: Path, device: str, store: str) -> Tensors:
+    """fastsafetensors without GPUDirect Storage."""
+    import fastsafetensors as peer
+
+    loader = peer.SafeTensorsFileLoader(peer.SingleGroup(), device=device, nogds=True)
+    loader.add_filenames({0: files_of(directory)})
+    buffers = loader.copy_files_to_device()
+    return {name: buffers.get_tensor(name) for name in list(buffers.key_to_rank_lidx)}
+
+
+def instanttensor(directory: Path, device: str, store: str) -> Tensors:
+    """InstantTensor with its defaults: tensors own their memory."""
+    import instanttensor as peer
+
+    with peer.safe_open(files_of(directory), framework="pt", device=torch.device(device)) as file:
+        return dict(file.tensors())
+
+
+def runai(directory: Path, device: str, store: str) -> Tensors:
+    """The Run:ai model streamer, each tensor moved to the device as it comes."""
+    from runai_model_streamer import SafetensorsStreamer
+
+    tensors: Tensors = {}
+    with SafetensorsStreamer() as streamer:
+        streamer.stream_files(files_of(directory))
+        for name, tensor in streamer.get_tensors():
+            tensors[name] = tensor.clone().to(device) if device == "cpu" else tensor.to(device)
+    return tensors
+
+
+LOADERS: dict[str, tuple[Callable[[Path, str, str], Tensors], str]] = {
+    "ours, store": (ours_store, "sllm_store"),
+    "ours, in-process": (ours_in_process, "sllm_store"),
+    "safetensors": (safetensors, "safetensors"),
+    "safetensors 0.9 prefetch": (safetensors_prefetch, "safetensors"),
+    "transformers": (transformers, "transformers"),
+    "fastsafetensors": (fastsafetensors, "fastsafetensors"),
+    "InstantTensor": (instanttensor, "instanttensor"),
+    "Run:ai streamer": (runai, "runai_model_streamer"),
+}
+
+
+def installed() -> list[str]:
+    """Return the loaders whose packages are there."""
+    return [name for name, (_, package) in LOADERS.items() if find_spec(package)]
