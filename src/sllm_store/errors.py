@@ -14,7 +14,7 @@ class StoreError(Exception):
 
 
 class InvalidRequestError(StoreError, ValueError):
-    """A request that can never succeed: a bad argument, an unknown device, a range out of bounds."""
+    """A request that can never succeed: a bad argument, an unknown device, a range too far."""
 
     status = "INVALID_ARGUMENT"
 

@@ -1,1 +1,1 @@
-"""Generated from storage.proto; `make proto` rebuilds it and `make check` sees that it is current."""
+"""Generated from storage.proto: `make proto` rebuilds it, `make check` sees that it is current."""
