@@ -27,6 +27,7 @@
 #include "io/probe.hpp"
 #include "io/transfer.hpp"
 #include "io/writer.hpp"
+#include "pool/dlpack.hpp"
 #include "pool/host_memory.hpp"
 #include "shim/cuda_device.hpp"
 #include "shim/cuda_driver.hpp"
@@ -94,67 +95,25 @@ void bind_exceptions(nb::module_& module) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// DLPack, version 0: what every consumer reads
+// DLPack
 
-struct DlDevice {
-  std::int32_t type;
-  std::int32_t id;
-};
-
-struct DlTensor {
-  void* data;
-  DlDevice device;
-  std::int32_t dimensions;
-  std::uint8_t type_code;
-  std::uint8_t type_bits;
-  std::uint16_t type_lanes;
-  std::int64_t* shape;
-  std::int64_t* strides;
-  std::uint64_t byte_offset;
-};
-
-struct DlManagedTensor {
-  DlTensor tensor;
-  void* context;
-  void (*deleter)(DlManagedTensor*);
-};
-
-constexpr std::int32_t kDlCpu = 1;
-constexpr std::int32_t kDlCuda = 2;
 constexpr char kCapsuleName[] = "dltensor";
-
-// What a consumer holds. It owns the memory without the help of Python, so that its last view may
-// die in any thread, at any time.
-struct ExportedTensor {
-  DlManagedTensor managed;
-  std::int64_t shape;
-  std::int64_t stride;
-  std::shared_ptr<void> owner;
-};
-
-void delete_exported(DlManagedTensor* managed) {
-  delete static_cast<ExportedTensor*>(managed->context);
-}
 
 void delete_capsule(PyObject* capsule) {
   if (PyCapsule_IsValid(capsule, kCapsuleName) == 0) return;  // a consumer took it over
-  auto* managed = static_cast<DlManagedTensor*>(PyCapsule_GetPointer(capsule, kCapsuleName));
+  void* pointer = PyCapsule_GetPointer(capsule, kCapsuleName);
+  auto* managed = static_cast<sllm::pool::DlManagedTensor*>(pointer);
   managed->deleter(managed);
 }
 
-nb::object export_bytes(std::shared_ptr<void> owner, void* data, std::size_t size,
-                        DlDevice device) {
-  auto exported = std::make_unique<ExportedTensor>();
-  exported->shape = static_cast<std::int64_t>(size);
-  exported->stride = 1;
-  exported->owner = std::move(owner);
-  constexpr std::uint8_t kUnsigned = 1;
-  exported->managed = {{data, device, 1, kUnsigned, 8, 1, &exported->shape, &exported->stride, 0},
-                       exported.get(),
-                       delete_exported};
-  PyObject* capsule = PyCapsule_New(&exported->managed, kCapsuleName, delete_capsule);
-  if (capsule == nullptr) throw nb::python_error();
-  exported.release();
+nb::object to_capsule(std::shared_ptr<void> owner, void* data, std::size_t size,
+                      sllm::pool::DlDevice device) {
+  auto* managed = sllm::pool::export_bytes(std::move(owner), data, size, device);
+  PyObject* capsule = PyCapsule_New(managed, kCapsuleName, delete_capsule);
+  if (capsule == nullptr) {
+    managed->deleter(managed);
+    throw nb::python_error();
+  }
   return nb::steal(capsule);
 }
 
@@ -183,10 +142,11 @@ template <typename Memory>
 void bind_host_dlpack(nb::class_<Shared<Memory>>& type) {
   type.def("__dlpack__",
            [](const Shared<Memory>& self, const nb::kwargs&) {
-             return export_bytes(self.memory, self.memory->address(), self.memory->size(),
-                                 {kDlCpu, 0});
+             return to_capsule(self.memory, self.memory->address(), self.memory->size(),
+                               {sllm::pool::kDlCpu, 0});
            })
-      .def("__dlpack_device__", [](const Shared<Memory>&) { return std::make_tuple(kDlCpu, 0); });
+      .def("__dlpack_device__",
+           [](const Shared<Memory>&) { return std::make_tuple(sllm::pool::kDlCpu, 0); });
 }
 
 template <typename Memory>
@@ -194,11 +154,11 @@ void bind_device_dlpack(nb::class_<Shared<Memory>>& type) {
   type.def_prop_ro("device", [](const Shared<Memory>& self) { return self.memory->device(); })
       .def("__dlpack__",
            [](const Shared<Memory>& self, const nb::kwargs&) {
-             return export_bytes(self.memory, reinterpret_cast<void*>(self.memory->address()),
-                                 self.memory->size(), {kDlCuda, self.memory->device()});
+             return to_capsule(self.memory, reinterpret_cast<void*>(self.memory->address()),
+                               self.memory->size(), {sllm::pool::kDlCuda, self.memory->device()});
            })
       .def("__dlpack_device__", [](const Shared<Memory>& self) {
-        return std::make_tuple(kDlCuda, self.memory->device());
+        return std::make_tuple(sllm::pool::kDlCuda, self.memory->device());
       });
 }
 

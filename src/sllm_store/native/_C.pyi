@@ -81,8 +81,9 @@ def run_transfer(
     mode:    'auto' (per range: page cache when resident, else direct), 'buffered', 'direct'
              (threads), 'io_uring'. 'auto' falls back by itself; a forced mode that is not
              available raises NativeError(EOPNOTSUPP).
-    Steps start in order; `threads` workers read, copies of one device go to one stream in step
-    order. Returns when every copy has completed. On the first error, or cancellation, waits for
+    Steps start in order; `threads` (1 to 64) workers read, and share big steps. Copies of one device
+    go to one stream, each step's as soon as its reads are done: steps may overtake one another
+    unless `after` says otherwise. Returns when every copy has completed. On the first error, or cancellation, waits for
     the operations in flight (no buffer is touched afterwards), then raises NativeError (a short
     read is errno EIO with a message naming file, offset and both sizes), CudaError or Cancelled.
     """
