@@ -27,7 +27,7 @@ in either case: `32MB`, `4gb`, `1.5GiB`.
 
 def reference() -> str:
     """Return the page, as Markdown."""
-    root = click.Context(cli, info_name=PROGRAM)
+    root = click.Context(cli, info_name=PROGRAM, **cli.context_settings)
     lines = [_HEAD, f"## {PROGRAM}", "", inspect.cleandoc(cli.help or ""), ""]
     lines += ["| command | |", "| --- | --- |"]
     names = cli.list_commands(root)

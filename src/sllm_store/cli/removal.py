@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -64,11 +63,15 @@ def _require_unused(found: Found) -> None:
         return
     if served.leases:
         raise InUseError(
-            f"{found.name} has {served.leases} leases: close the programs that use it, then remove "
-            "it"
+            f"{found.name} is in use ({_count(served.leases, 'lease')}): close the programs that "
+            "use it, then remove it"
         )
     if served.pinned:
         raise InUseError(f"{found.name} is pinned: run `sllm-store unpin {found.name}` first")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _paths(found: Found) -> list[Path]:
@@ -86,7 +89,9 @@ def _paths(found: Found) -> list[Path]:
         assert found.root is not None
         if found.name not in list_checkpoints(found.root):
             raise
-    inner = next(list_checkpoints(found.path), None)
+    # The directory's own files are listed too, as if each were a checkpoint.
+    names = (name for name in list_checkpoints(found.path) if not (found.path / name).is_file())
+    inner = next(names, None)
     if inner is not None:
         raise InvalidRequestError(
             f"{found.name} holds another checkpoint, {found.name}/{inner}: remove that first"
@@ -102,7 +107,7 @@ def _confirm(found: Found, paths: list[Path]) -> None:
     try:
         agreed = click.confirm(question, err=True)
     except click.Abort as error:
-        if sys.stdin.isatty():
+        if not isinstance(error.__context__, EOFError):
             raise
         raise InvalidRequestError(
             f"nobody is there to confirm removing {found.name}: pass --yes"
