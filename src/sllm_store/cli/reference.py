@@ -67,7 +67,8 @@ def _short(command: click.Command) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    """Return text without bars, which end a cell on some renderers even in code."""
+    return text.replace("|", ", ")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,6 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "HOME": str(tmp_path / "home"),
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(tmp_path / "hub"),
-        "CUDA_VISIBLE_DEVICES": "",
     }
 
 

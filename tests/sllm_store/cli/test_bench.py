@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sllm_store.cli.bench_loaders import Bench
+from sllm_store.tiers.device import visible_gpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,8 +113,21 @@ def test_devices_are_timed_and_their_bytes_checked(
     assert done.value["device"] != "cpu"
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not visible_gpus(), reason="needs a CUDA device")
+def test_every_loader_delivers_every_byte_to_a_gpu(
+    model: Path, start_store: Callable[..., StoreProcess], run: Callable[..., Any]
+) -> None:
+    address = start_store(model.parent).address
+    done = run("bench", "m", "--address", address, "--device", "cuda", "--json")
+    assert done.code == 0
+    assert done.value["device"] == visible_gpus()[0]
+    rows = [(row["loader"], row["state"]) for row in done.value["rows"] if row["verified"]]
+    assert len(rows) == 6
+
+
 @pytest.mark.parametrize(
-    ("device", "says"), [("tpu", "use cpu, cuda or cuda:1"), ("cuda:7", "no such GPU here")]
+    ("device", "says"), [("tpu", "use cpu, cuda or cuda:1"), ("cuda:99", "no such GPU here")]
 )
 def test_a_device_that_is_not_here_is_an_error(
     model: Path, run: Callable[..., Any], device: str, says: str

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sllm_store.tiers.device import visible_gpus
+
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
@@ -63,7 +65,7 @@ def test_status_tells_a_program(
     assert value["pid"] == store.pid
     assert value["pool_bytes"] == 64 << 20
     assert value["storage_path"] == str(storage)
-    assert value["devices"] == []
+    assert value["devices"] == list(visible_gpus())
 
 
 def test_status_without_a_store_says_how_to_start_one(run: Callable[..., Any]) -> None:
