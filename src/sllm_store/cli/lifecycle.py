@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
+import struct
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,9 @@ from sllm_store.units import format_size
 
 if TYPE_CHECKING:
     from sllm_store.client import StoreStatus
+
+_UNIX = "unix:"
+_PEER = struct.Struct("3i")  # The pid, uid and gid behind a Unix socket.
 
 
 @click.command()
@@ -34,17 +39,12 @@ if TYPE_CHECKING:
 def stop(*, address: str | None, timeout_s: float) -> None:
     """Stop a running store of this machine.
 
-    Loads that are running end first.
+    It is reached by its Unix socket. Loads that are running end first.
     """
     with connected(address) as client:
-        where, pid = client.address, client.status().pid
-    _require_local(where)
-    try:
-        process = os.pidfd_open(pid)
-    except ProcessLookupError as error:
-        raise InvalidRequestError(
-            f"the store at {where} runs as process {pid} of another container: stop it there"
-        ) from error
+        where = client.address
+    pid = _process_behind(where)
+    process = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(process, signal.SIGTERM)
         ended = select.poll()
@@ -73,12 +73,25 @@ def status(*, address: str | None, as_json: bool) -> None:
         say_facts(_facts(where, state))
 
 
-def _require_local(address: str) -> None:
-    from sllm_store.config import is_loopback
+def _process_behind(address: str) -> int:
+    """Return the id of the process that listens on a Unix socket, as the kernel knows it.
 
-    host = address.rpartition(":")[0].strip("[]")
-    if not address.startswith("unix:") and not is_loopback(host):
-        raise InvalidRequestError(f"the store at {address} is on another machine: stop it there")
+    What a store says of itself may be its id in another container, and here be somebody else's.
+    """
+    if not address.startswith(_UNIX):
+        raise InvalidRequestError(
+            f"{address} does not tell which process of this machine, if any, is behind it: stop "
+            "the store by its Unix socket, with --address unix:/path"
+        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(address.removeprefix(_UNIX))
+        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    pid: int = _PEER.unpack(peer)[0]
+    if pid == 0:
+        raise InvalidRequestError(
+            f"the store at {address} runs in another container: stop it there"
+        )
+    return pid
 
 
 def _facts(address: str, state: StoreStatus) -> list[tuple[str, object]]:

@@ -46,6 +46,19 @@ def test_stop_says_when_the_store_does_not_end_in_time(
     assert "did not end within 0 s" in done.err
 
 
+def test_stop_goes_by_the_unix_socket_because_the_kernel_knows_who_listens_there(
+    start_store: Callable[..., StoreProcess], run: Callable[..., Any], storage: Path
+) -> None:
+    store = start_store(storage, host="127.0.0.1", port=0)
+    tcp = store.addresses[1]
+    done = run("stop", "--address", tcp)
+    assert done.code == 1
+    assert f"{tcp} does not tell which process" in done.err
+    assert store.process.poll() is None
+    assert run("stop", "--address", store.address).code == 0
+    assert store.process.poll() == 0
+
+
 def test_status_tells_a_person(
     start_store: Callable[..., StoreProcess], run: Callable[..., Any], storage: Path
 ) -> None:
