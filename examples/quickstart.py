@@ -61,7 +61,7 @@ def main() -> None:
     except KeyboardInterrupt:
         console.print("\nstopped; nothing is left running")
         sys.exit(130)
-    except (FetchError, QuickstartError, StoreError) as error:
+    except (FetchError, QuickstartError, StoreError, OSError) as error:
         sys.exit(f"quickstart: {error}")
 
 
