@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _DESCRIPTORS_WANTED = 4096
 _POOL_DEFAULT_BYTES = 4 << 30
 _FREE_WANTED_BYTES = 10 << 30
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,14 +134,40 @@ def _reading(root: Path) -> Iterator[Finding]:
         "and the container's seccomp profile decide",
     )
     yield _read_mode(found)
-    pages = found["huge_pages"]
-    yield Finding(
-        topic="huge pages",
-        fact=f"transparent huge pages: {pages}",
-        verdict="ok" if pages in {"always", "madvise"} else "note",
+    yield _huge_pages(
+        "huge pages",
+        used_by="buffers of loads without a store",
+        setting=_HUGE_PAGES / "enabled",
+        good=("always", "madvise"),
+    )
+    yield _huge_pages(
+        "huge pages (pool)",
+        used_by="the store's pool, which is shared memory",
+        setting=_HUGE_PAGES / "shmem_enabled",
+        good=("always", "within_size", "advise", "force"),
+    )
+
+
+def _huge_pages(topic: str, *, used_by: str, setting: Path, good: tuple[str, ...]) -> Finding:
+    """Say whether the kernel gives huge pages to memory that asks for them."""
+    try:
+        _, _, rest = setting.read_text().partition("[")
+    except OSError as error:
+        return Finding(
+            topic=topic,
+            fact=f"this kernel does not say: {error}",
+            verdict="note",
+            advice="small pages serve",
+        )
+    chosen = rest.partition("]")[0]
+    wanted = "madvise" if "madvise" in good else "advise"
+    return Finding(
+        topic=topic,
+        fact=f"{chosen}, for {used_by}",
+        verdict="ok" if chosen in good else "note",
         advice=""
-        if pages in {"always", "madvise"}
-        else "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+        if chosen in good
+        else f"small pages serve; for huge ones: echo {wanted} > {setting}",
     )
 
 

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sllm_store.cli import doctor as doctor_module  # noqa: F401 - patched by its name.
-
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -71,6 +69,28 @@ def test_it_explains_the_mode_of_reading(
 ) -> None:
     monkeypatch.setattr("sllm_store.native.probe", lambda path: PROBE | changed)
     assert fact in findings(run("doctor", "--json"))["read mode"]["fact"]
+
+
+def test_it_tells_huge_pages_of_the_pool_from_those_of_other_memory(
+    tmp_path: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "enabled").write_text("always [madvise] never\n")
+    (tmp_path / "shmem_enabled").write_text("always within_size advise [never] deny force\n")
+    monkeypatch.setattr("sllm_store.cli.doctor._HUGE_PAGES", tmp_path)
+    found = findings(run("doctor", "--json"))
+    assert found["huge pages"]["verdict"] == "ok"
+    assert found["huge pages (pool)"]["verdict"] == "note"
+    assert found["huge pages (pool)"]["fact"].startswith("never, for the store's pool")
+    assert found["huge pages (pool)"]["advice"].endswith(f"advise > {tmp_path}/shmem_enabled")
+
+
+def test_a_kernel_without_huge_pages_is_only_worth_a_note(
+    tmp_path: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sllm_store.cli.doctor._HUGE_PAGES", tmp_path / "none")
+    done = run("doctor", "--json")
+    assert done.code == 0
+    assert findings(done)["huge pages (pool)"]["verdict"] == "note"
 
 
 def test_a_file_as_storage_path_is_bad(tmp_path: Path, run: Callable[..., Any]) -> None:
