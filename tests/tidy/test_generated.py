@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,18 @@ def test_the_stubs_and_the_services_name_every_message_and_method(
         for method in service.method
     }
     assert set(re.findall(r"'(/[\w.]+/\w+)'", services)) == methods, ADVICE
+
+
+def test_the_runtimes_asked_for_accept_the_generated_code() -> None:
+    messages = PROTO.with_name("storage_pb2.py").read_text()
+    services = PROTO.with_name("storage_pb2_grpc.py").read_text()
+    made_for = {
+        "protobuf": re.findall(r"^# Protobuf Python Version: ([\d.]+)$", messages, re.MULTILINE),
+        "grpcio": re.findall(r"^GRPC_GENERATED_VERSION = '([\d.]+)'$", services, re.MULTILINE),
+    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for package, (version,) in made_for.items():
+        assert f"{package}>={version}" in project["dependencies"], "say so in pyproject.toml"
 
 
 def _without_json_names(
