@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import statistics
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -72,7 +72,8 @@ def bench(
         client = stack.enter_context(if_running(address))
         found = find(name, client, storage_path)
         plan = _plan(found, client, device)
-        rows = _measure(plan, runs)
+        with _pin_kept(found, client):
+            rows = _measure(plan, runs)
     for missing in plan.left_out:
         note(missing)
     if as_json:
@@ -155,6 +156,16 @@ def _measure(plan: _Plan, runs: int) -> list[_Row]:
                 on_progress(done * size, loads_total * size)
             rows.append(_Row(loader=loader.name, state=state, loads=loads))
     return rows
+
+
+@contextmanager
+def _pin_kept(found: Found, client: SllmStoreClient | None) -> Iterator[None]:
+    """Pin again what was pinned: a cold load needs the store to forget it."""
+    try:
+        yield
+    finally:
+        if client is not None and found.served is not None and found.served.pinned:
+            client.set_pinned(found.served.name, pinned=True)
 
 
 def _cases(loaders: list[Loader]) -> Iterator[tuple[Loader, str]]:

@@ -52,7 +52,7 @@ def unpin(*, name: str, address: str | None) -> None:
 def unload(*, name: str, address: str | None) -> None:
     """Free the memory of a checkpoint.
 
-    Fails while somebody uses it.
+    Its pin ends too. Fails while somebody uses it.
     """
     with connected(address) as client:
         client.unload_from_cpu(name)

@@ -48,6 +48,17 @@ def test_each_loader_is_timed_cold_and_warm(
     assert store.client().status().leases == 0
 
 
+def test_a_pinned_checkpoint_is_pinned_afterwards(
+    model: Path, start_store: Callable[..., StoreProcess], run: Callable[..., Any]
+) -> None:
+    store = start_store(model.parent)
+    assert run("pin", "m", "--address", store.address).code == 0
+    done = run("bench", "m", "--address", store.address, "--runs", 1, "--device", "cpu", "--json")
+    assert done.value["rows"][0]["tier"] == "disk"
+    (served,) = (one for one in store.client().list_models() if one.name == "m")
+    assert served.pinned
+
+
 def test_a_person_gets_a_table(model: Path, run: Callable[..., Any]) -> None:
     done = run("bench", model, "--runs", 1, "--device", "cpu")
     assert done.code == 0
