@@ -5,6 +5,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
+#include <cstdint>
 #include <deque>
 #include <exception>
 #include <memory>
@@ -15,6 +16,8 @@
 #include <utility>
 #include <vector>
 
+#include "io/uring.hpp"
+#include "io/worker_group.hpp"
 #include "shim/copy_lane.hpp"
 
 namespace sllm::io {
@@ -22,17 +25,38 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Reads in flight over all threads: what an array of NVMe drives wants to be busy.
-constexpr unsigned kDepthTotal = 128;
-constexpr unsigned kDepthMax = 64;
+// Reads from a disk in flight, and the threads that keep them so. Few threads with deep queues beat
+// many with shallow ones: 4.2 GB/s with one, 3.4 with 2 to 4 and 2.5 with 16 on a virtio disk.
+constexpr unsigned kDepthTotal = 64;
+constexpr unsigned kQueueThreads = 2;
 constexpr unsigned kDepthMin = 4;
+constexpr std::size_t kSortedAloneMax = 64;  // pieces that one thread sorts faster than several
 
 double seconds(Clock::duration duration) {
   return std::chrono::duration<double>(duration).count();
 }
 
-// Threads claim pieces in ascending order, so the step that a piece waits for is always complete
-// or in the hands of a thread that waits for still earlier steps only: there is no deadlock.
+// Numbers of pieces, which threads claim in ascending order.
+class PieceQueue {
+ public:
+  void add(std::size_t piece) { pieces_.push_back(piece); }
+  bool empty() const { return pieces_.empty(); }
+  bool try_claim(std::size_t& piece) {
+    const std::size_t index = next_.fetch_add(1);
+    if (index >= pieces_.size()) return false;
+    piece = pieces_[index];
+    return true;
+  }
+
+ private:
+  std::vector<std::size_t> pieces_;
+  std::atomic<std::size_t> next_{0};
+};
+
+// Pieces that the disk must deliver go to a few threads with deep queues, those that the page cache
+// has to all others, so that neither waits for the other. Each queue is claimed in ascending order
+// and always has a thread: the first unfinished step's pieces are all done, in somebody's hands, or
+// next in their queue, so there is no deadlock.
 class Transfer {
  public:
   Transfer(const TransferRequest& request, Control& control)
@@ -66,8 +90,11 @@ class Transfer {
 
   void open_lanes();
   void run_threads();
-  void work(unsigned depth);
-  void read_pieces(Reader& reader);
+  void sort_pieces(unsigned threads);
+  bool uses_queues() const;
+  bool is_cold(const TransferPlan::Piece& piece) const;
+  void work(unsigned depth, bool cold_first);
+  void read_pieces(Reader& reader, PieceQueue& queue);
   bool wait_until_ready(const TransferPlan::Piece& piece, Reader& reader, ActivePieces& active);
   void retire(ActivePieces& active);
   void piece_done(const TransferPlan::Piece& piece);
@@ -84,7 +111,8 @@ class Transfer {
   std::vector<StepState> states_;
   Clock::time_point start_;
   std::vector<std::unique_ptr<cuda::CopyLane>> lanes_;  // by device; null where nothing goes
-  std::atomic<std::size_t> next_piece_{0};
+  PieceQueue cold_;
+  PieceQueue warm_;
   std::atomic<bool> stopped_{false};
 
   std::mutex mutex_;  // of the members below
@@ -135,19 +163,61 @@ void Transfer::run_threads() {
   const auto count = static_cast<unsigned>(
       std::min<std::size_t>(checked_threads(request_.threads), plan_.pieces.size()));
   if (count == 0) return;
-  const unsigned depth = std::clamp(kDepthTotal / count, kDepthMin, kDepthMax);
+  sort_pieces(count);
+  unsigned for_cold = 0;
+  if (!cold_.empty()) for_cold = std::min(kQueueThreads, warm_.empty() ? count : count - 1);
+  const unsigned for_warm = warm_.empty() ? 0 : count - for_cold;
+  const unsigned depth = std::max(kDepthTotal / std::max(for_cold, 1U), kDepthMin);
   std::vector<std::jthread> threads;
   try {
-    for (unsigned i = 0; i < count; ++i) threads.emplace_back([this, depth] { work(depth); });
+    for (unsigned i = 0; i < for_cold + for_warm; ++i) {
+      threads.emplace_back([this, depth, cold = i < for_cold] { work(depth, cold); });
+    }
   } catch (...) {  // a thread that cannot be started: those that run must stop
     fail(std::current_exception());
   }
 }
 
-void Transfer::work(unsigned depth) {
+// A single thread takes all pieces in order: with two queues it could wait for itself.
+void Transfer::sort_pieces(unsigned threads) {
+  std::vector<std::uint8_t> cold(plan_.pieces.size(), 0);
+  if (threads > 1 && uses_queues()) {
+    ItemClaims claims(plan_.pieces.size(), control_);
+    const unsigned sorters = plan_.pieces.size() > kSortedAloneMax ? threads : 1;
+    run_workers(sorters, claims, control_, [&](ItemClaims& items) {
+      for (std::size_t i = 0; items.try_claim(i);) cold[i] = is_cold(plan_.pieces[i]) ? 1 : 0;
+    });
+  }
+  for (std::size_t i = 0; i < cold.size(); ++i) (cold[i] != 0 ? cold_ : warm_).add(i);
+}
+
+bool Transfer::uses_queues() const {
+  if (request_.mode != ReadMode::kAuto && request_.mode != ReadMode::kUring) return false;
+  const bool any_direct =
+      std::any_of(request_.files.begin(), request_.files.end(),
+                  [](const auto& file) { return file->direct_alignment() != 0; });
+  if (!any_direct) return false;
+  int error = 0;
+  return Uring::create(1, error) != nullptr;
+}
+
+bool Transfer::is_cold(const TransferPlan::Piece& piece) const {
+  for (std::size_t i = 0; i < piece.range_count; ++i) {
+    const ReadRange& range = plan_.ranges[piece.first_range + i];
+    const File& file = *range.file;
+    if (file.direct_alignment() == 0 || file.direct_refused()) continue;
+    if (request_.mode == ReadMode::kUring || !file.is_mostly_resident(range.offset, range.size)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+void Transfer::work(unsigned depth, bool cold_first) {
   try {
     Reader reader(request_.mode, depth);
-    read_pieces(reader);
+    if (cold_first) read_pieces(reader, cold_);
+    read_pieces(reader, warm_);
     std::lock_guard lock(mutex_);
     report_.bytes_direct += reader.bytes_direct();
     report_.bytes_buffered += reader.bytes_buffered();
@@ -157,11 +227,9 @@ void Transfer::work(unsigned depth) {
   }
 }
 
-void Transfer::read_pieces(Reader& reader) {
+void Transfer::read_pieces(Reader& reader, PieceQueue& queue) {
   ActivePieces active;
-  while (!stopped()) {
-    const std::size_t index = next_piece_.fetch_add(1);
-    if (index >= plan_.pieces.size()) break;
+  for (std::size_t index = 0; !stopped() && queue.try_claim(index);) {
     const TransferPlan::Piece& piece = plan_.pieces[index];
     if (!wait_until_ready(piece, reader, active)) return;
     active.push_back({&piece, Ticket{}});
