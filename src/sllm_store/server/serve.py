@@ -174,6 +174,12 @@ def _descriptor_path(socket_path: Path) -> Path:
 def _socket_owned(path: Path) -> Iterator[None]:
     """Own the socket's path: one store at a time, leftovers of a killed one removed."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    owner = path.parent.stat().st_uid
+    if owner not in {0, os.geteuid()}:
+        raise InvalidRequestError(
+            f"{path.parent} belongs to user {owner}, who could pose as the store: remove it, or "
+            "name another --socket"
+        )
     lock = os.open(
         path.with_name(f"{path.name}.lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
     )

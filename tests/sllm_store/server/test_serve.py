@@ -206,3 +206,12 @@ def test_shutdown_waits_for_a_running_load(
         out, _ = client.communicate(timeout=30)
     assert out.endswith("whole\n")
     wait_until(lambda: store.process.poll() == 0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_socket_directory_of_another_user_is_refused(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    os.chown(tmp_path / "theirs", 12345, 12345)
+    config = StoreConfig(storage_path=models, socket_path=tmp_path / "theirs" / "s")
+    with pytest.raises(InvalidRequestError, match="belongs to user 12345"):
+        serve(config)
