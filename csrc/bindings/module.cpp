@@ -117,10 +117,16 @@ nb::object to_capsule(std::shared_ptr<void> owner, void* data, std::size_t size,
   return nb::steal(capsule);
 }
 
-// A Python object's share in C++ memory; tensors hold shares of their own.
+// A Python object's share in C++ memory; tensors hold shares of their own. The last share frees
+// the memory, which can take long and waits for no Python.
 template <typename Memory>
 struct Shared {
   std::shared_ptr<Memory> memory;
+
+  ~Shared() {
+    nb::gil_scoped_release release;
+    memory.reset();
+  }
 };
 
 std::uint64_t to_integer(const std::byte* address) {
@@ -404,12 +410,12 @@ void bind_device_memory(nb::module_& module) {
       "Another process's device memory, opened from its 64-byte CUDA IPC handle.");
   mapping.def(
       "__init__",
-      [](Shared<DeviceMapping>* self, int device, const nb::bytes& handle) {
+      [](Shared<DeviceMapping>* self, int device, const nb::bytes& handle, int lease) {
         const std::string bytes(handle.c_str(), handle.size());
         nb::gil_scoped_release release;
-        new (self) Shared<DeviceMapping>{std::make_shared<DeviceMapping>(device, bytes)};
+        new (self) Shared<DeviceMapping>{std::make_shared<DeviceMapping>(device, bytes, lease)};
       },
-      "device"_a, "handle"_a);
+      "device"_a, "handle"_a, nb::kw_only(), "lease"_a = -1);
   bind_device_dlpack(mapping);
 }
 

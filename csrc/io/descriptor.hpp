@@ -34,4 +34,7 @@ class Descriptor {
   int fd_ = -1;
 };
 
+// Another descriptor of the same open file; none for a negative one. Throws SystemError.
+Descriptor duplicate(int fd);
+
 }  // namespace sllm

@@ -82,13 +82,6 @@ std::uint64_t check_chunks(int fd, std::int64_t chunk_size, const std::vector<st
   return static_cast<std::uint64_t>(count * chunk_size);
 }
 
-Descriptor duplicate(int fd) {
-  if (fd < 0) return Descriptor();
-  Descriptor copy(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
-  if (!copy.valid()) throw_system_error(errno, "cannot duplicate the lease's descriptor");
-  return copy;
-}
-
 }  // namespace
 
 HostBuffer::HostBuffer(std::int64_t size, bool pinned)

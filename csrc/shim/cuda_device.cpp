@@ -116,6 +116,11 @@ int any_active_device() {
   return 0;
 }
 
+void synchronize(int ordinal) {
+  ContextScope scope(ordinal);
+  check(driver().context_synchronize(), "cuCtxSynchronize on device " + std::to_string(ordinal));
+}
+
 void copy_to_host(int ordinal, DevicePointer source, void* destination, std::size_t size) {
   ContextScope scope(ordinal);
   check(driver().copy_to_host(destination, source, size), on_device("cuMemcpyDtoH", ordinal));

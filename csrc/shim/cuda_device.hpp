@@ -32,6 +32,9 @@ class ContextScope {
 // A device whose context exists already, else 0: where a call needs any context at all.
 int any_active_device();
 
+// Waits for everything that this process has given the device to do.
+void synchronize(int ordinal);
+
 void copy_to_host(int ordinal, DevicePointer source, void* destination, std::size_t size);
 void copy_to_device(int ordinal, const void* source, DevicePointer destination, std::size_t size);
 

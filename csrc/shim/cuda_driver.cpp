@@ -50,6 +50,7 @@ std::string load_functions(Driver& d, void* library) {
   loader.optional(d.primary_context_get_state, "cuDevicePrimaryCtxGetState");
   loader.require(d.context_push, "cuCtxPushCurrent_v2");
   loader.require(d.context_pop, "cuCtxPopCurrent_v2");
+  loader.require(d.context_synchronize, "cuCtxSynchronize");
   loader.require(d.mem_get_info, "cuMemGetInfo_v2");
   loader.require(d.mem_alloc, "cuMemAlloc_v2");
   loader.require(d.mem_free, "cuMemFree_v2");

@@ -53,6 +53,7 @@ struct Driver {
   Result (*primary_context_get_state)(DeviceHandle, unsigned*, int*);
   Result (*context_push)(ContextHandle);
   Result (*context_pop)(ContextHandle*);
+  Result (*context_synchronize)();
   Result (*mem_get_info)(std::size_t*, std::size_t*);
   Result (*mem_alloc)(DevicePointer*, std::size_t);
   Result (*mem_free)(DevicePointer);

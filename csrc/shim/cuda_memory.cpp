@@ -129,8 +129,8 @@ std::string DeviceBuffer::ipc_handle() {
   return bytes;
 }
 
-DeviceMapping::DeviceMapping(int ordinal, const std::string& handle)
-    : ordinal_(ordinal), handle_(handle) {
+DeviceMapping::DeviceMapping(int ordinal, const std::string& handle, int lease)
+    : ordinal_(ordinal), handle_(handle), lease_(duplicate(lease)) {
   if (handle.size() != sizeof(IpcHandle)) {
     throw std::invalid_argument("a CUDA IPC handle has 64 bytes, this one has " +
                                 std::to_string(handle.size()));
@@ -141,6 +141,11 @@ DeviceMapping::DeviceMapping(int ordinal, const std::string& handle)
 }
 
 DeviceMapping::~DeviceMapping() {
+  try {
+    if (lease_.valid()) synchronize(ordinal_);
+  } catch (const DriverError&) {
+    // A stream is being captured, or the driver is shutting down: nothing can be waited for.
+  }
   try {
     open_handles().close(ordinal_, handle_);
   } catch (const DriverError&) {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <string>
 
+#include "io/descriptor.hpp"
 #include "shim/cuda_driver.hpp"
 
 namespace sllm::cuda {
@@ -28,10 +29,13 @@ class DeviceBuffer {
   std::string exported_;
 };
 
+// The lease, a socket to the memory's owner, is closed only after the device is done with the
+// memory and it is unmapped: as long as it is open, the owner does not free it. Here it is a
+// duplicate; the caller keeps its own.
 class DeviceMapping {
  public:
   // Throws std::invalid_argument unless `handle` has 64 bytes.
-  DeviceMapping(int ordinal, const std::string& handle);
+  DeviceMapping(int ordinal, const std::string& handle, int lease = -1);
   ~DeviceMapping();
   DeviceMapping(const DeviceMapping&) = delete;
   DeviceMapping& operator=(const DeviceMapping&) = delete;
@@ -43,6 +47,7 @@ class DeviceMapping {
  private:
   int ordinal_;
   std::string handle_;
+  Descriptor lease_;
   DevicePointer address_ = 0;
   std::size_t size_ = 0;
 };

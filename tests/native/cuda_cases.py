@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -311,6 +312,38 @@ def ipc_connects_two_processes(_: Path) -> None:
     dead = handle[:8] + (2**31 - 2).to_bytes(4, "little") + handle[12:]
     assert raised(native.CudaError, native.DeviceMapping, 1, dead).args[1] == 400
     assert raised(native.CudaError, native.DeviceMapping, 1, bytes(64)).args[1] == 1
+
+
+def a_lease_ends_after_the_mapping(_: Path) -> None:
+    arena = native.DeviceBuffer(0, MIB)
+    child = subprocess.run(
+        [sys.executable, __file__, "_lease_client", arena.ipc_handle().hex()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr
+
+
+def _lease_client(handle_hex: Path) -> None:
+    handle = bytes.fromhex(str(handle_hex))
+    mine, owners = socket.socketpair()
+    owners.settimeout(0)
+    mappings = [native.DeviceMapping(0, handle, lease=mine.fileno()) for _ in range(2)]
+    mine.close()
+    capsules = [mapping.__dlpack__() for mapping in mappings]
+    mappings.clear()
+    thread = threading.Thread(target=capsules.pop)
+    thread.start()
+    thread.join()
+    raised(BlockingIOError, owners.recv, 1)
+    assert fake().fake_cuda_live_mappings() == 1
+    capsules.clear()
+    assert owners.recv(1) == b""
+    assert fake().fake_cuda_live_mappings() == 0
+    raised(native.NativeError, native.DeviceMapping, 0, handle, lease=10_000)
+    assert fake().fake_cuda_live_mappings() == 0
 
 
 def _ipc_client(handle_hex: Path) -> None:

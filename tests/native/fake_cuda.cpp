@@ -283,6 +283,12 @@ int cuCtxPopCurrent_v2(Context** context) {
   return kSuccess;
 }
 
+int cuCtxSynchronize() {
+  if (const int error = enter("cuCtxSynchronize")) return error;
+  wait_all_streams();
+  return kSuccess;
+}
+
 int cuMemGetInfo_v2(std::size_t* free, std::size_t* total) {
   if (const int error = enter("cuMemGetInfo_v2")) return error;
   std::lock_guard lock(state().mutex);

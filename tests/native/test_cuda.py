@@ -24,6 +24,7 @@ Run = Callable[..., None]
         "parallel_transfers_do_not_disturb_each_other",
         "a_copy_beyond_the_arena_is_refused_by_the_driver",
         "ipc_connects_two_processes",
+        "a_lease_ends_after_the_mapping",
         "buffers_may_be_alive_at_exit",
     ],
 )

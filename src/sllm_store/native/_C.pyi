@@ -178,7 +178,9 @@ class DeviceBuffer:
 class DeviceMapping:
     """Another process's device memory, opened from its 64-byte CUDA IPC handle."""
 
-    def __init__(self, device: int, handle: bytes) -> None: ...
+    def __init__(self, device: int, handle: bytes, *, lease: int = -1) -> None:
+        """lease: a descriptor to duplicate, and to close once the last view is gone, the device
+        idle and the memory unmapped."""
     @property
     def device(self) -> int: ...
     @property
