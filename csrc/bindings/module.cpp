@@ -1,4 +1,4 @@
-// The Python face of the native core: the only file that knows Python. See _C.pyi.
+// The Python face of the native core: nothing outside of this directory knows Python. See _C.pyi.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -19,6 +19,8 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/arguments.hpp"
+#include "bindings/codec.hpp"
 #include "io/checksum.hpp"
 #include "io/control.hpp"
 #include "io/crc32c.hpp"
@@ -42,6 +44,8 @@ using Pair = std::tuple<std::int64_t, std::int64_t>;
 using Triple = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
 using Quintuple = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
 using ReleaseGil = nb::call_guard<nb::gil_scoped_release>;
+using sllm::bindings::checked_memory;
+using sllm::bindings::checked_size;
 
 // ---------------------------------------------------------------------------------------------
 // Exceptions
@@ -170,18 +174,6 @@ void bind_device_dlpack(nb::class_<Shared<Memory>>& type) {
 
 // ---------------------------------------------------------------------------------------------
 // Arguments
-
-std::size_t checked_size(std::int64_t size) {
-  if (size < 0) throw std::invalid_argument("a size is negative: " + std::to_string(size));
-  return static_cast<std::size_t>(size);
-}
-
-std::byte* checked_memory(std::int64_t address, std::int64_t size) {
-  if (address < 0 || (address == 0 && checked_size(size) != 0)) {
-    throw std::invalid_argument("address " + std::to_string(address) + " is not memory");
-  }
-  return reinterpret_cast<std::byte*>(address);
-}
 
 std::chrono::duration<double> checked_timeout(double timeout_s) {
   constexpr double kTimeoutMax = 1e8;  // three years: what no clock overflows at
@@ -480,5 +472,6 @@ NB_MODULE(_C, module) {
   bind_host_memory(module);
   bind_device_memory(module);
   bind_devices(module);
+  sllm::bindings::bind_codec(module);
   module.def("probe", &probe, "path"_a);
 }

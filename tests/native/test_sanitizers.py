@@ -12,7 +12,7 @@ import pytest
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 SOURCES = sorted(
-    str(path) for folder in ("io", "pool", "shim") for path in (CSRC / folder).glob("*.cpp")
+    str(path) for folder in ("codec", "io", "pool", "shim") for path in (CSRC / folder).glob("*.cpp")
 )
 
 

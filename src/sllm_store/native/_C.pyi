@@ -93,6 +93,25 @@ def checksum_ranges(
 ) -> list[int]:
     """CRC-32C of each (offset, size) of a file."""
 
+SEGMENT_BYTES: int
+"""What one segment of coded 16-bit floats holds at most, before coding."""
+
+def encode_segments(
+    pieces: Sequence[tuple[int, int]], *, threads: int, control: Control
+) -> list[bytes | None]:
+    """Code (address, size) each, of at most SEGMENT_BYTES, as a segment of 16-bit floats.
+    None for a piece that coding would not make smaller by a sixteenth."""
+
+def encode_segments_into(
+    pieces: Sequence[tuple[int, int, int]], *, threads: int, control: Control
+) -> list[int]:
+    """encode_segments for (address, size, destination): the destination has room for size bytes.
+    Returns the coded sizes, 0 for a piece that does not get smaller by a sixteenth; what its
+    destination holds then means nothing. control.bytes_done counts sizes before coding."""
+
+def decode_segment(address: int, stored_size: int, destination: int, raw_size: int) -> None:
+    """Decode one segment; NativeError (EBADMSG) unless it is whole, and of raw_size bytes."""
+
 @final
 class FileWriter:
     """Writes one new file: direct I/O where possible, several threads, explicit errors.

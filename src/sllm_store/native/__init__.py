@@ -1,6 +1,7 @@
 """The one door to the C++ core. Nothing else imports _C."""
 
 from sllm_store.native._C import (
+    SEGMENT_BYTES,
     Cancelled,
     Control,
     CudaError,
@@ -19,15 +20,19 @@ from sllm_store.native._C import (
     crc32c,
     cuda_available,
     cuda_unavailable_reason,
+    decode_segment,
     device_count,
     device_memory,
     device_name,
     device_uuid,
+    encode_segments,
+    encode_segments_into,
     probe,
     run_transfer,
 )
 
 __all__ = [
+    "SEGMENT_BYTES",
     "Cancelled",
     "Control",
     "CudaError",
@@ -46,10 +51,13 @@ __all__ = [
     "crc32c",
     "cuda_available",
     "cuda_unavailable_reason",
+    "decode_segment",
     "device_count",
     "device_memory",
     "device_name",
     "device_uuid",
+    "encode_segments",
+    "encode_segments_into",
     "probe",
     "run_transfer",
 ]
