@@ -19,6 +19,7 @@
 #include "io/uring.hpp"
 #include "io/worker_group.hpp"
 #include "shim/copy_lane.hpp"
+#include "shim/peer_access.hpp"
 
 namespace sllm::io {
 namespace {
@@ -291,6 +292,11 @@ void Transfer::issue_copies(std::size_t index) {
     std::lock_guard lock(mutex_);
     if (!first_copy_) first_copy_ = Clock::now();
   }
+  // What was read is the host's; what was there already may be another arena in device memory.
+  const std::byte* buffer = request_.steps[index].buffer;
+  const int from = step.has_reads
+                       ? cuda::kHostMemory
+                       : cuda::memory_device(reinterpret_cast<cuda::DevicePointer>(buffer));
   std::vector<cuda::LaneCopy> batch;
   for (std::size_t i = 0; i < step.copy_count; ++i) {
     const TransferPlan::Copy& copy = plan_.copies[step.first_copy + i];
@@ -298,7 +304,7 @@ void Transfer::issue_copies(std::size_t index) {
     const bool last_of_device =
         i + 1 == step.copy_count || plan_.copies[step.first_copy + i + 1].device != copy.device;
     if (!last_of_device) continue;
-    lanes_[copy.device]->issue(index, batch);
+    lanes_[copy.device]->issue(index, from, batch);
     batch.clear();
   }
 }

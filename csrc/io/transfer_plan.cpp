@@ -201,6 +201,7 @@ TransferPlan make_plan(const TransferRequest& request) {
   std::size_t next = 0;
   for (std::size_t step = 0; step < plan.steps.size(); ++step) {
     cutter.begin(step);
+    plan.steps[step].has_reads = next < reads.size() && reads[next].first == step;
     for (; next < reads.size() && reads[next].first == step; ++next) cutter.add(reads[next].second);
     cutter.end();
   }

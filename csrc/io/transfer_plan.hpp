@@ -12,7 +12,7 @@
 namespace sllm::io {
 
 struct TransferStep {
-  std::byte* buffer;
+  std::byte* buffer;   // device memory, perhaps, where the step has no reads
   std::int64_t after;  // index of an earlier step, or -1
 };
 
@@ -68,6 +68,7 @@ struct TransferPlan {
     std::uint32_t device_count = 0;  // distinct devices among its copies
     std::size_t first_copy = 0;
     std::size_t copy_count = 0;  // sorted by device
+    bool has_reads = false;
   };
 
   std::vector<ReadRange> ranges;

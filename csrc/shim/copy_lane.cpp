@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "shim/cuda_device.hpp"
+#include "shim/peer_access.hpp"
 
 namespace sllm::cuda {
 namespace {
@@ -38,8 +39,22 @@ CopyLane::~CopyLane() {
   }
 }
 
-void CopyLane::issue(std::size_t batch, std::span<const LaneCopy> copies) {
+void CopyLane::enqueue(const LaneCopy& copy, int from) {
+  if (from == kHostMemory) {
+    check(driver().copy_to_device_async(copy.destination, copy.source, copy.size, stream_),
+          "cuMemcpyHtoDAsync of " + std::to_string(copy.size) + " bytes to device " +
+              std::to_string(ordinal_));
+  } else {
+    copy_between_devices({from, reinterpret_cast<DevicePointer>(copy.source)},
+                         {ordinal_, copy.destination}, copy.size, stream_);
+  }
+}
+
+void CopyLane::issue(std::size_t batch, int from, std::span<const LaneCopy> copies) {
   const Driver& d = driver();
+  if (from != kHostMemory && from != ordinal_) {
+    static_cast<void>(try_enable_peer_access(ordinal_, from));  // without, the driver stages
+  }
   ContextScope scope(ordinal_);
   EventHandle event = nullptr;
   check(d.event_create(&event, kEventBlockingSyncNoTiming), "cuEventCreate");
@@ -47,9 +62,7 @@ void CopyLane::issue(std::size_t batch, std::span<const LaneCopy> copies) {
   try {
     std::lock_guard lock(mutex_);
     for (const LaneCopy& copy : copies) {
-      check(d.copy_to_device_async(copy.destination, copy.source, copy.size, stream_),
-            "cuMemcpyHtoDAsync of " + std::to_string(copy.size) + " bytes to device " +
-                std::to_string(ordinal_));
+      enqueue(copy, from);
       bytes += copy.size;
     }
     check(d.event_record(event, stream_), "cuEventRecord");

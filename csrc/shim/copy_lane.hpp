@@ -16,7 +16,7 @@
 namespace sllm::cuda {
 
 struct LaneCopy {
-  const std::byte* source;
+  const std::byte* source;  // or an address in device memory, where the batch's source is there
   DevicePointer destination;
   std::size_t size;
 };
@@ -36,8 +36,9 @@ class CopyLane {
   CopyLane& operator=(const CopyLane&) = delete;
 
   int device() const { return ordinal_; }
-  // Enqueues the copies; `complete(batch)` follows. Any thread may call it.
-  void issue(std::size_t batch, std::span<const LaneCopy> copies);
+  // Enqueues the copies; `complete(batch)` follows. Any thread may call it. `from` is the device
+  // whose memory the sources are in, or kHostMemory.
+  void issue(std::size_t batch, int from, std::span<const LaneCopy> copies);
   // Waits until every issued copy is complete and reported. Nothing is issued afterwards.
   void finish();
 
@@ -48,6 +49,7 @@ class CopyLane {
     EventHandle event;
   };
 
+  void enqueue(const LaneCopy& copy, int from);
   void watch();
 
   int ordinal_;

@@ -101,6 +101,10 @@ ContextScope::~ContextScope() {
   static_cast<void>(driver().context_pop(&popped));
 }
 
+ContextHandle primary_context(int ordinal) {
+  return contexts().get(ordinal);
+}
+
 int any_active_device() {
   const int held = contexts().any();
   if (held >= 0) return held;

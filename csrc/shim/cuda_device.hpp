@@ -29,6 +29,9 @@ class ContextScope {
   ContextScope& operator=(const ContextScope&) = delete;
 };
 
+// The device's primary context, retained.
+ContextHandle primary_context(int ordinal);
+
 // A device whose context exists already, else 0: where a call needs any context at all.
 int any_active_device();
 

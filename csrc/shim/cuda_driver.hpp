@@ -14,9 +14,13 @@ using DevicePointer = unsigned long long;
 struct ContextObject;
 struct StreamObject;
 struct EventObject;
+struct ModuleObject;
+struct FunctionObject;
 using ContextHandle = ContextObject*;
 using StreamHandle = StreamObject*;
 using EventHandle = EventObject*;
+using ModuleHandle = ModuleObject*;
+using FunctionHandle = FunctionObject*;
 
 struct Uuid {
   unsigned char bytes[16];
@@ -33,6 +37,8 @@ inline constexpr Result kNoDevice = 100;
 inline constexpr Result kInvalidDevice = 101;
 inline constexpr Result kInvalidContext = 201;
 inline constexpr Result kNotReady = 600;
+inline constexpr Result kPeerAccessAlreadyEnabled = 704;
+inline constexpr Result kNotSupported = 801;
 
 // A driver call failed, or there is no driver. `code` is the driver's.
 class DriverError : public std::runtime_error {
@@ -59,15 +65,31 @@ struct Driver {
   Result (*mem_free)(DevicePointer);
   Result (*mem_get_address_range)(DevicePointer*, std::size_t*, DevicePointer);
   Result (*copy_to_device_async)(DevicePointer, const void*, std::size_t, StreamHandle);
+  Result (*copy_on_device_async)(DevicePointer, DevicePointer, std::size_t, StreamHandle);
+  // Between any two addresses, of host or device memory (unified addressing).
+  Result (*memcpy_async)(DevicePointer, DevicePointer, std::size_t, StreamHandle);
+  Result (*memcpy_device)(DevicePointer, DevicePointer, std::size_t);
+  Result (*memcpy_peer_async)(DevicePointer, ContextHandle, DevicePointer, ContextHandle,
+                              std::size_t, StreamHandle);
+  Result (*memset_d32_async)(DevicePointer, unsigned, std::size_t, StreamHandle);
+  Result (*pointer_get_attribute)(void*, int, DevicePointer);
+  Result (*can_access_peer)(int*, DeviceHandle, DeviceHandle);
+  Result (*peer_enable)(ContextHandle, unsigned);
   Result (*copy_to_device)(DevicePointer, const void*, std::size_t);
   Result (*copy_to_host)(void*, DevicePointer, std::size_t);
   Result (*stream_create)(StreamHandle*, unsigned);
   Result (*stream_destroy)(StreamHandle);
   Result (*stream_synchronize)(StreamHandle);
+  Result (*stream_wait_event)(StreamHandle, EventHandle, unsigned);
   Result (*event_create)(EventHandle*, unsigned);
   Result (*event_record)(EventHandle, StreamHandle);
   Result (*event_synchronize)(EventHandle);
   Result (*event_destroy)(EventHandle);
+  Result (*module_load_data)(ModuleHandle*, const void*, unsigned, int*, void**);
+  Result (*module_get_function)(FunctionHandle*, ModuleHandle, const char*);
+  // Blocks of a grid in three dimensions, threads of a block likewise, bytes of shared memory.
+  Result (*launch_kernel)(FunctionHandle, unsigned, unsigned, unsigned, unsigned, unsigned,
+                          unsigned, unsigned, StreamHandle, void**, void**);
   Result (*ipc_get_mem_handle)(IpcHandle*, DevicePointer);
   Result (*ipc_open_mem_handle)(DevicePointer*, IpcHandle, unsigned);
   Result (*ipc_close_mem_handle)(DevicePointer);

@@ -37,11 +37,12 @@ def fake_cuda() -> Path:
 
 @pytest.fixture
 def run_case(fake_cuda: Path, tmp_path: Path) -> Callable[..., None]:
-    """Run a function of cuda_cases.py in a fresh process with the fake driver."""
+    """Run a function of cuda_cases.py, or "file:function", in a process with the fake driver."""
 
     def run(case: str, **settings: str) -> None:
         environment = os.environ | {"SLLM_CUDA_LIBRARY": str(fake_cuda)} | settings
-        command = [sys.executable, str(HERE / "cuda_cases.py"), case, str(tmp_path)]
+        file, function = case.split(":") if ":" in case else ("cuda_cases", case)
+        command = [sys.executable, str(HERE / f"{file}.py"), function, str(tmp_path)]
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=120, check=False
         )

@@ -2,13 +2,15 @@
 // checked. Copies run in a thread of their stream, so that a buffer reused too early shows.
 //
 // Environment: FAKE_CUDA_DEVICES (2), FAKE_CUDA_MEMORY (bytes per device, 1 GiB),
-// FAKE_CUDA_COPY_DELAY_US (before each asynchronous copy, 0), FAKE_CUDA_FAIL
-// ("function" fails every time, "function:3" the third time; several with commas; code 999).
+// FAKE_CUDA_COPY_DELAY_US (before each asynchronous copy or kernel, 0), FAKE_CUDA_PEERS (whether
+// devices reach one another's memory, 1), FAKE_CUDA_FAIL ("function" fails every time,
+// "function:3" the third time; several with commas; code 999).
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -24,7 +26,11 @@
 #include <set>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
+
+#include "codec/codec.hpp"
+#include "codec/device_decoder.hpp"
 
 namespace {
 
@@ -36,7 +42,10 @@ constexpr int kInvalidDevice = 101;
 constexpr int kInvalidContext = 201;
 constexpr int kAlreadyMapped = 208;
 constexpr int kInvalidHandle = 400;
+constexpr int kNotFound = 500;
 constexpr int kNotReady = 600;
+constexpr int kPeerAccessUnsupported = 217;
+constexpr int kPeerAccessAlreadyEnabled = 704;
 constexpr int kAlreadyRegistered = 712;
 constexpr int kNotRegistered = 713;
 constexpr int kUnknown = 999;
@@ -64,9 +73,10 @@ struct Stream {
   std::deque<std::function<void()>> work;
   bool busy = false;
   bool closed = false;
+  int device;
   std::thread thread;
 
-  Stream() : thread([this] { run(); }) {}
+  explicit Stream(int device) : device(device), thread([this] { run(); }) {}
   ~Stream() {
     {
       std::lock_guard lock(mutex);
@@ -103,10 +113,25 @@ struct Stream {
   }
 };
 
+// How often it was recorded, and how many of those records its streams have come to.
 struct Event {
   std::mutex mutex;
   std::condition_variable changed;
-  int pending = 0;
+  int device = 0;
+  std::uint64_t recorded = 0;
+  std::uint64_t reached = 0;
+
+  void wait_for(std::uint64_t count) {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return reached >= count; });
+  }
+};
+
+struct Module {
+  int device;
+};
+struct Function {
+  int device;
 };
 
 struct IpcHandle {
@@ -134,7 +159,10 @@ struct State {
   std::set<std::uint64_t> mapped_inodes;
   std::map<std::uintptr_t, std::size_t> registered;
   std::map<Stream*, std::shared_ptr<Stream>> streams;
-  std::set<Event*> events;
+  std::map<Event*, std::shared_ptr<Event>> events;
+  std::set<std::pair<int, int>> peers;  // whose context reaches whose memory
+  std::vector<std::unique_ptr<Module>> modules;
+  std::vector<std::unique_ptr<Function>> functions;
   std::vector<std::size_t> used;
   std::map<std::string, int> calls;
 
@@ -201,6 +229,50 @@ const Allocation* find_range(std::uint64_t address, std::size_t size) {
 bool is_device_range(std::uint64_t address, std::size_t size) {
   std::lock_guard lock(state().mutex);
   return find_range(address, size) != nullptr;
+}
+
+// The device whose memory holds the range, or -1.
+int device_of(std::uint64_t address, std::size_t size) {
+  std::lock_guard lock(state().mutex);
+  const Allocation* found = find_range(address, size);
+  return found != nullptr ? found->device : -1;
+}
+
+int enqueue(Stream* stream, std::function<void()> item) {
+  std::lock_guard lock(state().mutex);
+  if (!state().streams.contains(stream)) return kInvalidHandle;
+  stream->add([item = std::move(item)] {
+    const auto delay = setting("FAKE_CUDA_COPY_DELAY_US", 0);
+    if (delay != 0) std::this_thread::sleep_for(std::chrono::microseconds(delay));
+    item();
+  });
+  return kSuccess;
+}
+
+int enqueue_copy(Stream* stream, std::uint64_t to, std::uint64_t from, std::size_t size) {
+  return enqueue(stream, [=] {
+    std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), size);
+  });
+}
+
+// What the kernel does, by the CPU's decoder.
+void decode_segments(const sllm::codec::DecodeJobs& jobs, std::uint64_t errors) {
+  for (std::uint32_t i = 0; i < jobs.count; ++i) {
+    const sllm::codec::DeviceSegment& segment = jobs.segments[i];
+    try {
+      sllm::codec::decode_segment(
+          {reinterpret_cast<const std::byte*>(segment.stored), segment.stored_size},
+          {reinterpret_cast<std::byte*>(segment.raw), segment.raw_size});
+    } catch (const std::exception&) {
+      *reinterpret_cast<std::uint32_t*>(errors) = 1;
+    }
+  }
+}
+
+std::shared_ptr<Event> find_event(Event* event) {
+  std::lock_guard lock(state().mutex);
+  const auto found = state().events.find(event);
+  return found != state().events.end() ? found->second : nullptr;
 }
 
 void wait_all_streams() {
@@ -350,17 +422,72 @@ int cuMemGetAddressRange_v2(std::uint64_t* base, std::size_t* size, std::uint64_
 
 int cuMemcpyHtoDAsync_v2(std::uint64_t to, const void* from, std::size_t size, Stream* stream) {
   if (const int error = enter("cuMemcpyHtoDAsync_v2")) return error;
-  {
-    std::lock_guard lock(state().mutex);
-    if (!state().streams.contains(stream)) return kInvalidHandle;
-  }
   if (!is_device_range(to, size)) return kInvalidValue;
-  stream->add([=] {
-    const auto delay = setting("FAKE_CUDA_COPY_DELAY_US", 0);
-    if (delay != 0) std::this_thread::sleep_for(std::chrono::microseconds(delay));
-    std::memcpy(reinterpret_cast<void*>(to), from, size);
+  return enqueue_copy(stream, to, reinterpret_cast<std::uintptr_t>(from), size);
+}
+
+int cuMemcpyDtoDAsync_v2(std::uint64_t to, std::uint64_t from, std::size_t size, Stream* stream) {
+  if (const int error = enter("cuMemcpyDtoDAsync_v2")) return error;
+  if (!is_device_range(to, size) || !is_device_range(from, size)) return kInvalidValue;
+  return enqueue_copy(stream, to, from, size);
+}
+
+int cuMemcpyAsync(std::uint64_t to, std::uint64_t from, std::size_t size, Stream* stream) {
+  if (const int error = enter("cuMemcpyAsync")) return error;
+  for (const std::uint64_t address : {to, from}) {
+    if (is_device_range(address, 1) && !is_device_range(address, size)) return kInvalidValue;
+  }
+  return enqueue_copy(stream, to, from, size);
+}
+
+int cuMemcpyPeerAsync(std::uint64_t to, Context* to_context, std::uint64_t from,
+                      Context* from_context, std::size_t size, Stream* stream) {
+  if (const int error = enter("cuMemcpyPeerAsync")) return error;
+  if (device_of(to, size) != to_context->device) return kInvalidValue;
+  if (device_of(from, size) != from_context->device) return kInvalidValue;
+  return enqueue_copy(stream, to, from, size);
+}
+
+int cuMemsetD32Async(std::uint64_t to, unsigned value, std::size_t count, Stream* stream) {
+  if (const int error = enter("cuMemsetD32Async")) return error;
+  if (to % 4 != 0 || !is_device_range(to, count * 4)) return kInvalidValue;
+  return enqueue(stream, [=] {
+    auto* words = reinterpret_cast<unsigned*>(to);
+    std::fill(words, words + count, value);
   });
+}
+
+int cuPointerGetAttribute(void* value, int attribute, std::uint64_t address) {
+  if (const int error = enter("cuPointerGetAttribute")) return error;
+  const int device = device_of(address, 1);
+  if (device < 0) return kInvalidValue;
+  constexpr int kMemoryType = 2;
+  constexpr int kDeviceOrdinal = 9;
+  if (attribute == kMemoryType) {
+    *static_cast<unsigned*>(value) = 2;
+  } else if (attribute == kDeviceOrdinal) {
+    *static_cast<int*>(value) = device;
+  } else {
+    return kInvalidValue;
+  }
   return kSuccess;
+}
+
+int cuDeviceCanAccessPeer(int* possible, int device, int peer) {
+  if (const int error = enter("cuDeviceCanAccessPeer", false)) return error;
+  if (!valid_device(device) || !valid_device(peer)) return kInvalidDevice;
+  *possible = device != peer && setting("FAKE_CUDA_PEERS", 1) != 0 ? 1 : 0;
+  return kSuccess;
+}
+
+int cuCtxEnablePeerAccess(Context* peer, unsigned flags) {
+  if (const int error = enter("cuCtxEnablePeerAccess")) return error;
+  const int device = context_stack.back()->device;
+  if (flags != 0 || peer->device == device) return kInvalidValue;
+  if (setting("FAKE_CUDA_PEERS", 1) == 0) return kPeerAccessUnsupported;
+  std::lock_guard lock(state().mutex);
+  const bool is_new = state().peers.emplace(device, peer->device).second;
+  return is_new ? kSuccess : kPeerAccessAlreadyEnabled;
 }
 
 int cuMemcpyHtoD_v2(std::uint64_t to, const void* from, std::size_t size) {
@@ -379,7 +506,7 @@ int cuMemcpyDtoH_v2(void* to, std::uint64_t from, std::size_t size) {
 
 int cuStreamCreate(Stream** stream, unsigned) {
   if (const int error = enter("cuStreamCreate")) return error;
-  auto created = std::make_shared<Stream>();
+  auto created = std::make_shared<Stream>(context_stack.back()->device);
   *stream = created.get();
   std::lock_guard lock(state().mutex);
   state().streams.emplace(*stream, std::move(created));
@@ -407,54 +534,115 @@ int cuStreamSynchronize(Stream* stream) {
   return kSuccess;
 }
 
+int cuStreamWaitEvent(Stream* stream, Event* event, unsigned flags) {
+  if (const int error = enter("cuStreamWaitEvent")) return error;
+  const std::shared_ptr<Event> found = find_event(event);
+  if (found == nullptr) return kInvalidHandle;
+  if (flags != 0) return kInvalidValue;
+  std::uint64_t count = 0;
+  {
+    std::lock_guard lock(found->mutex);
+    count = found->recorded;
+  }
+  std::lock_guard lock(state().mutex);
+  if (!state().streams.contains(stream)) return kInvalidHandle;
+  stream->add([found, count] { found->wait_for(count); });
+  return kSuccess;
+}
+
 int cuEventCreate(Event** event, unsigned) {
   if (const int error = enter("cuEventCreate")) return error;
-  *event = new Event();
+  auto created = std::make_shared<Event>();
+  created->device = context_stack.back()->device;
+  *event = created.get();
   std::lock_guard lock(state().mutex);
-  state().events.insert(*event);
+  state().events.emplace(*event, std::move(created));
   return kSuccess;
 }
 
 int cuEventRecord(Event* event, Stream* stream) {
   if (const int error = enter("cuEventRecord")) return error;
+  const std::shared_ptr<Event> found = find_event(event);
+  if (found == nullptr) return kInvalidHandle;
+  std::lock_guard state_lock(state().mutex);
+  if (!state().streams.contains(stream) || stream->device != found->device) return kInvalidHandle;
   {
-    std::lock_guard lock(event->mutex);
-    ++event->pending;
+    std::lock_guard lock(found->mutex);
+    ++found->recorded;
   }
-  stream->add([event] {
-    // Notified under the lock: who waits may destroy the event as soon as it wakes.
-    std::lock_guard lock(event->mutex);
-    --event->pending;
-    event->changed.notify_all();
+  stream->add([found] {
+    std::lock_guard lock(found->mutex);
+    ++found->reached;
+    found->changed.notify_all();
   });
   return kSuccess;
 }
 
 int cuEventQuery(Event* event) {
   if (const int error = enter("cuEventQuery")) return error;
-  std::lock_guard lock(event->mutex);
-  return event->pending == 0 ? kSuccess : kNotReady;
+  const std::shared_ptr<Event> found = find_event(event);
+  if (found == nullptr) return kInvalidHandle;
+  std::lock_guard lock(found->mutex);
+  return found->reached == found->recorded ? kSuccess : kNotReady;
 }
 
 int cuEventSynchronize(Event* event) {
   if (const int error = enter("cuEventSynchronize")) return error;
-  std::unique_lock lock(event->mutex);
-  event->changed.wait(lock, [&] { return event->pending == 0; });
+  const std::shared_ptr<Event> found = find_event(event);
+  if (found == nullptr) return kInvalidHandle;
+  std::uint64_t count = 0;
+  {
+    std::lock_guard lock(found->mutex);
+    count = found->recorded;
+  }
+  found->wait_for(count);
   return kSuccess;
 }
 
 int cuEventDestroy_v2(Event* event) {
   if (const int error = enter("cuEventDestroy_v2")) return error;
-  {
-    std::lock_guard lock(state().mutex);
-    if (state().events.erase(event) == 0) return kInvalidHandle;
+  std::lock_guard lock(state().mutex);
+  return state().events.erase(event) == 1 ? kSuccess : kInvalidHandle;
+}
+
+int cuModuleLoadDataEx(Module** module, const void* image, unsigned, int*, void**) {
+  if (const int error = enter("cuModuleLoadDataEx")) return error;
+  if (std::strstr(static_cast<const char*>(image), sllm::codec::kDecodeKernel) == nullptr) {
+    return kInvalidValue;
   }
-  {
-    std::unique_lock lock(event->mutex);
-    event->changed.wait(lock, [&] { return event->pending == 0; });
-  }
-  delete event;
+  std::lock_guard lock(state().mutex);
+  state().modules.push_back(std::make_unique<Module>(Module{context_stack.back()->device}));
+  *module = state().modules.back().get();
   return kSuccess;
+}
+
+int cuModuleGetFunction(Function** function, Module* module, const char* name) {
+  if (const int error = enter("cuModuleGetFunction")) return error;
+  if (std::strcmp(name, sllm::codec::kDecodeKernel) != 0) return kNotFound;
+  std::lock_guard lock(state().mutex);
+  state().functions.push_back(std::make_unique<Function>(Function{module->device}));
+  *function = state().functions.back().get();
+  return kSuccess;
+}
+
+int cuLaunchKernel(Function* function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                   unsigned, Stream* stream, void** parameters, void**) {
+  if (const int error = enter("cuLaunchKernel")) return error;
+  if (function->device != context_stack.back()->device) return kInvalidHandle;
+  auto jobs = std::make_shared<sllm::codec::DecodeJobs>();
+  std::memcpy(static_cast<void*>(jobs.get()), parameters[0], sizeof(*jobs));
+  std::uint64_t errors = 0;
+  std::memcpy(&errors, parameters[1], sizeof(errors));
+  if (jobs->count > sllm::codec::kSegmentsPerLaunch) return kInvalidValue;
+  if (device_of(errors, 4) != function->device) return kInvalidValue;
+  for (std::uint32_t i = 0; i < jobs->count; ++i) {
+    const sllm::codec::DeviceSegment& segment = jobs->segments[i];
+    if (device_of(segment.stored, segment.stored_size) != function->device ||
+        device_of(segment.raw, segment.raw_size) != function->device) {
+      return kInvalidValue;  // a real one would find out later, and end the context
+    }
+  }
+  return enqueue(stream, [jobs, errors] { decode_segments(*jobs, errors); });
 }
 
 int cuIpcGetMemHandle(IpcHandle* handle, std::uint64_t address) {
@@ -581,6 +769,10 @@ int fake_cuda_registrations() {
 int fake_cuda_retained(int device) {
   std::lock_guard lock(state().mutex);
   return state().retained.at(static_cast<std::size_t>(device));
+}
+int fake_cuda_peer_enabled(int device, int peer) {
+  std::lock_guard lock(state().mutex);
+  return state().peers.contains({device, peer}) ? 1 : 0;
 }
 int fake_cuda_context_depth() {
   return static_cast<int>(context_stack.size());

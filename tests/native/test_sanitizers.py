@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.native.fake_driver import SOURCES as FAKE_SOURCES
+
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 SOURCES = sorted(
-    str(path) for folder in ("codec", "io", "pool", "shim") for path in (CSRC / folder).glob("*.cpp")
+    str(path)
+    for folder in ("codec", "io", "pool", "shim")
+    for path in (CSRC / folder).glob("*.cpp")
 )
 
 
@@ -33,7 +37,7 @@ def compile_with(flags: list[str], directory: Path) -> Path:
         pytest.skip(f"the compiler has no runtime for {flags}")
     assert built.returncode == 0, built.stderr
     library = directory / "libfake_cuda.so"
-    fake = [str(HERE / "fake_cuda.cpp"), "-shared", "-fPIC", "-o", str(library)]
+    fake = [*map(str, FAKE_SOURCES), f"-I{CSRC}", "-shared", "-fPIC", "-o", str(library)]
     subprocess.run([*shared, *fake], check=True)
     return program
 

@@ -71,9 +71,10 @@ def run_transfer(
 ) -> TransferReport:
     """Move bytes from files through memory to devices; the work horse of every load.
 
-    steps:   (buffer_address, after): a piece of host memory; `after` is the index of an earlier
-             step whose device copies must be complete before this step's buffer is overwritten,
-             or -1.
+    steps:   (buffer_address, after): a piece of host memory, or of device memory where the step
+             has no reads (its copies then go from device to device); `after` is the index of an
+             earlier step whose device copies must be complete before this step's buffer is
+             overwritten, or -1.
     reads:   (step, file, file_offset, size, step_offset), sorted by step. A step without reads has
              its bytes already.
     copies:  (step, device, device_offset, size, step_offset), sorted by step.
