@@ -20,7 +20,7 @@ DEPENDENCIES := .venv/.made-dependencies
 NATIVE := .venv/.made-native
 
 .PHONY: help install native run test test-slow test-gpu vocabularies check format docs proto bench
-.PHONY: clean
+.PHONY: report clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -62,10 +62,11 @@ format: $(DEPENDENCIES) ## Format everything
 docs: $(NATIVE) ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
-bench: $(NATIVE) ## Time loads by the store and by others on a small checkpoint: SHAPES=llama-8b
-	rm -rf build/bench && mkdir -p build/bench
-	$(BIN)/python -m benchmarks.load_time --work build/bench --out build/bench/load_time.json \
-		--shapes $${SHAPES:-smoke} --pool $${POOL:-1GB}
+bench: $(NATIVE) ## Run every benchmark on small checkpoints; elsewhere: docs/benchmarks.md
+	$(BIN)/python -m benchmarks --work build/bench --small
+
+report: $(NATIVE) ## Make the tables and pictures of benchmarks/results/ again
+	$(BIN)/python -m benchmarks.report
 
 # The oldest grpcio-tools whose output protobuf 5, 6 and 7 all accept, in a venv of its own.
 proto: build/proto-venv/bin/python ## Generate the protocol's Python again

@@ -1,339 +1,283 @@
-"""How long until a checkpoint's tensors are usable on a device, by who loads them?
+"""How long until a checkpoint's tensors are usable on a device, by who loads them and from where?
 
-Each loader runs in a process of its own with torch imported and CUDA warm, and is timed from the
-call to synchronised tensors. Every timed load is verified: a position-weighted sum of every
-tensor's bytes, taken on the device, equals the one taken when the checkpoint was made.
+Each loader runs in a process of its own with torch imported and the device warm, and is timed from
+the call to synchronised tensors, the first load included. Every timed load is verified: sums of
+every tensor's bytes, taken on the device, equal those taken when the checkpoint was made.
 
-    python -m benchmarks.load_time --work DIR --out FILE.json [--shapes llama-8b|many|smoke]
-        [--pool 20GB] [--runs 3] [--states "host pool,page cache,tmpfs,cold disk"]
-        [--prefetch-path DIR_WITH_SAFETENSORS_0.9]
+    python -m benchmarks.load_time --work DIR --out FILE.json
+        [--shapes llama-8b,weights,many,few,smollm2] [--states "cold disk,host pool"]
+        [--loaders "ours, store;safetensors"] [--runs 3] [--pool 20GB] [--small]
+        [--prefetch-path DIR_WITH_SAFETENSORS_0.9] [--smollm2 FILE.gguf]
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import platform
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 
-from benchmarks.peers import LOADERS, installed
+from benchmarks import page_cache
+from benchmarks.checkpoints import KINDS, make_checkpoint, make_smollm2
+from benchmarks.peers import LOADERS, PREFETCH
+from benchmarks.result import Result
+from benchmarks.store import BenchStore
 from sllm_store import native
+from sllm_store.cli.bench_limits import best, link_bytes_per_s, read_rates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# The driver scrubs freed device memory in the background: a load in that time is 12 % slower.
-SETTLE_S = 1.5
-STATES = ("cold disk", "host pool", "page cache", "tmpfs")
-PREFETCH = "safetensors 0.9 prefetch"
-LLAMA_CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "dtype": "bfloat16",
-    "tie_word_embeddings": False,
-}
+STATES = ("cold disk", "mixed", "page cache", "tmpfs", "host pool")
+TMPFS = Path("/dev/shm/sllm-bench")
+LOADER_TIMEOUT_S = 300
+UNTOUCHED_BYTES = 8 << 30
+_MODES = ("ours, direct reads", "ours, buffered reads")
 
 
-def shapes_of(kind: str) -> dict[str, tuple[int, ...]]:
-    """Return the tensors of a synthetic checkpoint, by name."""
-    if kind == "many":
-        return {f"layers.{i // 100}.t{i % 100}": (1, 100_000) for i in range(20_000)}
-    layers, hidden, ffn, kv, vocab = (32, 4096, 14336, 1024, 128256)
-    if kind == "smoke":
-        layers, hidden, ffn, kv, vocab = (4, 256, 512, 64, 1000)
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
-    for i in range(layers):
-        prefix = f"model.layers.{i}"
-        shapes |= {
-            f"{prefix}.self_attn.q_proj.weight": (hidden, hidden),
-            f"{prefix}.self_attn.k_proj.weight": (kv, hidden),
-            f"{prefix}.self_attn.v_proj.weight": (kv, hidden),
-            f"{prefix}.self_attn.o_proj.weight": (hidden, hidden),
-            f"{prefix}.mlp.gate_proj.weight": (ffn, hidden),
-            f"{prefix}.mlp.up_proj.weight": (ffn, hidden),
-            f"{prefix}.mlp.down_proj.weight": (hidden, ffn),
-            f"{prefix}.input_layernorm.weight": (hidden,),
-            f"{prefix}.post_attention_layernorm.weight": (hidden,),
-        }
-    return shapes | {"model.norm.weight": (hidden,), "lm_head.weight": (vocab, hidden)}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A checkpoint on disk; `sums` names the file with its tensors' checksums."""
+
+    kind: str
+    directory: Path
+    sums: Path
+    size_bytes: int
+    tensors: int
 
 
-def checksum(tensor: torch.Tensor) -> int:
-    """Return a sum of the tensor's 16-bit words, each weighted by its place, modulo 2**64."""
-    words = tensor.contiguous().view(torch.uint8).flatten()
-    if words.numel() % 2:
-        words = torch.nn.functional.pad(words, (0, 1))
-    total = 0
-    for part_index, part in enumerate(torch.split(words.view(torch.int16), 1 << 26)):
-        place = torch.arange(part.numel(), device=part.device) % 65521 + 1 + part_index
-        total += int((part.long() * place).sum().item())
-    return total % (1 << 64)
+class Run:
+    """One run: what to measure, where, and its result."""
+
+    def __init__(self, args: argparse.Namespace, result: Result, stack: ExitStack) -> None:
+        """The stack stops the store in the end."""
+        self.args = args
+        self.result = result
+        self._stack = stack
+        self._store: BenchStore | None = None
+
+    @property
+    def store(self) -> BenchStore:
+        """The store over the checkpoints, started when it is first needed."""
+        if self._store is None:
+            store = BenchStore(self.args.work / "models", self.args.pool)
+            self._store = self._stack.enter_context(store)
+            self.result.describe(store_ready_s=store.ready_s, pool=self.args.pool)
+        return self._store
+
+    def measure_states(self, made: Made) -> None:
+        """Measure every loader in every state of one checkpoint."""
+        for state in self.args.states:
+            if state == "tmpfs":
+                self._in_tmpfs(made)
+            elif state == "host pool":
+                fill_s = self.store.fill(made.directory.name)
+                for loader in self._loaders(made, state):
+                    self._measure(loader, state, made, facts={"store_fill_s": fill_s})
+            else:
+                for loader in self._loaders(made, state):
+                    self._measure(loader, state, made)
+            if self._store is not None:
+                self._store.forget(made.directory.name)
+
+    def _in_tmpfs(self, made: Made) -> None:
+        copy = TMPFS / made.directory.name
+        shutil.copytree(made.directory, copy, dirs_exist_ok=True)
+        try:
+            for loader in self._loaders(made, "tmpfs"):
+                self._measure(loader, "tmpfs", made, directory=copy)
+        finally:
+            shutil.rmtree(TMPFS)
+
+    def _loaders(self, made: Made, state: str) -> Iterator[str]:
+        """Yield who can load this checkpoint out of this state, ours first."""
+        for name, loader in LOADERS.items():
+            if self.args.loaders and name not in self.args.loaders:
+                continue
+            fits = loader.is_installed and state in _states_of(name)
+            if name == PREFETCH:
+                fits = fits and bool(self.args.prefetch_path)
+            if name == "transformers":
+                fits = fits and (made.directory / "config.json").is_file()
+            if fits:
+                yield name
+
+    def _measure(
+        self,
+        loader: str,
+        state: str,
+        made: Made,
+        *,
+        directory: Path | None = None,
+        facts: dict[str, Any] | None = None,
+    ) -> None:
+        """Run a loader in a process of its own and note its figures, or why there are none."""
+        row: dict[str, Any] = {"checkpoint": made.kind, "loader": loader, "state": state}
+        store = self.store.address if LOADERS[loader].through_store else ""
+        command = [sys.executable, "-m", "benchmarks.timed_load", "--loader", loader]
+        command += ["--checkpoint", str(directory or made.directory), "--sums", str(made.sums)]
+        command += ["--state", state, "--device", self.args.device, "--store", store]
+        command += ["--runs", str(self.args.runs)]
+        command += ["--memory"] if state == "page cache" else []
+        told = self._told(command, loader)
+        row |= (facts or {}) | told
+        if seconds := told.get("seconds"):
+            row["gb_per_s_first"] = made.size_bytes / seconds[0] / 1e9
+            row["gb_per_s_median"] = made.size_bytes / statistics.median(seconds) / 1e9
+        self.result.add(row)
+        rate, error = row.get("gb_per_s_median", 0.0), row.get("error", "")
+        print(f"{made.kind:10} {state:11} {loader:26} {rate:8.2f} GB/s {error}", flush=True)
+
+    def _told(self, command: list[str], loader: str) -> dict[str, Any]:
+        """Run a command; return the JSON that it prints last, or its error."""
+        env = dict(os.environ)
+        if loader == PREFETCH:
+            env["PYTHONPATH"] = f"{self.args.prefetch_path}:{env.get('PYTHONPATH', '')}"
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=LOADER_TIMEOUT_S,
+                env=env,
+            )
+        except subprocess.TimeoutExpired:
+            return {"error": f"it took longer than {LOADER_TIMEOUT_S} s"}
+        if done.returncode:
+            return {"error": (done.stderr or done.stdout)[-400:]}
+        told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return told
 
 
-def make_checkpoint(directory: Path, kind: str, device: str) -> dict[str, int]:
-    """Write a random bf16 checkpoint as safetensors files of about 5 GB; return its checksums."""
-    sums: dict[str, int] = {}
-    directory.mkdir(parents=True, exist_ok=True)
-    generator = torch.Generator(device=device).manual_seed(1)
-    part: dict[str, torch.Tensor] = {}
-    files: dict[str, str] = {}
-    part_bytes = 0
-
-    def flush() -> None:
-        nonlocal part, part_bytes
-        name = f"model-{len(set(files.values())) + 1:05}.safetensors"
-        save_file(part, str(directory / name))
-        files.update(dict.fromkeys(part, name))
-        part, part_bytes = {}, 0
-
-    for tensor_name, shape in shapes_of(kind).items():
-        count = int(torch.tensor(shape).prod().item())
-        raw = torch.randint(
-            -(2**31), 2**31, ((count + 1) // 2,), generator=generator, device=device
-        )
-        tensor = raw.to(torch.int32).view(torch.bfloat16)[:count].view(shape)
-        sums[tensor_name] = checksum(tensor)
-        part[tensor_name] = tensor.cpu()
-        part_bytes += tensor.nbytes
-        if part_bytes > 5 * 10**9:
-            flush()
-    if part:
-        flush()
-    index = {"metadata": {"total_size": 0}, "weight_map": files}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    return sums
+def _states_of(loader: str) -> tuple[str, ...]:
+    """Return the states from which a loader is timed."""
+    if loader in _MODES:
+        return ("mixed",)
+    if LOADERS[loader].through_store:
+        return ("cold disk", "host pool")
+    return ("cold disk", "mixed", "page cache", "tmpfs")
 
 
-def evict(directory: Path) -> None:
-    """Drop a checkpoint's pages from the page cache."""
-    os.sync()
-    for path in directory.iterdir():
-        if path.is_file():
-            native.File(str(path)).evict()
-
-
-def touch_cache(directory: Path) -> None:
-    """Read a checkpoint into the page cache."""
-    for path in sorted(directory.iterdir()):
-        with path.open("rb") as file:
-            while file.read(1 << 24):
-                pass
-
-
-def run_loader(args: argparse.Namespace) -> None:
-    """Time one loader in this process; print the seconds of each run as JSON."""
-    directory = Path(args.checkpoint)
-    device = args.device
-    sums = json.loads(Path(args.sums).read_text())
-    load, _ = LOADERS[args.loader]
-    torch.zeros(1, device=device)
-    synchronize(device)
-    seconds = []
-    for _ in range(args.runs):
-        if args.cold:
-            evict(directory)
-        if device != "cpu":
-            time.sleep(SETTLE_S)
+def make(kind: str, args: argparse.Namespace) -> Made:
+    """Make a checkpoint, or take the one that an earlier run left in the same place."""
+    directory = args.work / "models" / kind
+    sums = args.work / f"{kind}.json"
+    if not sums.is_file():
         started_s = time.perf_counter()
-        tensors = load(directory, device, args.store)
-        synchronize(device)
-        seconds.append(time.perf_counter() - started_s)
-        wrong = [name for name, total in sums.items() if checksum(tensors[name]) != total]
-        if wrong:
-            raise SystemExit(f"wrong bytes in {wrong[:3]}")
-        del tensors
-        if device != "cpu":
+        if kind == "smollm2":
+            made = make_smollm2(directory, args.smollm2, device=args.device)
+        else:
+            made = make_checkpoint(directory, kind, device=args.device, small=args.small)
+        sums.write_text(json.dumps(made))
+        print(f"{kind:10} made in {time.perf_counter() - started_s:.1f} s", flush=True)
+        if args.device != "cpu":
             torch.cuda.empty_cache()
-    print(json.dumps(seconds))
-
-
-def synchronize(device: str) -> None:
-    """Wait for the device."""
-    if device != "cpu":
-        torch.cuda.synchronize()
-
-
-def measure(
-    loader: str, state: str, directory: Path, args: argparse.Namespace, *, store: str = ""
-) -> dict[str, Any]:
-    """Run a loader in a process of its own; return its figures, or why there are none."""
-    command = [sys.executable, "-m", "benchmarks.load_time", "--loader", loader]
-    command += ["--checkpoint", str(directory), "--sums", str(args.work / "sums.json")]
-    command += ["--device", args.device, "--store", store, "--runs", str(args.runs)]
-    command += ["--cold"] if state == "cold disk" else []
-    env = dict(os.environ)
-    if loader == PREFETCH:
-        env["PYTHONPATH"] = f"{args.prefetch_path}:{env.get('PYTHONPATH', '')}"
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=300, env=env
+    return Made(
+        kind=kind,
+        directory=directory,
+        sums=sums,
+        size_bytes=sum(path.stat().st_size for path in page_cache.data_files(directory)),
+        tensors=len(json.loads(sums.read_text())),
     )
-    row: dict[str, Any] = {"loader": loader, "state": state}
-    if done.returncode:
-        return row | {"error": (done.stderr or done.stdout)[-400:]}
-    seconds: list[float] = json.loads(done.stdout.splitlines()[-1])
-    size_bytes = size_of(directory)
-    return row | {
-        "seconds": seconds,
-        "gb_per_s_first": size_bytes / seconds[0] / 1e9,
-        "gb_per_s_median": size_bytes / statistics.median(seconds) / 1e9,
-    }
 
 
-def size_of(directory: Path) -> int:
-    """Return the bytes of a checkpoint's data files."""
-    return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+def measure_limits(made: Made, args: argparse.Namespace, result: Result) -> None:
+    """Measure what the disk and the link can do, in the same run as the loads."""
+    rates = read_rates(page_cache.data_files(made.directory), direct=True)
+    if rates:
+        result.limit(disk_gb_per_s=best(rates) / 1e9)
+    if args.device != "cpu":
+        ordinal = torch.device(args.device).index or 0
+        result.limit(link_gb_per_s=link_bytes_per_s(ordinal) / 1e9)
 
 
-class Store:
-    """A store process for the benchmark."""
-
-    def __init__(self, storage: Path, pool: str) -> None:
-        """Start it and wait until it is ready."""
-        self.address = f"unix:{storage}/bench.sock"
-        code = (
-            "import sys; from pathlib import Path; from sllm_store.config import StoreConfig\n"
-            "from sllm_store.units import parse_size\n"
-            "from sllm_store.server.serve import serve\n"
-            "serve(StoreConfig(storage_path=Path(sys.argv[1]), pool_bytes=parse_size(sys.argv[2]),"
-            " socket_path=Path(sys.argv[1]) / 'bench.sock', threads=16),"
-            " on_ready=lambda a: print(a, flush=True))"
-        )
-        started_s = time.perf_counter()
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, str(storage), pool], stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout is not None
-        if not self.process.stdout.readline():
-            raise SystemExit("the store did not start")
-        self.ready_s = time.perf_counter() - started_s
-
-    def stop(self) -> None:
-        """Stop it."""
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(timeout=60)
+def touch_memory(device: str) -> float:
+    """Have a virtual machine's memory backed before anything is timed; return the seconds."""
+    if device == "cpu":
+        return 0.0
+    started_s = time.perf_counter()
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    if available > UNTOUCHED_BYTES:
+        native.HostBuffer(available - UNTOUCHED_BYTES).populate(os.cpu_count() or 1)
+    return time.perf_counter() - started_s
 
 
-def hardware(device: str) -> dict[str, Any]:
-    """Say what this ran on."""
-    return {
-        "device": torch.cuda.get_device_name(0) if device != "cpu" else platform.processor(),
-        "cores": os.cpu_count(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-    }
+def show(result: Result) -> None:
+    """Print one compact table a checkpoint."""
+    for kind in dict.fromkeys(row["checkpoint"] for row in result.rows):
+        rows = [row for row in result.rows if row["checkpoint"] == kind]
+        states = list(dict.fromkeys(row["state"] for row in rows))
+        print(f"\n{kind}, GB/s first / median")
+        print(" " * 26 + "".join(f"{state:>16}" for state in states))
+        for loader in dict.fromkeys(row["loader"] for row in rows):
+            cells = {
+                row["state"]: f"{row['gb_per_s_first']:.2f} / {row['gb_per_s_median']:.2f}"
+                for row in rows
+                if row["loader"] == loader and "seconds" in row
+            }
+            print(f"{loader:26}" + "".join(f"{cells.get(state, '-'):>16}" for state in states))
+    print("limits, GB/s:", {name: round(rate, 2) for name, rate in result.limits.items()})
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Return the command line; --loader and what follows it are for the measured processes."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path)
-    parser.add_argument("--out", type=Path)
+    """Return the command line, checked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shapes", default="llama-8b")
+    parser.add_argument("--states", default=",".join(STATES))
+    parser.add_argument("--loaders", default="", help="names separated by ;")
     parser.add_argument("--pool", default="20GB")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--small", action="store_true", help="checkpoints of a few megabytes")
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--commit", default="unknown")
-    parser.add_argument("--states", default=",".join(STATES))
+    parser.add_argument("--commit", default="")
     parser.add_argument("--prefetch-path", default="")
-    parser.add_argument("--loader", choices=LOADERS)
-    parser.add_argument("--checkpoint")
-    parser.add_argument("--sums")
-    parser.add_argument("--store", default="")
-    parser.add_argument("--cold", action="store_true")
-    return parser.parse_args()
-
-
-def measure_state(
-    state: str, directory: Path, args: argparse.Namespace
-) -> Iterator[dict[str, Any]]:
-    """Yield a row per loader for one state of the checkpoint."""
-    if state == "host pool":
-        store = Store(directory.parent, args.pool)
-        yield measure("ours, store", state, directory, args, store=store.address) | {
-            "store_ready_s": store.ready_s
-        }
-        store.stop()
-        return
-    if state == "tmpfs":
-        copy = Path("/dev/shm/sllm-bench") / directory.name
-        shutil.copytree(directory, copy)
-        directory = copy
-    elif state == "page cache":
-        touch_cache(directory)
-    for loader in installed():
-        left_out = {"ours, store"}
-        left_out |= set() if args.prefetch_path else {PREFETCH}
-        left_out |= set() if args.shapes == "llama-8b" else {"transformers"}
-        if loader in left_out:
-            continue
-        yield measure(loader, state, directory, args)
-    if state == "tmpfs":
-        shutil.rmtree(directory.parent)
+    parser.add_argument("--smollm2", type=Path)
+    args = parser.parse_args()
+    for name, known in (("shapes", KINDS), ("states", STATES)):
+        chosen = getattr(args, name).split(",")
+        setattr(args, name, chosen)
+        if strange := set(chosen) - set(known):
+            parser.error(f"--{name} {', '.join(sorted(strange))}: use {', '.join(known)}")
+    args.loaders = [name for name in args.loaders.split(";") if name]
+    if strange := set(args.loaders) - set(LOADERS):
+        parser.error(f"--loaders {'; '.join(sorted(strange))}: use {'; '.join(LOADERS)}")
+    if "smollm2" in args.shapes and args.smollm2 is None:
+        parser.error("--shapes smollm2 needs --smollm2 FILE.gguf: see examples/fetch_smollm2.py")
+    return args
 
 
 def main() -> None:
-    """Make the checkpoint, run every loader in every state, write the JSON."""
+    """Make the checkpoints, run every loader in every state, write the JSON."""
     args = parse_arguments()
-    if args.loader:
-        run_loader(args)
-        return
-    directory = args.work / "models" / args.shapes
-    sums = make_checkpoint(directory, args.shapes, args.device)
-    if args.shapes == "llama-8b":
-        (directory / "config.json").write_text(json.dumps(LLAMA_CONFIG))
-    (args.work / "sums.json").write_text(json.dumps(sums))
-    rows: list[dict[str, Any]] = []
-    for state in args.states.split(","):
-        for row in measure_state(state, directory, args):
-            rows.append(row)
-            rate, error = row.get("gb_per_s_median", 0.0), row.get("error", "")
-            print(f"{state:12} {row['loader']:26} {rate:7.2f} GB/s {error}", flush=True)
-    shown = f"--shapes {args.shapes} --pool {args.pool} --runs {args.runs}"
-    result = {
-        "question": __doc__.splitlines()[0] if __doc__ else "",
-        "commit": args.commit,
-        "command": f"python -m benchmarks.load_time {shown}",
-        "hardware": hardware(args.device),
-        "versions": versions(),
-        "checkpoint": {
-            "shapes": args.shapes,
-            "size_bytes": size_of(directory),
-            "tensors": len(sums),
-        },
-        "rows": rows,
-    }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def versions() -> dict[str, str]:
-    """Return the version of each loader's package."""
-    packages = ("safetensors", "transformers", "fastsafetensors", "instanttensor")
-    found: dict[str, str] = {}
-    for package in (*packages, "runai-model-streamer", "serverless-llm"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+    question = (__doc__ or "").splitlines()[0]
+    result = Result(question, out=args.out, device=args.device, commit=args.commit)
+    result.describe(memory_touched_s=touch_memory(args.device), checkpoints={})
+    checkpoints: dict[str, Any] = {}
+    with ExitStack() as stack:
+        run = Run(args, result, stack)
+        for kind in args.shapes:
+            made = make(kind, args)
+            checkpoints[kind] = {"size_bytes": made.size_bytes, "tensors": made.tensors}
+            result.describe(checkpoints=checkpoints)
+            measure_limits(made, args, result)
+            run.measure_states(made)
+            measure_limits(made, args, result)
+    show(result)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,16 @@ table.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sllm_store.stream import load_checkpoint
 from sllm_store.torch import load_dict
+from sllm_store.torch.devices import store_device
+from sllm_store.torch.load import LoadedDict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +37,16 @@ def ours_store(directory: Path, device: str, store: str) -> Tensors:
 def ours_in_process(directory: Path, device: str, store: str) -> Tensors:
     """Load without a store."""
     return dict(load_dict(directory, device, store="in-process"))
+
+
+def ours_direct(directory: Path, device: str, store: str) -> Tensors:
+    """Load without a store, past the page cache whatever it holds."""
+    return _load_by_mode(directory, device, "direct")
+
+
+def ours_buffered(directory: Path, device: str, store: str) -> Tensors:
+    """Load without a store, all of it through the page cache."""
+    return _load_by_mode(directory, device, "buffered")
 
 
 def safetensors(directory: Path, device: str, store: str) -> Tensors:
@@ -101,18 +115,36 @@ def runai(directory: Path, device: str, store: str) -> Tensors:
     return tensors
 
 
-LOADERS: dict[str, tuple[Callable[[Path, str, str], Tensors], str]] = {
-    "ours, store": (ours_store, "sllm_store"),
-    "ours, in-process": (ours_in_process, "sllm_store"),
-    "safetensors": (safetensors, "safetensors"),
-    "safetensors 0.9 prefetch": (safetensors_prefetch, "safetensors"),
-    "transformers": (transformers, "transformers"),
-    "fastsafetensors": (fastsafetensors, "fastsafetensors"),
-    "InstantTensor": (instanttensor, "instanttensor"),
-    "Run:ai streamer": (runai, "runai_model_streamer"),
+def _load_by_mode(directory: Path, device: str, mode: str) -> Tensors:
+    where = store_device(torch.device(device))
+    return dict(LoadedDict.of(load_checkpoint(directory, {"": where}, mode=mode)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loader:
+    """A way to load. `modules` are imported before the clock starts."""
+
+    load: Callable[[Path, str, str], Tensors]
+    modules: tuple[str, ...]
+    through_store: bool = False
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether its package is here."""
+        return find_spec(self.modules[0].partition(".")[0]) is not None
+
+
+OURS = ("sllm_store.torch",)
+PREFETCH = "safetensors 0.9 prefetch"
+LOADERS: dict[str, Loader] = {
+    "ours, in-process": Loader(load=ours_in_process, modules=OURS),
+    "ours, direct reads": Loader(load=ours_direct, modules=OURS),
+    "ours, buffered reads": Loader(load=ours_buffered, modules=OURS),
+    "ours, store": Loader(load=ours_store, modules=OURS, through_store=True),
+    "safetensors": Loader(load=safetensors, modules=("safetensors.torch",)),
+    PREFETCH: Loader(load=safetensors_prefetch, modules=("safetensors.torch",)),
+    "transformers": Loader(load=transformers, modules=("transformers",)),
+    "fastsafetensors": Loader(load=fastsafetensors, modules=("fastsafetensors",)),
+    "InstantTensor": Loader(load=instanttensor, modules=("instanttensor",)),
+    "Run:ai streamer": Loader(load=runai, modules=("runai_model_streamer",)),
 }
-
-
-def installed() -> list[str]:
-    """Return the loaders whose packages are there."""
-    return [name for name, (_, package) in LOADERS.items() if find_spec(package)]

@@ -1,6 +1,6 @@
-"""The table of load times in README.md, made from benchmarks/results/load_time-llama-8b.json.
+"""The report: tables and pictures out of benchmarks/results/, for README.md and docs/benchmarks.md.
 
-`python -m benchmarks.report` writes it between its marks; a test says when it is out of date.
+`python -m benchmarks.report` writes them; a test says when they are out of date.
 """
 
 from __future__ import annotations
@@ -10,47 +10,61 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import line, load_times
+from benchmarks.targets import MAIN, verdicts
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-RESULTS = ROOT / "benchmarks" / "results" / "load_time-llama-8b.json"
+PAGE = ROOT / "docs" / "benchmarks.md"
+FIGURES = ROOT / "docs" / "figures"
+RESULTS = ROOT / "benchmarks" / "results"
 BEGIN = "<!-- made by `python -m benchmarks.report`; do not edit -->"
 END = "<!-- end of what it made -->"
 
-_FROM = {
-    "cold disk": "a cold disk",
-    "host pool": "the store's memory",
-    "page cache": "the page cache",
-    "tmpfs": "tmpfs",
+_TITLES = {
+    MAIN: "Llama-8B shapes, random bits",
+    "weights": "Llama-8B shapes, numbers like a trained model's",
+    "many": "20,000 small tensors",
+    "few": "The same bytes in 300 tensors",
+    "smollm2": "SmolLM2-135M-Instruct",
 }
 
+_CAPTION = (
+    "Bars are medians, dots first loads; a dashed line is the limit of the disk or of the link, "
+    "where the\nsame run measured it."
+)
 
-def figures(results: dict[str, Any]) -> str:
-    """Return what was measured and a table of it, loaders by states; the best of each is bold."""
-    rows: list[dict[str, Any]] = results["rows"]
-    rates = {
-        (row["loader"], row["state"]): f"{row['gb_per_s_median']:.1f}"
-        for row in rows
-        if "gb_per_s_median" in row
-    }
-    states = [state for state in _FROM if any(row["state"] == state for row in rows)]
-    best = {
-        state: max(float(rate) for (_, where), rate in rates.items() if where == state)
-        for state in states
-    }
-    lines = [*_conditions(results), ""]
-    lines += [_line(["", *(_FROM[state] for state in states)])]
-    lines += [_line(["---", *("---:" for _ in states)])]
-    for loader in dict.fromkeys(row["loader"] for row in rows):
-        cells = [rates.get((loader, state), "") for state in states]
-        shown = [
-            f"**{cell}**" if cell and float(cell) == best[state] else cell
-            for state, cell in zip(states, cells, strict=True)
-        ]
-        lines.append(_line([_named(loader, results["versions"]), *shown]))
-    return "\n".join(lines)
+Results = dict[str, dict[str, Any]]
 
 
-def with_figures(text: str, made: str) -> str:
+def read_results(directory: Path = RESULTS) -> Results:
+    """Return every result by the name of its file."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))}
+
+
+def readme_part(results: Results) -> str:
+    """Return the picture and the table of the main checkpoint."""
+    name = next(name for name, one in results.items() if MAIN in one.get("checkpoints", {}))
+    picture = f"![Load times by loader and state](docs/figures/{picture_name(name, MAIN)})"
+    return f"{picture}\n\n{_CAPTION}\n\n{load_times(results[name], MAIN)}"
+
+
+def page_part(results: Results) -> str:
+    """Return the targets, then a picture and a table for every checkpoint of every run."""
+    parts = ["## Targets", *_targets(results), "## Load times", _CAPTION]
+    for name, one in results.items():
+        for checkpoint in one.get("checkpoints", {}):
+            title = _TITLES.get(checkpoint, checkpoint)
+            parts += [
+                f"### {title}",
+                f"![{title}: load times](figures/{picture_name(name, checkpoint)})",
+                load_times(one, checkpoint),
+                f"Made by `{one['command']}`.",
+            ]
+    return "\n\n".join(parts)
+
+
+def with_part(text: str, made: str) -> str:
     """Return a document with what is between the marks replaced."""
     pattern = f"{re.escape(BEGIN)}.*?{re.escape(END)}"
     replaced, count = re.subn(
@@ -61,34 +75,47 @@ def with_figures(text: str, made: str) -> str:
     return replaced
 
 
-def _conditions(results: dict[str, Any]) -> list[str]:
-    hardware, checkpoint = results["hardware"], results["checkpoint"]
-    runs = {len(row["seconds"]) for row in results["rows"] if "seconds" in row}
-    loads = " or ".join(str(count) for count in sorted(runs))
-    return [
-        f"GB/s, the median of {loads} loads, each verified: a checkpoint of "
-        f"{checkpoint['size_bytes'] / 1e9:.1f} GB in {checkpoint['tensors']} tensors of bfloat16, "
-        "as published safetensors files,",
-        f"from the call to tensors on one {hardware['device']} ({hardware['cores']} cores, Linux "
-        f"{hardware['kernel'].partition('-')[0]}, PyTorch {hardware['torch'].partition('+')[0]}, "
-        f"commit {results['commit']}).",
-    ]
+def draw(results: Results, directory: Path = FIGURES) -> list[Path]:
+    """Draw every picture; return where they are. Needs matplotlib, which nothing else does."""
+    from benchmarks.plots import draw_estimates, draw_load_times
+
+    drawn: list[Path] = []
+    for name, one in results.items():
+        for checkpoint in one.get("checkpoints", {}):
+            drawn.append(directory / picture_name(name, checkpoint))
+            draw_load_times(one, checkpoint, drawn[-1])
+    if "estimates" in results:
+        drawn.append(directory / "estimates.svg")
+        draw_estimates(results["estimates"], drawn[-1])
+    return drawn
 
 
-def _named(loader: str, versions: dict[str, str]) -> str:
-    """Return a loader with its version, where the results have one for its name."""
-    package = loader.lower().replace("run:ai streamer", "runai-model-streamer")
-    return f"{loader} {versions[package]}" if package in versions else loader
+def picture_name(name: str, checkpoint: str) -> str:
+    """Return the file name of the picture of one checkpoint's part of a result."""
+    return f"{name}.svg" if name.endswith(checkpoint) else f"{name}-{checkpoint}.svg"
 
 
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |".replace("  ", " ")
+def _targets(results: Results) -> list[str]:
+    judged = verdicts(list(results.values()))
+    if not judged:
+        return ["None of the results has what the targets are about."]
+    rows = [line(["column", "target", "measured", ""]), line(["---", "---", "---", "---"])]
+    for one in judged:
+        word = "meets" if one.is_met else "**misses**"
+        by = f"by {abs(one.margin):.0%}" if abs(one.margin) >= 0.005 else "just"
+        rows.append(line([one.column, one.target, one.measured, f"{word} it {by}"]))
+    return ["\n".join(rows)]
 
 
 def main() -> None:
-    """Write the table into README.md."""
-    made = figures(json.loads(RESULTS.read_text()))
-    README.write_text(with_figures(README.read_text(), made))
+    """Write README.md's part, docs/benchmarks.md's and the pictures."""
+    results = read_results()
+    README.write_text(with_part(README.read_text(), readme_part(results)))
+    PAGE.write_text(with_part(PAGE.read_text(), page_part(results)))
+    kept = set(draw(results))
+    for path in FIGURES.glob("*.svg"):
+        if path not in kept:
+            path.unlink()
 
 
 if __name__ == "__main__":

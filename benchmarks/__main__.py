@@ -1,0 +1,50 @@
+"""Every benchmark, one after the other: `python -m benchmarks --work DIR [--small]`.
+
+With --small they run on checkpoints of a few megabytes, anywhere, to prove that they work; the
+figures mean something only at full size on a machine with a GPU, where each is run by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SUITE: dict[str, list[str]] = {
+    "load_time": ["--shapes", "llama-8b,weights,many,few"],
+}
+SMALL: dict[str, list[str]] = {
+    "load_time": ["--small", "--pool", "256MB", "--runs", "1"],
+}
+
+
+def main() -> None:
+    """Run them; the exit status says whether all of them could."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(SUITE)}; all")
+    args = parser.parse_args()
+    failed = []
+    for name in args.names or SUITE:
+        work = args.work / name
+        work.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--work", str(work)]
+        command += ["--out", str(args.work / f"{name}.json"), *SUITE[name]]
+        command += SMALL[name] if args.small else []
+        print(f"::: {shlex.join(command[1:])}", flush=True)
+        started_s = time.monotonic()
+        if subprocess.run(command, check=False).returncode:
+            failed.append(name)
+        print(f"::: {name} took {time.monotonic() - started_s:.0f} s", flush=True)
+    if failed:
+        raise SystemExit(f"these failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

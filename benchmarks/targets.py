@@ -1,0 +1,188 @@
+"""What the store is meant to reach, and whether the results say that it does.
+
+A target is judged within one run: rates of a virtual disk are compared with nothing older.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.tables import rates_of, rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+Results = list[dict[str, Any]]
+
+MAIN = "llama-8b"
+IN_PROCESS, STORE, SHARED = "ours, in-process", "ours, store", "ours, shared"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """One target: what was asked for and what came out. `margin` is positive where it is met."""
+
+    column: str
+    target: str
+    measured: str
+    margin: float
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the target is reached."""
+        return self.margin >= 0
+
+
+class Columns:
+    """The figures of one checkpoint in one run."""
+
+    def __init__(self, results: dict[str, Any], checkpoint: str) -> None:
+        """Index the rows."""
+        rows = rows_of(results, checkpoint)
+        self.limits: dict[str, float] = results.get("limits", {})
+        self._medians = rates_of(rows, "gb_per_s_median")
+        self._firsts = rates_of(rows, "gb_per_s_first")
+        self._seconds = rates_of(rows, "seconds")
+        self._extra = rates_of(rows, "extra_device_bytes")
+
+    def median(self, loader: str, state: str) -> float | None:
+        """Return a loader's median rate."""
+        return self._medians.get((loader, state))
+
+    def first(self, loader: str, state: str) -> float | None:
+        """Return a loader's first rate."""
+        return self._firsts.get((loader, state))
+
+    def seconds(self, loader: str, state: str) -> float | None:
+        """Return the median seconds of a loader's loads."""
+        taken: Any = self._seconds.get((loader, state))
+        return statistics.median(taken) if taken else None
+
+    def extra_device_bytes(self, loader: str, state: str) -> float | None:
+        """Return the device memory that a load took beyond its tensors."""
+        return self._extra.get((loader, state))
+
+    def ours(self, state: str) -> float | None:
+        """Return the better median of the store and the in-process load."""
+        found = [self.median(loader, state) for loader in (IN_PROCESS, STORE)]
+        return max((rate for rate in found if rate is not None), default=None)
+
+    def best_peer(self, state: str) -> float | None:
+        """Return the best median of all the others."""
+        return max(
+            (
+                rate
+                for (loader, where), rate in self._medians.items()
+                if where == state and not loader.startswith("ours")
+            ),
+            default=None,
+        )
+
+
+def verdicts(results: Results) -> list[Verdict]:
+    """Judge every target that the results have figures for."""
+    found: list[Verdict] = []
+    for judge, checkpoint in _JUDGES:
+        for one in results:
+            if checkpoint in one.get("checkpoints", {}):
+                found += judge(one)
+                break
+    return found
+
+
+def at_least(
+    column: str, target: str, got: float | None, wanted: float | None
+) -> Iterator[Verdict]:
+    """Judge a rate that should be at least another; nothing where one of them is missing."""
+    if got is not None and wanted:
+        yield Verdict(
+            column=column,
+            target=target,
+            measured=f"{got:.1f} of {wanted:.1f} GB/s",
+            margin=got / wanted - 1,
+        )
+
+
+def at_most(
+    column: str, target: str, got: float | None, wanted: float | None, *, unit: str = ""
+) -> Iterator[Verdict]:
+    """Judge a cost that should be at most another; nothing where one of them is missing."""
+    if got is not None and wanted:
+        yield Verdict(
+            column=column,
+            target=target,
+            measured=f"{got:.3g}{unit}, at most {wanted:.3g}{unit}",
+            margin=1 - got / wanted,
+        )
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _main_columns(results: dict[str, Any]) -> list[Verdict]:
+    columns = Columns(results, MAIN)
+    disk, link = columns.limits.get("disk_gb_per_s"), columns.limits.get("link_gb_per_s")
+    cold, tmpfs = columns.ours("cold disk"), columns.median(IN_PROCESS, "tmpfs")
+    cached, pool = columns.median(IN_PROCESS, "page cache"), columns.first(STORE, "host pool")
+    extra = columns.extra_device_bytes(IN_PROCESS, "page cache")
+    fresh = columns.first(IN_PROCESS, "page cache")
+    return [
+        *at_least("cold disk", "the best peer", cold, columns.best_peer("cold disk")),
+        *at_least("cold disk", "95 % of the best raw direct rate", cold, _scaled(disk, 0.95)),
+        *at_least(
+            "cold disk",
+            "twice safetensors",
+            cold,
+            _scaled(columns.median("safetensors", "cold disk"), 2),
+        ),
+        *at_least("page cache", "the best peer", cached, columns.best_peer("page cache")),
+        *at_least("page cache", "45 GB/s, the first load of a process", fresh, 45.0),
+        *at_most(
+            "page cache", "256 MiB of extra device memory", _scaled(extra, 2**-20), 256, unit=" MiB"
+        ),
+        *at_least("tmpfs", "the best peer", tmpfs, columns.best_peer("tmpfs")),
+        *at_least("host pool", "97 % of the link, the first load", pool, _scaled(link, 0.97)),
+        *_mixed(columns),
+        *_resident(columns, "16 GB in 291 tensors in 10 ms", wanted_ms=10.0),
+    ]
+
+
+def _mixed(columns: Columns) -> Iterator[Verdict]:
+    modes = [columns.median(f"ours, {mode} reads", "mixed") for mode in ("direct", "buffered")]
+    best = max((rate for rate in modes if rate is not None), default=None)
+    yield from at_least(
+        "mixed", "better than both pure modes", columns.median(IN_PROCESS, "mixed"), best
+    )
+
+
+def _resident(columns: Columns, target: str, *, wanted_ms: float) -> Iterator[Verdict]:
+    taken_ms = _scaled(columns.seconds(SHARED, "resident"), 1000)
+    yield from at_most("resident", target, taken_ms, wanted_ms, unit=" ms")
+
+
+def _many_columns(results: dict[str, Any]) -> list[Verdict]:
+    many, few = Columns(results, "many"), Columns(results, "few")
+    judged = [
+        verdict
+        for loader, state in (
+            (IN_PROCESS, "page cache"),
+            (STORE, "host pool"),
+        )
+        for verdict in at_most(
+            f"20,000 tensors, {state}",
+            "1.1 times the time of 300 tensors",
+            many.seconds(loader, state),
+            _scaled(few.seconds(loader, state), 1.1),
+            unit=" s",
+        )
+    ]
+    return [*judged, *_resident(many, "4 GB in 20,000 tensors in 100 ms", wanted_ms=100.0)]
+
+
+_JUDGES: tuple[tuple[Callable[[dict[str, Any]], list[Verdict]], str], ...] = (
+    (_main_columns, MAIN),
+    (_many_columns, "many"),
+)
