@@ -9,7 +9,7 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 	if $$python -c "" 2>/dev/null; then echo $$python; break; fi; done)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-NATIVE_SOURCES := CMakeLists.txt $(shell find csrc -name "*.[ch]pp")
+NATIVE_SOURCES := CMakeLists.txt $(shell find csrc -name "*.[ch]pp" -o -name "*.in" -o -name "*.ptx")
 PROTO := src/sllm_store/proto/storage.proto
 QUICK := not slow and not gpu and not sanitizer
 PYTEST ?= $(BIN)/python -m pytest
@@ -19,8 +19,8 @@ MADE := .venv/.made-venv
 DEPENDENCIES := .venv/.made-dependencies
 NATIVE := .venv/.made-native
 
-.PHONY: help install native run test test-slow test-gpu vocabularies check format docs proto bench
-.PHONY: report clean
+.PHONY: help install native run test test-slow test-gpu vocabularies check format docs proto ptx
+.PHONY: bench report clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -49,7 +49,7 @@ vocabularies: $(NATIVE) ## Fetch llama.cpp's vocabularies (75 MB): some tests sk
 check: $(NATIVE) ## Check formats, lints, types, layers, tidiness and generated files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	git ls-files -z "*.cpp" "*.hpp" | xargs -0 $(BIN)/clang-format --dry-run -Werror
+	git ls-files -z "*.cpp" "*.hpp" "*.cu" | xargs -0 $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports
 	$(PYTEST) -q tests/tidy tests/sllm_store/cli/test_reference.py
@@ -57,7 +57,7 @@ check: $(NATIVE) ## Check formats, lints, types, layers, tidiness and generated 
 format: $(DEPENDENCIES) ## Format everything
 	$(BIN)/ruff check --fix-only --select I .
 	$(BIN)/ruff format .
-	git ls-files -z "*.cpp" "*.hpp" | xargs -0 $(BIN)/clang-format -i
+	git ls-files -z "*.cpp" "*.hpp" "*.cu" | xargs -0 $(BIN)/clang-format -i
 
 docs: $(NATIVE) ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict
@@ -71,6 +71,10 @@ report: $(NATIVE) ## Make the tables and pictures of benchmarks/results/ again
 # The oldest grpcio-tools whose output protobuf 5, 6 and 7 all accept, in a venv of its own.
 proto: build/proto-venv/bin/python ## Generate the protocol's Python again
 	$< -m grpc_tools.protoc -Isrc --python_out=src --pyi_out=src --grpc_python_out=src $(PROTO)
+
+# The NVRTC of CUDA 12.0: a driver understands the PTX of its own time and before.
+ptx: build/ptx-venv/bin/python ## Compile the GPU's decoder to PTX again
+	$< csrc/codec/compile_ptx.py
 
 clean: ## Remove what was built; .venv and fetched models stay
 	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
@@ -97,6 +101,10 @@ $(DEPENDENCIES): constraints.txt pyproject.toml | $(MADE)
 $(NATIVE): $(DEPENDENCIES) $(NATIVE_SOURCES)
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[transformers,peft,reflection]'
 	@touch $@
+
+build/ptx-venv/bin/python:
+	$(PYTHON) -m venv build/ptx-venv
+	$@ -m pip install -q nvidia-cuda-nvrtc-cu12==12.0.140
 
 build/proto-venv/bin/python:
 	$(PYTHON) -m venv build/proto-venv

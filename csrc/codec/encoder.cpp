@@ -64,10 +64,10 @@ std::byte* encode_block(const std::byte* symbols, std::size_t count, const Codin
         const Coding& coding =
             codings[std::to_integer<std::size_t>(group[lane * kLaneSymbols + k])];
         std::uint32_t x = states[lane];
-        const bool full = x >= coding.limit;
+        const std::uint32_t full = x >= coding.limit ? 1 : 0;  // a branch would be guessed wrong
         store(end - 2, static_cast<std::uint16_t>(x));
-        end -= full ? 2 : 0;
-        x = full ? x >> 16 : x;
+        end -= 2 * full;
+        x >>= 16 * full;
         const auto quotient = static_cast<std::uint32_t>(x * coding.reciprocal >> kReciprocalBits);
         states[lane] = x + coding.start + quotient * coding.complement;
       }
