@@ -30,7 +30,9 @@ nb::list encode_segments(const std::vector<Pair>& pieces, std::int64_t threads,
     for (const auto& [address, size] : pieces) {
       const std::span raw(checked_memory(address, size), checked_size(size));
       if (raw.size() > codec::kSegmentBytes) {
-        throw std::invalid_argument("a piece of " + std::to_string(size) + " bytes is no segment");
+        throw std::invalid_argument("a piece of " + std::to_string(size) +
+                                    " bytes: a segment has " +
+                                    std::to_string(codec::kSegmentBytes) + " at most");
       }
       buffers.push_back(std::make_unique_for_overwrite<std::byte[]>(raw.size()));
       parsed.push_back({raw, buffers.back().get()});

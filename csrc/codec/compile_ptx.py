@@ -51,7 +51,9 @@ def _load_nvrtc() -> ctypes.CDLL:
     return ctypes.CDLL(f"{spec.submodule_search_locations[0]}/lib/libnvrtc.so.12")
 
 
-def _text(get_size: ctypes._NamedFuncPointer, get: ctypes._NamedFuncPointer, program: object) -> str:
+def _text(
+    get_size: ctypes._NamedFuncPointer, get: ctypes._NamedFuncPointer, program: object
+) -> str:
     size = ctypes.c_size_t()
     _check(get_size(program, ctypes.byref(size)))
     buffer = ctypes.create_string_buffer(size.value)

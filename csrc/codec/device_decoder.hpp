@@ -49,7 +49,7 @@ class DeviceDecoder {
   explicit DeviceDecoder(int ordinal);
 
   int ordinal_;
-  void* kernel_ = nullptr;  // the driver's handle
+  cuda::FunctionHandle kernel_ = nullptr;
 };
 
 }  // namespace sllm::codec

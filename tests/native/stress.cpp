@@ -14,6 +14,8 @@
 #include <thread>
 #include <vector>
 
+#include "codec/block_decoder.hpp"
+#include "codec/codec.hpp"
 #include "io/checksum.hpp"
 #include "io/control.hpp"
 #include "io/crc32c.hpp"
@@ -195,6 +197,62 @@ void share_memory() {
   require(shared.address()[3 << 20] == std::byte{0x5A}, "a client changed the pool");
 }
 
+// Words whose exponents take few values, as those of weights do.
+std::vector<std::byte> random_weights(std::size_t size, unsigned seed) {
+  std::mt19937 engine(seed);
+  std::geometric_distribution<unsigned> exponent(0.5);
+  std::vector<std::byte> bytes(size + 2);
+  for (std::size_t at = 0; at < size; at += 2) {
+    const unsigned word = engine() % 2 << 15 | (120 - exponent(engine)) << 7 | engine() % 128;
+    const auto narrow = static_cast<std::uint16_t>(word);
+    std::memcpy(bytes.data() + at, &narrow, sizeof(narrow));
+  }
+  bytes.resize(size);
+  bytes.shrink_to_fit();  // so that its end is the memory's
+  return bytes;
+}
+
+bool is_sound(const std::vector<std::byte>& stored, std::vector<std::byte>& raw,
+              codec::DecodeGroups decode_groups) {
+  try {
+    codec::decode_segment_with(decode_groups, stored, raw);
+  } catch (const SystemError& error) {
+    require(error.code == EBADMSG, "another error of the codec");
+    return false;
+  }
+  return true;
+}
+
+void code_segments(unsigned seed) {
+  std::mt19937 engine(seed);
+  std::vector<std::vector<std::byte>> raws;
+  std::vector<std::vector<std::byte>> stored;
+  std::vector<codec::EncodePiece> pieces;
+  for (const std::size_t size : {0, 1, 9001, 65536, 100003}) {
+    raws.push_back(random_weights(size, engine()));
+    stored.emplace_back(size);
+  }
+  for (std::size_t i = 0; i < raws.size(); ++i) pieces.push_back({raws[i], stored[i].data()});
+  io::Control control;
+  const auto sizes = codec::encode_segments(pieces, 3, control);
+  for (std::size_t i = 0; i < raws.size(); ++i) {
+    if (sizes[i] == 0) continue;
+    stored[i].resize(sizes[i]);
+    stored[i].shrink_to_fit();
+    std::vector<std::byte> fast(raws[i].size());
+    std::vector<std::byte> plain(raws[i].size());
+    for (int spoilt = 0; spoilt < 30; ++spoilt) {
+      const bool sound = is_sound(stored[i], fast, codec::fastest_decode_groups());
+      require(sound == is_sound(stored[i], plain, codec::decode_groups_portable) &&
+                  (!sound || fast == plain),
+              "the decoders differ");
+      require(spoilt != 0 || (sound && fast == raws[i]), "a decoded segment differs");
+      stored[i][engine() % stored[i].size()] ^= static_cast<std::byte>(1U << engine() % 8);
+    }
+  }
+  require(sizes.back() != 0, "weights were not coded");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -222,6 +280,7 @@ int main(int argc, char** argv) {
     loads.clear();
     for (const io::ReadMode mode : modes) check_ranges(file, bytes, mode);
     share_memory();
+    code_segments(static_cast<unsigned>(round));
   }
   for (const io::ReadMode mode : modes) {
     write_file(path + "-short", bytes);

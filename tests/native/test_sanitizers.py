@@ -26,9 +26,13 @@ def compile_with(flags: list[str], directory: Path) -> Path:
         pytest.skip("no g++ to build with")
     shared = [compiler, "-std=c++20", "-O1", "-g", "-fno-omit-frame-pointer", "-pthread", *flags]
     program = directory / "stress"
+    embedded = directory / "embedded_ptx.cpp"
+    ptx = (CSRC / "codec" / "decode_segments.ptx").read_text()
+    template = (CSRC / "codec" / "embedded_ptx.cpp.in").read_text()
+    embedded.write_text(template.replace("@SLLM_DECODE_SEGMENTS_PTX@", ptx))
     options = ["-D_GNU_SOURCE", f"-I{CSRC}", "-ldl", "-o", str(program)]
     built = subprocess.run(
-        [*shared, str(HERE / "stress.cpp"), *SOURCES, *options],
+        [*shared, str(HERE / "stress.cpp"), *SOURCES, str(embedded), *options],
         capture_output=True,
         text=True,
         check=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tomllib
 from pathlib import Path
@@ -62,6 +63,13 @@ def test_the_runtimes_asked_for_accept_the_generated_code() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for package, (version,) in made_for.items():
         assert f"{package}>={version}" in project["dependencies"], "say so in pyproject.toml"
+
+
+def test_the_ptx_is_what_the_kernel_was_compiled_to() -> None:
+    source = ROOT / "csrc/codec/decode_segments.cu"
+    first_line = source.with_suffix(".ptx").read_text().partition("\n")[0]
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    assert first_line == f"// {source.name} sha256 {digest}", "run `make ptx` and commit the PTX"
 
 
 def _without_json_names(

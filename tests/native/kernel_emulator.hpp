@@ -1,28 +1,24 @@
 // Runs the GPU's kernel on the CPU, for want of a GPU: the very source, with each thread of a
 // thread block as a fibre of its own. Fibres change hands where the kernel synchronises and nowhere
 // else, in an order that differs from round to round, so that a missing barrier gives wrong bytes.
-// What a segment may touch lies between pages that may not be touched.
-//
-// Arguments: a file of cases (stored size, raw size, stored bytes, one after the other), and a file
-// for the answers (one byte, 1 if the segment was found corrupt, then the raw bytes).
-#include <sys/mman.h>
+#pragma once
+
 #include <ucontext.h>
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
-#include <fstream>
 #include <memory>
 #include <random>
-#include <vector>
+#include <span>
 
 #include "codec/device_decoder.hpp"
 #include "codec/segment_layout.hpp"
 
-namespace {
+namespace emulator {
 
 constexpr std::size_t kThreadsMax = 512;
 constexpr std::size_t kStackBytes = 64 << 10;
@@ -30,19 +26,19 @@ constexpr std::size_t kStackBytes = 64 << 10;
 struct Index {
   unsigned x;
 };
-Index threadIdx;
-const Index blockIdx{0};
+inline Index threadIdx;
+inline const Index blockIdx{0};
 
 struct Fibre {
   ucontext_t context;
   std::unique_ptr<std::byte[]> stack;
   bool done;
 };
-std::array<Fibre, kThreadsMax> fibres;
-ucontext_t scheduler;
-std::size_t progress;  // barriers passed and fibres ended
+inline std::array<Fibre, kThreadsMax> fibres;
+inline ucontext_t scheduler;
+inline std::size_t progress;  // barriers passed and fibres ended
 
-void yield() {
+inline void yield() {
   const unsigned self = threadIdx.x;
   swapcontext(&fibres[self].context, &scheduler);
 }
@@ -70,36 +66,36 @@ class Barrier {
   std::size_t count_ = 0;
   std::size_t generation_ = 0;
 };
-std::array<Barrier<32>, kThreadsMax / 32> warps;
-Barrier<kThreadsMax> thread_block;
+inline std::array<Barrier<32>, kThreadsMax / 32> warps;
+inline Barrier<kThreadsMax> thread_block;
 
-const std::array<unsigned, 32>& exchange_in_warp(unsigned value) {
+inline const std::array<unsigned, 32>& exchange_in_warp(unsigned value) {
   return warps[threadIdx.x / 32].exchange(value);
 }
 
-void __syncthreads() {
+inline void __syncthreads() {
   thread_block.exchange(0);
 }
-void __syncwarp() {
+inline void __syncwarp() {
   exchange_in_warp(0);
 }
-unsigned __ballot_sync(unsigned, bool vote) {
+inline unsigned __ballot_sync(unsigned, bool vote) {
   const auto& votes = exchange_in_warp(vote ? 1 : 0);
   unsigned ballot = 0;
   for (unsigned lane = 0; lane < 32; ++lane) ballot |= votes[lane] << lane;
   return ballot;
 }
-bool __all_sync(unsigned lanes, bool vote) {
+inline bool __all_sync(unsigned lanes, bool vote) {
   return __ballot_sync(lanes, vote) == lanes;
 }
-unsigned __shfl_up_sync(unsigned, unsigned value, unsigned distance) {
+inline unsigned __shfl_up_sync(unsigned, unsigned value, unsigned distance) {
   const unsigned lane = threadIdx.x % 32;
   return exchange_in_warp(value)[lane >= distance ? lane - distance : lane];
 }
-unsigned __popc(unsigned bits) {
+inline unsigned __popc(unsigned bits) {
   return static_cast<unsigned>(__builtin_popcount(bits));
 }
-unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
   const std::uint64_t bytes = std::uint64_t{high} << 32 | low;
   unsigned result = 0;
   for (unsigned k = 0; k < 4; ++k) {
@@ -114,11 +110,9 @@ Value __ldg(const Value* address) {
 struct uint2 {
   unsigned x, y;
 };
-uint2 make_uint2(unsigned x, unsigned y) {
+inline uint2 make_uint2(unsigned x, unsigned y) {
   return {x, y};
 }
-
-}  // namespace
 
 #define __device__
 #define __forceinline__ inline
@@ -143,50 +137,17 @@ static_assert(kernel::kGroupSymbols == codec::kGroupSymbols);
 static_assert(kernel::kStatesBytes == codec::kStatesBytes);
 static_assert(sizeof(kernel::Jobs) == sizeof(codec::DecodeJobs));
 
-namespace {
+inline kernel::Jobs jobs;
+inline unsigned errors;
 
-// Memory whose end, and the page before its start, are next to pages that fault.
-class GuardedMemory {
- public:
-  explicit GuardedMemory(std::size_t size)
-      : size_(size), pages_((size + kPage - 1) / kPage * kPage + 2 * kPage) {
-    base_ = static_cast<unsigned char*>(
-        ::mmap(nullptr, pages_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    if (base_ == MAP_FAILED) std::abort();
-    const std::size_t inner = pages_ - 2 * kPage;
-    if (inner != 0 && ::mprotect(base_ + kPage, inner, PROT_READ | PROT_WRITE) != 0) std::abort();
-  }
-  ~GuardedMemory() { ::munmap(base_, pages_); }
-  GuardedMemory(const GuardedMemory&) = delete;
-  GuardedMemory& operator=(const GuardedMemory&) = delete;
-
-  unsigned char* data() const { return base_ + pages_ - kPage - size_; }
-  // Bytes on the first page before the memory must be as they were made.
-  void require_untouched() const {
-    if (std::any_of(base_ + kPage, data(), [](unsigned char byte) { return byte != 0; })) {
-      std::fputs("kernel_emulator: bytes before the segment were written\n", stderr);
-      std::abort();
-    }
-  }
-
- private:
-  static constexpr std::size_t kPage = 4096;
-  std::size_t size_;
-  std::size_t pages_;
-  unsigned char* base_;
-};
-
-kernel::Jobs jobs;
-unsigned errors;
-
-void run_thread() {
+inline void run_thread() {
   kernel::sllm_decode_segments(jobs, &errors);
   fibres[threadIdx.x].done = true;
   ++progress;
   yield();
 }
 
-void launch(std::mt19937& engine) {
+inline void launch(std::mt19937& engine) {
   for (Fibre& fibre : fibres) {
     if (fibre.stack == nullptr) fibre.stack = std::make_unique<std::byte[]>(kStackBytes);
     getcontext(&fibre.context);
@@ -215,25 +176,18 @@ void launch(std::mt19937& engine) {
   }
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  if (argc != 3) return 2;
-  std::ifstream cases(argv[1], std::ios::binary);
-  std::ofstream answers(argv[2], std::ios::binary);
-  std::mt19937 engine(1);
-  std::array<std::uint32_t, 2> sizes;
-  while (cases.read(reinterpret_cast<char*>(sizes.data()), sizeof(sizes))) {
-    const auto [stored_size, raw_size] = sizes;
-    const GuardedMemory stored(stored_size);
-    const GuardedMemory raw(raw_size);
-    cases.read(reinterpret_cast<char*>(stored.data()), stored_size);
-    jobs = {1, {{stored.data(), raw.data(), stored_size, raw_size}}};
-    errors = 0;
-    launch(engine);
-    raw.require_untouched();
-    answers.put(static_cast<char>(errors));
-    answers.write(reinterpret_cast<const char*>(raw.data()), raw_size);
-  }
-  return 0;
+// Returns whether the kernel took the segment for a sound one.
+inline bool decode(std::span<const std::byte> stored, std::span<std::byte> raw) {
+  static std::mt19937 engine(1);
+  kernel::Segment& segment = jobs.segments[0];
+  jobs.count = 1;
+  segment.stored = reinterpret_cast<const unsigned char*>(stored.data());
+  segment.raw = reinterpret_cast<unsigned char*>(raw.data());
+  segment.stored_size = static_cast<unsigned>(stored.size());
+  segment.raw_size = static_cast<unsigned>(raw.size());
+  errors = 0;
+  launch(engine);
+  return errors == 0;
 }
+
+}  // namespace emulator

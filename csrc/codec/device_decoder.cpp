@@ -1,0 +1,70 @@
+#include "codec/device_decoder.hpp"
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+
+#include "codec/embedded_ptx.hpp"
+#include "shim/cuda_device.hpp"
+
+namespace sllm::codec {
+namespace {
+
+constexpr unsigned kThreads = 512;  // as decode_segments.cu was compiled for
+
+std::string on_device(const char* call, int ordinal) {
+  return std::string(call) + " on device " + std::to_string(ordinal);
+}
+
+}  // namespace
+
+DeviceDecoder& DeviceDecoder::of(int ordinal) {
+  static std::mutex mutex;
+  // Never destroyed, as the contexts that the kernels are loaded into are never released.
+  static auto* const decoders = new std::map<int, std::unique_ptr<DeviceDecoder>>();
+  std::lock_guard lock(mutex);
+  std::unique_ptr<DeviceDecoder>& decoder = (*decoders)[ordinal];
+  if (decoder == nullptr) decoder.reset(new DeviceDecoder(ordinal));
+  return *decoder;
+}
+
+DeviceDecoder::DeviceDecoder(int ordinal) : ordinal_(ordinal) {
+  const cuda::Driver& d = cuda::driver();
+  if (d.module_load_data == nullptr || d.module_get_function == nullptr ||
+      d.launch_kernel == nullptr) {
+    throw cuda::DriverError(cuda::kNotSupported, "the CUDA driver cannot load kernels");
+  }
+  cuda::ContextScope scope(ordinal);
+  cuda::ModuleHandle module = nullptr;
+  cuda::check(d.module_load_data(&module, kDecodeSegmentsPtx, 0, nullptr, nullptr),
+              on_device("cuModuleLoadDataEx", ordinal));
+  cuda::check(d.module_get_function(&kernel_, module, kDecodeKernel),
+              on_device("cuModuleGetFunction", ordinal));
+}
+
+void DeviceDecoder::launch(std::span<const DeviceSegment> segments, cuda::DevicePointer errors,
+                           cuda::StreamHandle stream) {
+  for (const DeviceSegment& segment : segments) {
+    if ((segment.stored | segment.raw) % kDeviceAlignment != 0) {
+      throw std::invalid_argument("a segment's device address is no multiple of " +
+                                  std::to_string(kDeviceAlignment));
+    }
+  }
+  cuda::ContextScope scope(ordinal_);
+  while (!segments.empty()) {
+    DecodeJobs jobs{};
+    const std::size_t count = std::min(segments.size(), kSegmentsPerLaunch);
+    jobs.count = static_cast<std::uint32_t>(count);
+    std::copy_n(segments.begin(), count, jobs.segments);
+    void* parameters[] = {&jobs, &errors};
+    cuda::check(cuda::driver().launch_kernel(kernel_, jobs.count, 1, 1, kThreads, 1, 1, 0, stream,
+                                             parameters, nullptr),
+                on_device("cuLaunchKernel", ordinal_));
+    segments = segments.subspan(count);
+  }
+}
+
+}  // namespace sllm::codec
