@@ -54,7 +54,7 @@ def load_checkpoint(
     DeadlineError after timeout_s; nothing stays allocated then.
     """
     checkpoint = open_checkpoint(path)
-    plan = plan_load(checkpoint, plan_image(checkpoint), device_map)
+    plan = plan_load(checkpoint, plan_image(checkpoint, CHUNK_BYTES), device_map)
     arenas: list[native.HostBuffer | native.DeviceBuffer | None] = []
     for device, arena in zip(plan.devices, plan.arenas, strict=True):
         if arena.size_bytes == 0:

@@ -4,19 +4,22 @@ The image is the checkpoint as the host pool holds it, and as one device gets it
 starts at a multiple of ALIGNMENT in it, so a tensor's address suits any kernel and any vector
 width. A file whose extents are already aligned keeps its own layout in the image: direct reads
 then land in place, and one device copy moves many tensors.
+
+Of a compressed checkpoint the image has the bytes as they are stored; arenas have them decoded.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
+from sllm_store.errors import InvalidRequestError
 from sllm_store.units import align_down, align_up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from sllm_store.checkpoint.model import Checkpoint, Extent
+    from sllm_store.checkpoint.model import Checkpoint, Extent, Segment
 
 ALIGNMENT = 256
 PAGE = 4096
@@ -34,11 +37,15 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """The whole checkpoint in contiguous memory. `offsets` has one entry per extent."""
+    """The whole checkpoint in contiguous memory. `offsets` has one entry per extent.
+
+    `segments` has those of each segment of a compressed extent.
+    """
 
     size_bytes: int
     offsets: tuple[int, ...]
     runs: tuple[Run, ...]
+    segments: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +57,15 @@ class Piece:
     arena_offset: int
 
 
+class Decode(NamedTuple):
+    """A coded segment of the image, and where in an arena it is decoded to."""
+
+    image_offset: int
+    stored_bytes: int
+    raw_bytes: int
+    arena_offset: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arena:
     """Some extents of a checkpoint in one device's memory. `offsets` is keyed by extent."""
@@ -57,10 +73,19 @@ class Arena:
     size_bytes: int
     offsets: dict[int, int]
     pieces: tuple[Piece, ...]
+    decodes: tuple[Decode, ...] = ()
+
+    @property
+    def moved_bytes(self) -> int:
+        """What a load of the arena writes to it."""
+        copied = sum(piece.size_bytes for piece in self.pieces)
+        return copied + sum(decode.raw_bytes for decode in self.decodes)
 
 
-def plan_image(checkpoint: Checkpoint) -> Image:
-    """Lay every extent out once, file by file."""
+def plan_image(checkpoint: Checkpoint, chunk_bytes: int) -> Image:
+    """Lay every extent out once, file by file; no coded segment crosses a chunk's end."""
+    if checkpoint.is_compressed:
+        return _CompressedImage(chunk_bytes).plan(checkpoint)
     offsets = [0] * len(checkpoint.extents)
     runs: list[Run] = []
     cursor = 0
@@ -86,6 +111,8 @@ def plan_image(checkpoint: Checkpoint) -> Image:
 
 def plan_arena(checkpoint: Checkpoint, image: Image, extents: Iterable[int]) -> Arena:
     """Pack some of the image's extents into one arena, keeping neighbours together."""
+    if checkpoint.is_compressed:
+        return _plan_decoded_arena(checkpoint, image, extents)
     wanted = sorted(set(extents), key=lambda index: (image.offsets[index], index))
     offsets: dict[int, int] = {}
     pieces: list[Piece] = []
@@ -112,6 +139,105 @@ def plan_arena(checkpoint: Checkpoint, image: Image, extents: Iterable[int]) -> 
         cursor = max(cursor, place + size)
         end_in_image = max(end_in_image, start + size)
     return Arena(size_bytes=align_up(cursor, ALIGNMENT), offsets=offsets, pieces=tuple(pieces))
+
+
+class _CompressedImage:
+    """Lays out what is stored, moved by whole pages so that direct reads still land in place."""
+
+    def __init__(self, chunk_bytes: int) -> None:
+        assert chunk_bytes % PAGE == 0
+        self._chunk_bytes = chunk_bytes
+        self._runs: list[Run] = []
+        self._cursor = 0
+        self._base = 0
+
+    def plan(self, checkpoint: Checkpoint) -> Image:
+        offsets = [0] * len(checkpoint.extents)
+        segments: dict[int, tuple[int, ...]] = {}
+        for file, group in _by_file(checkpoint.extents):
+            self._base = align_up(self._cursor, PAGE) - align_down(group[0][1].offset, PAGE)
+            for index, extent in group:
+                if extent.segments:
+                    segments[index] = tuple(self._place(file, part) for part in extent.segments)
+                    offsets[index] = segments[index][0]
+                else:
+                    offsets[index] = self._put(file, extent.offset, extent.size_bytes)
+        return Image(
+            size_bytes=align_up(self._cursor, PAGE),
+            offsets=tuple(offsets),
+            runs=tuple(self._runs),
+            segments=segments,
+        )
+
+    def _place(self, file: int, segment: Segment) -> int:
+        if segment.is_coded and segment.stored_bytes > self._chunk_bytes:
+            raise InvalidRequestError(
+                f"a compressed segment of {segment.stored_bytes} bytes does not fit a chunk of "
+                f"{self._chunk_bytes}: use larger chunks"
+            )
+        return self._put(file, segment.offset, segment.stored_bytes, whole=segment.is_coded)
+
+    def _put(self, file: int, offset: int, size_bytes: int, *, whole: bool = False) -> int:
+        """Place bytes of a file; what must stay whole moves to the next chunk if it crosses."""
+        if self._base + offset - self._cursor >= PAGE:  # A hole in the file is not kept.
+            self._base = align_up(self._cursor, PAGE) - align_down(offset, PAGE)
+        room = self._chunk_bytes - (self._base + offset) % self._chunk_bytes
+        if whole and size_bytes > room:
+            self._base += room
+        start = self._base + offset
+        self._cursor = max(self._cursor, start + size_bytes)
+        run = Run(file=file, file_offset=offset, size_bytes=size_bytes, image_offset=start)
+        _append_run(self._runs, run)
+        return start
+
+
+def _plan_decoded_arena(checkpoint: Checkpoint, image: Image, extents: Iterable[int]) -> Arena:
+    """Pack extents one after another, as they are after decoding."""
+    offsets: dict[int, int] = {}
+    pieces: list[Piece] = []
+    decodes: list[Decode] = []
+    cursor = 0
+
+    def copy(start: int, size_bytes: int, place: int) -> None:
+        # Between two pieces that are joined there must be nothing but padding.
+        joins = pieces and not (decodes and decodes[-1].arena_offset > pieces[-1].arena_offset)
+        _append_piece(pieces, start, size_bytes, place, joins=bool(joins))
+
+    for index in sorted(set(extents)):
+        extent = checkpoint.extents[index]
+        if extent.size_bytes == 0:
+            offsets[index] = 0
+            continue
+        place = offsets[index] = align_up(cursor, ALIGNMENT)
+        cursor = place + extent.size_bytes
+        if not extent.segments:
+            copy(image.offsets[index], extent.size_bytes, place)
+        for segment, start in zip(extent.segments, image.segments.get(index, ()), strict=True):
+            if segment.is_coded:
+                decodes.append(Decode(start, segment.stored_bytes, segment.raw_bytes, place))
+            else:
+                copy(start, segment.raw_bytes, place)
+            place += segment.raw_bytes
+    return Arena(
+        size_bytes=align_up(cursor, ALIGNMENT),
+        offsets=offsets,
+        pieces=tuple(pieces),
+        decodes=tuple(decodes),
+    )
+
+
+def _append_piece(
+    pieces: list[Piece], start: int, size_bytes: int, place: int, *, joins: bool
+) -> None:
+    """Add a piece, joined with the last one where both sides continue it across a small gap."""
+    if joins:
+        last = pieces[-1]
+        gap = start - (last.image_offset + last.size_bytes)
+        if gap == place - (last.arena_offset + last.size_bytes) and 0 <= gap < PAGE:
+            start, place = last.image_offset, last.arena_offset
+            size_bytes += last.size_bytes + gap
+            pieces.pop()
+    pieces.append(Piece(image_offset=start, size_bytes=size_bytes, arena_offset=place))
 
 
 def _by_file(extents: Sequence[Extent]) -> list[tuple[int, list[tuple[int, Extent]]]]:

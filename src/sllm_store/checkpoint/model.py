@@ -6,7 +6,7 @@ Every reader returns a `Checkpoint`, validated; everything above this layer know
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sllm_store.checkpoint.dtype import ITEM_SIZES, contiguous_bytes
 from sllm_store.errors import InvalidCheckpointError
@@ -14,6 +14,9 @@ from sllm_store.errors import InvalidCheckpointError
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+
+RAW = "raw"  # The encoding of a checkpoint whose extents are the tensors' bytes.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,14 +29,43 @@ class DataFile:
     inode: int
 
 
+class Segment(NamedTuple):
+    """A part of a compressed extent as its file has it: entropy-coded, or as it is.
+
+    `offset` is in the file; `crc32c` is of the stored bytes.
+    """
+
+    offset: int
+    stored_bytes: int
+    raw_bytes: int
+    crc32c: int
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether the stored bytes have to be decoded: coding always makes them fewer."""
+        return self.stored_bytes < self.raw_bytes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extent:
-    """A contiguous byte range of one file: the storage under one or more tensors."""
+    """A contiguous byte range of one file: the storage under one or more tensors.
+
+    Of a compressed extent, `size_bytes` and `crc32c` are those of the bytes after decoding, and
+    `segments`, empty otherwise, say where the file has its parts.
+    """
 
     file: int
     offset: int
     size_bytes: int
     crc32c: int | None = None
+    segments: tuple[Segment, ...] = ()
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that the file has of the extent, without padding."""
+        if not self.segments:
+            return self.size_bytes
+        return sum(segment.stored_bytes for segment in self.segments)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,11 +110,22 @@ class Checkpoint:
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, object] = field(default_factory=dict)
+    encoding: str = RAW
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether some extents have to be decoded."""
+        return self.encoding != RAW
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all extents, each counted once."""
         return sum(extent.size_bytes for extent in self.extents)
+
+    @property
+    def stored_bytes(self) -> int:
+        """What the files have of them, without padding."""
+        return sum(extent.stored_bytes for extent in self.extents)
 
     @property
     def directory(self) -> Path:

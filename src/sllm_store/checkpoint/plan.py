@@ -47,9 +47,15 @@ def plan_load(checkpoint: Checkpoint, image: Image, device_map: Mapping[str, str
     """Place every tensor by the longest entry of `device_map` that names it or a module above it.
 
     The entry '' matches all; an empty map puts everything on the CPU, whose arena is the image
-    itself. An alias follows its tensor, and is placed by itself only where the map sends it to
-    another device. Raises InvalidRequestError naming a tensor that no entry matches.
+    itself unless that is compressed. An alias follows its tensor, and is placed by itself only
+    where the map sends it to another device. Raises InvalidRequestError naming a tensor that no
+    entry matches.
     """
+    if checkpoint.is_compressed:
+        raise InvalidRequestError(
+            f"{checkpoint.path} is compressed, and this version cannot load that yet: save it "
+            "without --compress"
+        )
     chooser = _Chooser(device_map or {"": CPU})
     placed = list(_place(checkpoint, chooser))
     devices = tuple(dict.fromkeys(device for *_, device in placed))
@@ -58,7 +64,9 @@ def plan_load(checkpoint: Checkpoint, image: Image, device_map: Mapping[str, str
     for _, tensor, _, device in placed:
         extents[numbers[device]].add(tensor.extent)
     arenas = tuple(
-        _image_arena(image) if device == CPU else plan_arena(checkpoint, image, wanted)
+        _image_arena(image)
+        if device == CPU and not checkpoint.is_compressed
+        else plan_arena(checkpoint, image, wanted)
         for device, wanted in zip(devices, extents, strict=True)
     )
     return LoadPlan(

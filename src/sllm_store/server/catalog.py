@@ -138,7 +138,7 @@ class Catalog:
                 else:
                     return found
             checkpoint = open_checkpoint(path, root=self.root)
-            image = plan_image(checkpoint)
+            image = plan_image(checkpoint, self._chunk_bytes)
             entry = Entry(
                 name=key,
                 checkpoint=checkpoint,

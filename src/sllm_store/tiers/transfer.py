@@ -20,17 +20,24 @@ from sllm_store.units import div_ceil
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sllm_store.checkpoint.layout import Image, Piece, Run
+    from sllm_store.checkpoint.layout import Decode, Image, Piece, Run
     from sllm_store.checkpoint.model import Checkpoint
+
+
+HOST_DEVICE = -1  # The native core's number of ordinary memory, where it expects a GPU's.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Device memory that receives pieces of the image; addresses are the device's."""
+    """Memory that receives pieces of the image, and segments of it decoded.
+
+    Addresses are the device's, which may be HOST_DEVICE.
+    """
 
     device: int
     address: int
     pieces: tuple[Piece, ...]
+    decodes: tuple[Decode, ...] = ()
 
 
 @dataclass(slots=True)
@@ -85,13 +92,30 @@ def cut_pieces(
     return copies
 
 
+def cut_decodes(
+    targets: Sequence[Target], chunk_bytes: int, chunks_total: int
+) -> list[list[tuple[int, int, int, int, int]]]:
+    """Return per chunk (target, device_offset, raw size, stored size, offset in the chunk).
+
+    A coded segment is whole in its chunk: the image is laid out so.
+    """
+    decodes: list[list[tuple[int, int, int, int, int]]] = [[] for _ in range(chunks_total)]
+    for index, target in enumerate(targets):
+        for image_offset, stored_bytes, raw_bytes, arena_offset in target.decodes:
+            chunk, offset = divmod(image_offset, chunk_bytes)
+            assert offset + stored_bytes <= chunk_bytes
+            decodes[chunk].append((index, arena_offset, raw_bytes, stored_bytes, offset))
+    return decodes
+
+
 @dataclass(slots=True)
 class TransferPlan:
-    """Steps, reads and copies in the native core's form; see native.run_transfer."""
+    """Steps, reads, copies and decodes in the native core's form; see native.run_transfer."""
 
     steps: list[tuple[int, int]] = field(default_factory=list)
     reads: list[tuple[int, int, int, int, int]] = field(default_factory=list)
     copies: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    decodes: list[tuple[int, int, int, int, int, int]] = field(default_factory=list)
 
     def add(
         self,
@@ -100,18 +124,22 @@ class TransferPlan:
         after: int = -1,
         reads: Sequence[tuple[int, int, int, int]] = (),
         copies: Sequence[tuple[int, int, int, int]] = (),
+        decodes: Sequence[tuple[int, int, int, int, int]] = (),
     ) -> int:
         """Add a step over the buffer at `address`; return its index."""
         index = len(self.steps)
         self.steps.append((address, after))
         self.reads.extend((index, *read) for read in reads)
         self.copies.extend((index, *copy) for copy in copies)
+        self.decodes.extend((index, *decode) for decode in decodes)
         return index
 
     @property
     def bytes_total(self) -> int:
-        """What `bytes_done` ends at: bytes copied, or bytes read where nothing is copied."""
-        return sum(entry[3] for entry in (self.copies or self.reads))
+        """What `bytes_done` ends at: bytes that arrive, or bytes read where nothing is copied."""
+        if not self.copies and not self.decodes:
+            return sum(entry[3] for entry in self.reads)
+        return sum(entry[3] for entry in (*self.copies, *self.decodes))
 
 
 def open_files(checkpoint: Checkpoint) -> list[native.File]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings, strategies as st
 
 from sllm_store.checkpoint.layout import ALIGNMENT, PAGE, Image, plan_arena, plan_image
-from sllm_store.checkpoint.model import Checkpoint, DataFile, Extent
+from sllm_store.checkpoint.model import Checkpoint, DataFile, Extent, Segment
+from sllm_store.errors import InvalidRequestError
 
 SIZES = st.sampled_from([0, 1, 3, 100, 256, 1000, 4096, 5000, 20_000])
+CHUNK = 8192
 GAPS = st.sampled_from([0, 0, 0, 1, 8, 100, 4095, 4096, 10_000])
 
 
@@ -63,7 +66,7 @@ def test_every_extent_is_in_the_image_aligned_and_whole(
     drawn: tuple[Checkpoint, list[bytes]],
 ) -> None:
     checkpoint, contents = drawn
-    image = plan_image(checkpoint)
+    image = plan_image(checkpoint, CHUNK)
     memory = filled(image, contents)
     assert image.size_bytes % PAGE == 0
     for extent, offset in zip(checkpoint.extents, image.offsets, strict=True):
@@ -77,7 +80,7 @@ def test_every_chosen_extent_is_in_the_arena_aligned_and_whole(
     drawn: tuple[Checkpoint, list[bytes]], data: st.DataObject
 ) -> None:
     checkpoint, contents = drawn
-    image = plan_image(checkpoint)
+    image = plan_image(checkpoint, CHUNK)
     memory = filled(image, contents)
     numbers = range(len(checkpoint.extents))
     chosen = data.draw(st.sets(st.sampled_from(numbers))) if numbers else set[int]()
@@ -114,7 +117,136 @@ def test_a_file_that_is_aligned_keeps_its_own_layout() -> None:
     extents = tuple(Extent(file=0, offset=offset, size_bytes=200) for offset in (0, 256, 512))
     file = DataFile(path=Path("f"), size_bytes=4096, mtime_ns=0, inode=0)
     checkpoint = Checkpoint(path=Path("m"), format="x", files=(file,), extents=extents, tensors={})
-    image = plan_image(checkpoint)
+    image = plan_image(checkpoint, CHUNK)
     assert image.offsets == (0, 256, 512)
     assert len(image.runs) == 1
     assert len(plan_arena(checkpoint, image, range(3)).pieces) == 1
+
+
+@st.composite
+def compressed_checkpoints(draw: st.DrawFn) -> tuple[Checkpoint, list[bytes]]:
+    """Draw files of extents in small segments, some of them coded, as ours are laid out.
+
+    A coded segment of this test holds its raw bytes without the zeros at their end.
+    """
+    extents: list[Extent] = []
+    files: list[DataFile] = []
+    contents: list[bytes] = []
+    for number in range(draw(st.integers(1, 3))):
+        content = bytearray()
+        for _ in range(draw(st.integers(0, 5))):
+            count = draw(st.integers(0, 4))
+            content += bytes(-len(content) % (PAGE if count else ALIGNMENT))
+            content += bytes(draw(st.sampled_from([0, 0, PAGE, 4 * PAGE])))
+            start = len(content)
+            segments: list[Segment] = []
+            for _ in range(count):
+                content += bytes(-len(content) % PAGE)
+                raw = draw(st.sampled_from([100, 2 * PAGE, 6000]))
+                stored = draw(st.sampled_from([raw, raw, 1, 99, min(raw, 5000)]))
+                segments.append(Segment(len(content), stored, raw, 0))
+                content += bytes(1 + (7 * i + len(content)) % 255 for i in range(stored))
+            size = sum(segment.raw_bytes for segment in segments)
+            if not count:
+                size = draw(st.sampled_from([0, 1, 300, 20_000]))
+                content += bytes(1 + (i * 11 + number) % 255 for i in range(size))
+            extent = Extent(file=number, offset=start, size_bytes=size, segments=tuple(segments))
+            extents.append(extent)
+        contents.append(bytes(content))
+        files.append(
+            DataFile(path=Path(f"{number}"), size_bytes=len(content), mtime_ns=0, inode=number)
+        )
+    checkpoint = Checkpoint(
+        path=Path("m"),
+        format="x",
+        files=tuple(files),
+        extents=tuple(extents),
+        tensors={},
+        encoding="rans-f16",
+    )
+    return checkpoint, contents
+
+
+def raw_of(extent: Extent, contents: list[bytes]) -> bytes:
+    if not extent.segments:
+        return content_of(extent, contents)
+    return b"".join(
+        contents[extent.file][segment.offset : segment.offset + segment.stored_bytes].ljust(
+            segment.raw_bytes, b"\0"
+        )
+        for segment in extent.segments
+    )
+
+
+@settings(deadline=None, max_examples=200)
+@given(drawn=compressed_checkpoints())
+def test_no_coded_segment_crosses_a_chunk_and_every_page_keeps_its_place(
+    drawn: tuple[Checkpoint, list[bytes]],
+) -> None:
+    checkpoint, contents = drawn
+    image = plan_image(checkpoint, CHUNK)
+    memory = filled(image, contents)
+    assert image.size_bytes % PAGE == 0
+    for number, extent in enumerate(checkpoint.extents):
+        if not extent.segments:
+            start = image.offsets[number]
+            assert memory[start : start + extent.size_bytes] == content_of(extent, contents)
+        for segment, start in zip(extent.segments, image.segments.get(number, ()), strict=True):
+            end = start + segment.stored_bytes
+            assert start % PAGE == segment.offset % PAGE
+            assert memory[start:end] == contents[extent.file][segment.offset :][: end - start]
+            assert not segment.is_coded or start // CHUNK == (end - 1) // CHUNK
+    for run in image.runs:
+        assert run.image_offset % PAGE == run.file_offset % PAGE
+
+
+@settings(deadline=None, max_examples=200)
+@given(drawn=compressed_checkpoints(), data=st.data())
+def test_arenas_of_compressed_checkpoints_have_every_chosen_extent_decoded(
+    drawn: tuple[Checkpoint, list[bytes]], data: st.DataObject
+) -> None:
+    checkpoint, contents = drawn
+    image = plan_image(checkpoint, CHUNK)
+    memory = filled(image, contents)
+    numbers = range(len(checkpoint.extents))
+    chosen = data.draw(st.sets(st.sampled_from(numbers))) if numbers else set[int]()
+    arena = plan_arena(checkpoint, image, chosen)
+    device = bytearray(arena.size_bytes)
+    written = bytearray(arena.size_bytes)
+    moves = [
+        (piece.arena_offset, memory[piece.image_offset :][: piece.size_bytes])
+        for piece in arena.pieces
+    ] + [
+        (
+            decode.arena_offset,
+            memory[decode.image_offset :][: decode.stored_bytes].ljust(decode.raw_bytes, b"\0"),
+        )
+        for decode in arena.decodes
+    ]
+    for start, content in moves:
+        assert not any(written[start : start + len(content)])
+        written[start : start + len(content)] = b"\1" * len(content)
+        device[start : start + len(content)] = content
+    assert len(device) == arena.size_bytes
+    assert arena.moved_bytes == sum(len(content) for _, content in moves)
+    assert arena.offsets.keys() == chosen
+    for number, offset in arena.offsets.items():
+        extent = checkpoint.extents[number]
+        assert offset % ALIGNMENT == 0
+        assert bytes(device[offset : offset + extent.size_bytes]) == raw_of(extent, contents)
+
+
+def test_a_segment_larger_than_a_chunk_is_refused() -> None:
+    segment = Segment(0, PAGE + 1, 2 * PAGE, 0)
+    extent = Extent(file=0, offset=0, size_bytes=2 * PAGE, segments=(segment,))
+    file = DataFile(path=Path("f"), size_bytes=2 * PAGE, mtime_ns=0, inode=0)
+    checkpoint = Checkpoint(
+        path=Path("m"),
+        format="x",
+        files=(file,),
+        extents=(extent,),
+        tensors={},
+        encoding="rans-f16",
+    )
+    with pytest.raises(InvalidRequestError, match="does not fit a chunk of 4096: use larger"):
+        plan_image(checkpoint, PAGE)

@@ -13,6 +13,8 @@ from sllm_store.checkpoint.model import Checkpoint, DataFile, Extent, Tensor, co
 from sllm_store.checkpoint.plan import LoadPlan, plan_load
 from sllm_store.errors import InvalidRequestError
 
+CHUNK = 1 << 20
+
 
 def checkpoint_of(
     names: list[str],
@@ -41,7 +43,7 @@ def checkpoint_of(
 
 
 def plan(checkpoint: Checkpoint, device_map: dict[str, str]) -> LoadPlan:
-    return plan_load(checkpoint, plan_image(checkpoint), device_map)
+    return plan_load(checkpoint, plan_image(checkpoint, CHUNK), device_map)
 
 
 def devices(planned: LoadPlan) -> dict[str, str]:
@@ -114,7 +116,7 @@ def test_twenty_thousand_tensors_are_planned_in_a_moment() -> None:
     names = [f"model.layers.{n // 10}.mlp.experts.{n % 10}.weight" for n in range(20_000)]
     checkpoint = checkpoint_of(names)
     device_map = {f"model.layers.{n}": f"cuda:{n % 4}" for n in range(2000)}
-    image = plan_image(checkpoint)
+    image = plan_image(checkpoint, CHUNK)
     start_s = time.process_time()
     planned = plan_load(checkpoint, image, device_map)
     assert time.process_time() - start_s < 1.0
