@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sllm_store import native
 from sllm_store.checkpoint.dtype import ITEM_SIZES
 from sllm_store.checkpoint.model import contiguous_stride
 from sllm_store.checkpoint.writer import Source
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from sllm_store.checkpoint.model import Checkpoint
+    from sllm_store.checkpoint.model import Checkpoint, Extent, Segment
 
 Described = tuple[bytes, tuple[int, ...], str]
 
@@ -135,9 +136,36 @@ def read_back(checkpoint: Checkpoint) -> dict[str, Described]:
     result: dict[str, Described] = {}
     for name, tensor in checkpoint.all_tensors().items():
         extent = checkpoint.extents[tensor.extent]
-        content = checkpoint.files[extent.file].path.read_bytes()
-        raw = content[extent.offset : extent.offset + extent.size_bytes]
-        assert len(raw) == extent.size_bytes
+        raw = read_raw(checkpoint.files[extent.file].path.read_bytes(), extent)
         elements = raw if tensor.is_blocks else gather(raw, tensor)
         result[name] = elements, tensor.shape, tensor.dtype
     return result
+
+
+def read_raw(content: bytes, extent: Extent) -> bytes:
+    """Return the bytes of an extent out of its file's, each segment decoded by itself."""
+    if not extent.segments:
+        raw = content[extent.offset : extent.offset + extent.size_bytes]
+    else:
+        raw = b"".join(decoded(content, segment) for segment in extent.segments)
+    assert len(raw) == extent.size_bytes
+    return raw
+
+
+def decoded(content: bytes, segment: Segment) -> bytes:
+    """Return the bytes of a segment before coding."""
+    stored = content[segment.offset : segment.offset + segment.stored_bytes]
+    if not segment.is_coded:
+        return stored
+    raw = np.empty(segment.raw_bytes, dtype=np.uint8)
+    source = np.frombuffer(stored, dtype=np.uint8)
+    native.decode_segment(source.ctypes.data, len(stored), raw.ctypes.data, segment.raw_bytes)
+    return raw.tobytes()
+
+
+def weights(count: int, *, seed: int = 0, dtype: str = "bfloat16") -> bytes:
+    """Return 16-bit floats as trained weights have them: normal, around a small width."""
+    values = np.random.default_rng(seed).normal(0, 0.02, count).astype(np.float32)
+    if dtype == "float16":
+        return values.astype(np.float16).tobytes()
+    return (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()

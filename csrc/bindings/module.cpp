@@ -287,6 +287,12 @@ void bind_transfer(nb::module_& module) {
         return sllm::io::crc32c(0, checked_memory(address, size), checked_size(size));
       },
       "address"_a, "size"_a, ReleaseGil());
+  module.def(
+      "crc32c_combine",
+      [](std::uint32_t first, std::uint32_t second, std::int64_t second_size) {
+        return sllm::io::crc32c_combine(first, second, checked_size(second_size));
+      },
+      "first"_a, "second"_a, "second_size"_a);
 }
 
 void bind_writer(nb::module_& module) {

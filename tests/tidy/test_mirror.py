@@ -20,7 +20,6 @@ TESTED_THROUGH = {
     "sllm_store/checkpoint/gguf_header.py": "checkpoint/test_gguf.py",
     "sllm_store/checkpoint/index.py": "checkpoint/test_indexed.py",
     "sllm_store/checkpoint/loaded.py": "test_stream.py",
-    "sllm_store/checkpoint/manifest.py": "checkpoint/test_indexed.py",
     "sllm_store/checkpoint/partition_writer.py": "checkpoint/test_writer.py",
     "sllm_store/convert/gguf_architecture.py": "convert/test_importer.py",
     "sllm_store/convert/gguf_import.py": "convert/test_importer.py",

@@ -36,6 +36,8 @@ ITEM_SIZES: dict[str, int] = {
     "qint32": 4,
 }
 
+HALF_FLOATS = frozenset({"float16", "bfloat16"})
+
 SAFETENSORS_NAMES: dict[str, str] = {
     "BOOL": "bool",
     "U8": "uint8",

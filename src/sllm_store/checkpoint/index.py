@@ -1,5 +1,7 @@
 """tensor_index.json: what each tensor is, and where in the concatenation of the partitions.
 
+Of a compressed checkpoint it is compressed_index.json, and offsets count bytes before coding.
+
 Two forms are read: upstream's `[offset, size, shape, stride, "torch.dtype"]`, which is also the one
 that is written, and the dictionary of upstream's documents, `{"offset", "size", "shape", "dtype"}`.
 """
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 INDEX_FILE = "tensor_index.json"
+# Of a compressed checkpoint. Other readers look for the first name, and must not find it: they
+# would take coded bytes for tensors.
+COMPRESSED_INDEX_FILE = "compressed_index.json"
 
 
 class Entry(NamedTuple):

@@ -10,17 +10,20 @@ from sllm_store.checkpoint.dtype import ITEM_SIZES
 from sllm_store.checkpoint.extents import Partitions, unique_extents
 from sllm_store.checkpoint.fields import TENSORS_MAX, shown
 from sllm_store.checkpoint.files import data_file, read_json
-from sllm_store.checkpoint.index import INDEX_FILE, Entry, parse_entries
+from sllm_store.checkpoint.index import COMPRESSED_INDEX_FILE, INDEX_FILE, Entry, parse_entries
 from sllm_store.checkpoint.manifest import (
     MANIFEST_FILE,
     PARTITIONS_MAX,
+    SEGMENT_ALIGNMENT,
+    SEGMENT_BYTES,
     Manifest,
+    StoredExtent,
     parse_manifest,
     partition_name,
 )
-from sllm_store.checkpoint.model import Checkpoint, Extent, Tensor
+from sllm_store.checkpoint.model import RAW, Checkpoint, Extent, Segment, Tensor
 from sllm_store.errors import InvalidCheckpointError
-from sllm_store.units import format_size
+from sllm_store.units import align_up, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,21 +39,29 @@ _PARTITION = re.compile(r"tensor\.data_(0|[1-9]\d{0,8})")
 
 
 def open_indexed(directory: Path, *, root: Path | None) -> Checkpoint:
-    """Return the checkpoint of a directory with a tensor_index.json."""
-    index_path = directory / INDEX_FILE
-    value, index_bytes = read_json(index_path, root=root)
-    entries = parse_entries(value, source=str(index_path))
+    """Return the checkpoint of a directory with an index."""
     manifest_path = directory / MANIFEST_FILE
-    if not (manifest_path.exists() or manifest_path.is_symlink()):
-        files = _partition_files(directory, root=root)
-        return _open_upstream(directory, files, entries)
     source = str(manifest_path)
+    if not (manifest_path.exists() or manifest_path.is_symlink()):
+        index_path = directory / INDEX_FILE
+        if not (index_path.exists() or index_path.is_symlink()):
+            raise InvalidCheckpointError(f"{source}: missing beside {COMPRESSED_INDEX_FILE}")
+        entries = parse_entries(read_json(index_path, root=root)[0], source=str(index_path))
+        return _open_upstream(directory, _partition_files(directory, root=root), entries)
     manifest = parse_manifest(read_json(manifest_path, root=root)[0], source=source)
+    if manifest.encoding != RAW and (directory / INDEX_FILE).exists():
+        raise InvalidCheckpointError(
+            f"{directory / INDEX_FILE}: is beside a compressed checkpoint, which has none: another "
+            "program saved over it; save the checkpoint again"
+        )
+    index_path = directory / manifest.index_file
+    value, index_bytes = read_json(index_path, root=root)
     if crc32c(index_bytes) != manifest.index_crc32c:
         raise InvalidCheckpointError(
             f"{index_path}: is not the one that {source} was written with (index_crc32c differs); "
             "save the checkpoint again, or remove checkpoint.json if another program saved it"
         )
+    entries = parse_entries(value, source=str(index_path))
     files = _partition_files(directory, root=root)
     _check_partitions(files, manifest, source=source)
     return _OursBuilder(directory, files, manifest).build(entries)
@@ -126,15 +137,28 @@ class _OursBuilder:
         partitions = Partitions(files)
         self._extents: list[Extent] = []
         self._numbers: dict[int, int] = {}
-        for number, (offset, size, crc) in enumerate(manifest.extents):
+        for number, stored in enumerate(manifest.extents):
             try:
-                file, start = partitions.locate(offset, size)
+                file, start = partitions.locate(stored.stored_offset, stored.span_bytes)
             except ValueError as error:
                 raise InvalidCheckpointError(
                     f"{self._source}: extents[{number}]: {error}"
                 ) from None
-            self._extents.append(Extent(file=file, offset=start, size_bytes=size, crc32c=crc))
-            self._numbers[offset] = number
+            if stored.stored_sizes and start % SEGMENT_ALIGNMENT:
+                raise InvalidCheckpointError(
+                    f"{self._source}: extents[{number}]: its segments start at {start} of "
+                    f"{files[file].path.name}, no multiple of {SEGMENT_ALIGNMENT}"
+                )
+            self._extents.append(
+                Extent(
+                    file=file,
+                    offset=start,
+                    size_bytes=stored.size_bytes,
+                    crc32c=stored.crc32c,
+                    segments=_segments(stored, start) if stored.stored_sizes else (),
+                )
+            )
+            self._numbers[stored.offset] = number
         self._empty: int | None = None
 
     def build(self, entries: Mapping[str, Entry]) -> Checkpoint:
@@ -145,7 +169,7 @@ class _OursBuilder:
         for name in manifest.buffers:
             if name in entries:
                 raise InvalidCheckpointError(
-                    f"{self._source}: buffers: {shown(name)} is in {INDEX_FILE} too"
+                    f"{self._source}: buffers: {shown(name)} is in {manifest.index_file} too"
                 )
         for name in manifest.storage_offsets:
             if name not in entries and name not in manifest.buffers:
@@ -170,6 +194,7 @@ class _OursBuilder:
             buffers=buffers,
             aliases=manifest.aliases,
             metadata={"producer": manifest.producer},
+            encoding=manifest.encoding,
         )
 
     def _place(self, name: str, entry: Entry) -> Tensor:
@@ -196,6 +221,17 @@ class _OursBuilder:
             self._empty = len(self._extents)
             self._extents.append(Extent(file=0, offset=0, size_bytes=0))
         return self._empty
+
+
+def _segments(stored: StoredExtent, start: int) -> tuple[Segment, ...]:
+    """Return the segments of an extent whose first is at `start` of its file."""
+    segments: list[Segment] = []
+    left = stored.size_bytes
+    for size, checksum in zip(stored.stored_sizes, stored.checksums, strict=True):
+        segments.append(Segment(start, size, min(left, SEGMENT_BYTES), checksum))
+        start = align_up(start + size, SEGMENT_ALIGNMENT)
+        left -= SEGMENT_BYTES
+    return tuple(segments)
 
 
 def _tensor(name: str, entry: Entry, extent: int, *, storage_offset: int = 0) -> Tensor:

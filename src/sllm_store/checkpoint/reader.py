@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sllm_store.checkpoint import gguf, indexed, safetensors
 from sllm_store.checkpoint.fields import shown
-from sllm_store.checkpoint.index import INDEX_FILE
+from sllm_store.checkpoint.index import COMPRESSED_INDEX_FILE, INDEX_FILE
 from sllm_store.checkpoint.manifest import partition_name
 from sllm_store.errors import CheckpointNotFoundError, InvalidCheckpointError, InvalidRequestError
 
@@ -119,7 +119,10 @@ def _nothing_at(path: Path, names: list[str]) -> CheckpointNotFoundError | Inval
     if not path.exists():
         return CheckpointNotFoundError(f"{path} does not exist")
     if partition_name(0) in names:
-        return InvalidCheckpointError(f"{path / INDEX_FILE}: missing beside {partition_name(0)}")
+        return InvalidCheckpointError(
+            f"{path / INDEX_FILE}: missing beside {partition_name(0)}, and so is "
+            f"{COMPRESSED_INDEX_FILE}"
+        )
     series = _named_gguf(names)
     if series:
         return InvalidCheckpointError(
@@ -134,7 +137,7 @@ def _nothing_at(path: Path, names: list[str]) -> CheckpointNotFoundError | Inval
 def _kind_of(names: Iterable[str]) -> str | None:
     """Return the format of a directory that holds files with these names."""
     known = list(names)
-    if INDEX_FILE in known:
+    if INDEX_FILE in known or COMPRESSED_INDEX_FILE in known:
         return indexed.FORMAT
     if safetensors.INDEX_FILE in known or any(name.endswith(".safetensors") for name in known):
         return safetensors.FORMAT

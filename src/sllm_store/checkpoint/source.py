@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sllm_store.checkpoint.dtype import ITEM_SIZES
+from sllm_store.checkpoint.dtype import HALF_FLOATS, ITEM_SIZES
 from sllm_store.checkpoint.fields import DIMENSIONS_MAX, INT64_MAX, shown
 from sllm_store.checkpoint.layout import PAGE
 from sllm_store.errors import InvalidRequestError
@@ -45,12 +45,21 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageRange:
-    """Bytes of one storage that become one extent."""
+    """Bytes of one storage that become one extent.
+
+    `dtype` is that of a view of them: of a 16-bit float, if any is.
+    """
 
     storage: Hashable
     start: int
     end: int
     address: int
+    dtype: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the range."""
+        return self.end - self.start
 
     def holds(self, source: Source) -> bool:
         """Return whether a view lies in the range, at a whole number of its elements."""
@@ -119,5 +128,7 @@ def _cluster(views: list[Source]) -> list[StorageRange]:
 def _range_of(members: list[Source], start: int, end: int) -> StorageRange:
     # Views of different widths must all be at a whole number of their elements from the start.
     first = align_down(start, max(ITEM_SIZES[view.dtype] for view in members))
-    view = members[0]
-    return StorageRange(storage=view.storage, start=first, end=end, address=view.address + first)
+    view = next((view for view in members if view.dtype in HALF_FLOATS), members[0])
+    return StorageRange(
+        storage=view.storage, start=first, end=end, address=view.address + first, dtype=view.dtype
+    )

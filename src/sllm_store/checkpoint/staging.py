@@ -16,7 +16,7 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from sllm_store.checkpoint.index import INDEX_FILE
+from sllm_store.checkpoint.index import COMPRESSED_INDEX_FILE, INDEX_FILE
 from sllm_store.checkpoint.manifest import MANIFEST_FILE
 from sllm_store.errors import InvalidRequestError
 
@@ -103,7 +103,7 @@ def is_own_data(name: str) -> bool:
     """Return whether a file of this name is part of a checkpoint, not one kept beside it."""
     return (
         name.startswith(DATA_PREFIX)
-        or name in (INDEX_FILE, MANIFEST_FILE)
+        or name in (INDEX_FILE, COMPRESSED_INDEX_FILE, MANIFEST_FILE)
         or name.endswith(".partial")
     )
 

@@ -1,4 +1,7 @@
-"""Read a checkpoint again, all of it, and compare every extent with its checksum."""
+"""Read a checkpoint again, all of it, and compare every extent with its checksum.
+
+A compressed extent is compared twice: the segments as they are stored, and all of it decoded.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sllm_store import native
+from sllm_store.checkpoint.decoding import ExtentDecoder
 from sllm_store.checkpoint.fields import shown
 from sllm_store.errors import ChecksumError, LoadCancelledError, ReadError
+from sllm_store.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,9 +42,13 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What verify_checkpoint found. `extents_compared` is 0 for formats without checksums."""
+    """What verify_checkpoint found. `extents_compared` is 0 for formats without checksums.
+
+    `bytes_decoded` is what compressed extents are in memory.
+    """
 
     bytes_read: int
+    bytes_decoded: int
     extents_total: int
     extents_compared: int
     problems: tuple[Problem, ...]
@@ -54,7 +63,10 @@ class Report:
                 f"all {self.extents_total} extents can be read; the format has no checksums, "
                 "so there was nothing to compare them with"
             )
-        return f"all {self.extents_compared} extents are as they were saved"
+        good = f"all {self.extents_compared} extents are as they were saved"
+        if not self.bytes_decoded:
+            return good
+        return f"{good}; {format_size(self.bytes_decoded)} of them are compressed and were decoded"
 
     def require_good(self) -> None:
         """Raise ChecksumError naming file, offset and tensors if something is wrong."""
@@ -86,18 +98,38 @@ def verify_checkpoint(
     problems: list[tuple[int, str]] = []
     try:
         for file, numbers in groups.items():
-            reader = _Reader(checkpoint.files[file], threads=threads, control=control, mode=mode)
-            for batch in _batches(checkpoint.extents, numbers):
-                problems.extend(_check(checkpoint.extents, batch, reader))
+            problems.extend(
+                _check_file(
+                    checkpoint,
+                    numbers,
+                    _Reader(checkpoint.files[file], threads=threads, control=control, mode=mode),
+                )
+            )
     except native.Cancelled:
         raise LoadCancelledError(f"verifying {checkpoint.path} was cancelled") from None
     extents = [checkpoint.extents[number] for group in groups.values() for number in group]
     return Report(
-        bytes_read=sum(extent.size_bytes for extent in extents),
+        bytes_read=sum(extent.stored_bytes for extent in extents),
+        bytes_decoded=sum(extent.size_bytes for extent in extents if extent.segments),
         extents_total=len(extents),
         extents_compared=sum(extent.crc32c is not None for extent in extents),
         problems=_describe(checkpoint, problems),
     )
+
+
+def _check_file(
+    checkpoint: Checkpoint, numbers: list[int], reader: _Reader
+) -> Iterator[tuple[int, str]]:
+    """Yield (extent, what is wrong with it) for extents of one file."""
+    extents = checkpoint.extents
+    plain = [number for number in numbers if not extents[number].segments]
+    for batch in _batches(extents, plain):
+        yield from _check(extents, batch, reader)
+    if len(plain) < len(numbers):
+        with reader.decoder() as decoder:
+            for number in numbers:
+                if extents[number].segments:
+                    yield from ((number, what) for what in decoder.check(extents[number]))
 
 
 class _Reader:
@@ -118,6 +150,12 @@ class _Reader:
         ranges = [(extent.offset, extent.size_bytes) for extent in extents]
         return native.checksum_ranges(
             self._file, ranges, mode=self._mode, threads=self._threads, control=self._control
+        )
+
+    def decoder(self) -> ExtentDecoder:
+        """Return what compares compressed extents of this file."""
+        return ExtentDecoder(
+            self._file, mode=self._mode, threads=self._threads, control=self._control
         )
 
 
@@ -165,7 +203,7 @@ def _describe(checkpoint: Checkpoint, problems: Sequence[tuple[int, str]]) -> tu
         Problem(
             path=checkpoint.files[checkpoint.extents[number].file].path,
             offset=checkpoint.extents[number].offset,
-            size_bytes=checkpoint.extents[number].size_bytes,
+            size_bytes=checkpoint.extents[number].stored_bytes,
             tensors=tuple(names[number]),
             what=what,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from bisect import bisect_right
 from contextlib import contextmanager
 from importlib import metadata
 from types import MappingProxyType
@@ -10,12 +11,20 @@ from typing import TYPE_CHECKING, Self
 
 from sllm_store import native
 from sllm_store.checkpoint.checksum import crc32c
+from sllm_store.checkpoint.compressed_writer import CompressedWriter, Compression
 from sllm_store.checkpoint.dtype import ITEM_SIZES
 from sllm_store.checkpoint.fields import TENSORS_MAX, shown
-from sllm_store.checkpoint.index import INDEX_FILE, Entry, dump_entries
+from sllm_store.checkpoint.index import Entry, dump_entries
 from sllm_store.checkpoint.indexed import open_indexed
-from sllm_store.checkpoint.manifest import MANIFEST_FILE, Manifest, dump_manifest
-from sllm_store.checkpoint.partition_writer import PartitionWriter
+from sllm_store.checkpoint.manifest import (
+    MANIFEST_FILE,
+    RANS,
+    Manifest,
+    StoredExtent,
+    dump_manifest,
+)
+from sllm_store.checkpoint.model import RAW
+from sllm_store.checkpoint.partition_writer import PartitionFiles, PartitionWriter
 from sllm_store.checkpoint.source import Source, check_source, plan_ranges
 from sllm_store.checkpoint.staging import Staging
 from sllm_store.errors import InvalidRequestError, LoadCancelledError, StoreError, WriteError
@@ -51,9 +60,12 @@ class CheckpointWriter:
     files (config.json, tokenizer.json); files that the target already has are kept, unless there
     is a new one of the same name or keep_files is False. Either one write() of everything, or
     add() per tensor where they do not fit into memory at once.
+
+    With compress, 16-bit floats are coded without loss where that makes them smaller; if it does
+    nowhere, the checkpoint is an ordinary one. `compression` tells what came of it, afterwards.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the options of a save, each with a default.
         self,
         path: Path,
         *,
@@ -62,6 +74,7 @@ class CheckpointWriter:
         direct: bool = True,
         control: native.Control | None = None,
         keep_files: bool = True,
+        compress: bool = False,
     ) -> None:
         if max_shard_bytes < 1 or threads < 1:
             raise InvalidRequestError(
@@ -74,6 +87,8 @@ class CheckpointWriter:
         self._direct = direct
         self._control = control or native.Control()
         self._keep_files = keep_files
+        self._compress = compress
+        self.compression: Compression | None = None
         self._entries: dict[str, Entry] = {}
         self._buffers: dict[str, Entry] = {}
         self._aliases: dict[str, str] = {}
@@ -86,13 +101,10 @@ class CheckpointWriter:
     def __enter__(self) -> Self:
         with _translated(self._path):
             self._staging = Staging(self._path)
-        self._partitions = PartitionWriter(
-            self._staging.directory,
-            max_shard_bytes=self._max_shard_bytes,
-            threads=self._threads,
-            direct=self._direct,
-            control=self._control,
+        self._files = PartitionFiles(
+            self._staging.directory, threads=self._threads, direct=self._direct
         )
+        self._partitions = self._open_partitions()
         return self
 
     def __exit__(
@@ -146,15 +158,27 @@ class CheckpointWriter:
         """
         self._store(() if buffer else (source,), (source,) if buffer else ())
 
+    def _open_partitions(self) -> PartitionWriter | CompressedWriter:
+        if self._compress:
+            return CompressedWriter(
+                self._files,
+                max_shard_bytes=self._max_shard_bytes,
+                threads=self._threads,
+                control=self._control,
+            )
+        return PartitionWriter(
+            self._files, max_shard_bytes=self._max_shard_bytes, control=self._control
+        )
+
     def _store(self, tensors: tuple[Source, ...], buffers: tuple[Source, ...]) -> None:
         self._is_used = True
         sources = (*tensors, *buffers)
         self._check(sources)
         ranges = plan_ranges(source for source in sources if self._find(source) is None)
-        self._bytes_total += sum(part.end - part.start for part in ranges)
+        self._bytes_total += sum(part.size_bytes for part in ranges)
         with _translated(self._path):
             for part in ranges:
-                offset = self._partitions.append(part.address, part.end - part.start)
+                offset = self._partitions.append(part)
                 self._written.setdefault(part.storage, []).append((part, offset))
             self._partitions.flush()
         for source in tensors:
@@ -198,21 +222,43 @@ class CheckpointWriter:
             raise InvalidRequestError(f"nothing was written to {self._path}")
         self._check_aliases()
         self._partitions.finish()
+        extents = self._finished_extents()
         index = dump_entries(self._entries).encode()
         manifest = Manifest(
-            partitions=tuple(self._partitions.sizes),
-            extents=tuple(self._partitions.extents),
+            partitions=tuple(self._files.sizes),
+            extents=tuple(extents),
             index_crc32c=crc32c(index),
+            encoding=RANS if any(extent.is_coded for extent in extents) else RAW,
             storage_offsets=self._storage_offsets,
             buffers=self._buffers,
             aliases=self._aliases,
             producer=_producer(),
         )
-        (self.directory / INDEX_FILE).write_bytes(index)
+        (self.directory / manifest.index_file).write_bytes(index)
         (self.directory / MANIFEST_FILE).write_text(dump_manifest(manifest))
         # What readers would refuse must not be published.
         open_indexed(self.directory, root=None)
         self._staging.publish(keep_files=self._keep_files)
+
+    def _finished_extents(self) -> list[StoredExtent]:
+        """Return what was written; where nothing was gained by coding, as if none had been tried.
+
+        Then the places of tensors are those of the bytes in the partitions.
+        """
+        extents = self._partitions.extents
+        if not isinstance(self._partitions, CompressedWriter):
+            return extents
+        self.compression = self._partitions.compression
+        if any(extent.is_coded for extent in extents):
+            return extents
+        starts = [extent.offset for extent in extents]
+        for entries in (self._entries, self._buffers):
+            for name, entry in entries.items():
+                if entry.size_bytes:
+                    extent = extents[bisect_right(starts, entry.offset) - 1]
+                    offset = entry.offset - extent.offset + extent.stored_offset
+                    entries[name] = entry._replace(offset=offset)
+        return [extent._replace(offset=extent.stored_offset) for extent in extents]
 
     def _check_aliases(self) -> None:
         stored = self._entries.keys() | self._buffers.keys()

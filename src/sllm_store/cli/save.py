@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,11 @@ _HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tikto
     default="auto",
     show_default=True,
     help="Cast floating point tensors; auto keeps them (a GGUF's blocks become float32).",
+)
+@click.option(
+    "--compress",
+    is_flag=True,
+    help="Code 16-bit floats without loss, where that makes them smaller.",
 )
 @click.option(
     "--max-shard-size",
@@ -115,6 +120,7 @@ def save(*, disk_bytes: int | None, as_json: bool, **options: Any) -> None:
                 dtype=order.dtype,
                 max_shard_bytes=order.max_shard_bytes,
                 threads=order.threads,
+                compress=order.compress,
                 on_progress=on_progress,
                 control=control,
             )
@@ -129,6 +135,7 @@ def save(*, disk_bytes: int | None, as_json: bool, **options: Any) -> None:
                 "tensors": report.tensors_total,
                 "size_bytes": report.size_bytes,
                 "small_files": list(report.small_files),
+                "compression": asdict(report.compression) if report.compression else None,
             }
         )
     else:
@@ -136,6 +143,8 @@ def save(*, disk_bytes: int | None, as_json: bool, **options: Any) -> None:
             f"saved {order.name}: {report.tensors_total} tensors, {format_size(report.size_bytes)},"
             f" from {report.source_format}, at {target}"
         )
+        if report.compression is not None:
+            say(report.compression.summary)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +158,7 @@ class _Order:
     dtype: str
     max_shard_bytes: int
     threads: int
+    compress: bool
 
 
 def _parse(options: dict[str, Any]) -> _Order:
@@ -178,6 +188,7 @@ def _parse(options: dict[str, Any]) -> _Order:
         dtype=options["dtype"],
         max_shard_bytes=options["max_shard_bytes"],
         threads=options["threads"],
+        compress=options["compress"],
     )
 
 

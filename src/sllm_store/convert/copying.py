@@ -10,10 +10,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from sllm_store.checkpoint.decoding import read_extent
 from sllm_store.checkpoint.writer import Source
 from sllm_store.convert.steps import Made, Step
-from sllm_store.errors import InvalidRequestError, ReadError
-from sllm_store.native import File, HostBuffer, NativeError
+from sllm_store.errors import InvalidRequestError
+from sllm_store.native import File, HostBuffer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,7 +80,7 @@ def _cast(views: list[Tensor], index: int, extent: Extent, *, file: File, dtype:
     from sllm_store.convert.floats import cast
 
     raw = np.empty(extent.size_bytes, dtype=np.uint8)
-    _read_into(file, extent, raw.ctypes.data)
+    read_extent(file, extent, raw.ctypes.data)
     values = cast(raw, source=views[0].dtype, target=dtype, name=views[0].name)
     return Made(
         sources=tuple(
@@ -107,12 +108,5 @@ def _read(file: File, extent: Extent) -> tuple[HostBuffer | None, int, int]:
     if extent.size_bytes == 0:
         return None, 0, 0
     buffer = HostBuffer(extent.size_bytes)
-    _read_into(file, extent, buffer.address)
+    read_extent(file, extent, buffer.address)
     return buffer, buffer.address, extent.size_bytes
-
-
-def _read_into(file: File, extent: Extent, address: int) -> None:
-    try:
-        file.read_into(extent.offset, address, extent.size_bytes)
-    except NativeError as error:
-        raise ReadError(f"reading {file.path} failed: {error.strerror}") from error

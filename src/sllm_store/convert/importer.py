@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from sllm_store.checkpoint.compressed_writer import Compression
     from sllm_store.checkpoint.model import Checkpoint
     from sllm_store.convert.steps import Made, Step
 
@@ -34,12 +35,16 @@ _EXTRA = "serverless-llm[gguf]"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportReport:
-    """What an import did. `small_files` are names in the target's directory."""
+    """What an import did. `small_files` are names in the target's directory.
+
+    `compression` is None where none was asked for.
+    """
 
     source_format: str
     tensors_total: int
     size_bytes: int
     small_files: tuple[str, ...]
+    compression: Compression | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +64,7 @@ def import_checkpoint(  # noqa: PLR0913 - the options of one command, each with 
     dtype: str = "auto",
     max_shard_bytes: int = MAX_SHARD_BYTES,
     threads: int = 4,
+    compress: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
     control: Control | None = None,
 ) -> ImportReport:
@@ -86,6 +92,7 @@ def import_checkpoint(  # noqa: PLR0913 - the options of one command, each with 
         threads=threads,
         control=control,
         keep_files=False,
+        compress=compress,
     ) as writer:
 
         def write(made: Made) -> None:
@@ -107,6 +114,7 @@ def import_checkpoint(  # noqa: PLR0913 - the options of one command, each with 
         tensors_total=tensors_total,
         size_bytes=size_bytes,
         small_files=tuple(sorted([*map(str, plan.carried), *plan.texts])),
+        compression=writer.compression,
     )
 
 

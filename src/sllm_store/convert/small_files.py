@@ -30,6 +30,7 @@ _LEFT_BEHIND = (
     "*.onnx",
     "tensor.data_*",
     "tensor_index.json",
+    "compressed_index.json",
     "checkpoint.json",
 )
 _LEFT_DIRECTORIES = frozenset({"original", ".git", ".cache"})

@@ -15,6 +15,9 @@ class Cancelled(RuntimeError):
 def crc32c(address: int, size: int) -> int:
     """CRC-32C (Castagnoli, RFC 3720) of memory."""
 
+def crc32c_combine(first: int, second: int, second_size: int) -> int:
+    """The CRC-32C of two pieces of memory one after the other, from theirs."""
+
 @final
 class Control:
     """Shared by a running call and those who watch it: progress, cancellation, waiting."""

@@ -6,6 +6,7 @@ storage at a time, so a save needs no more memory than the largest storage.
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 PROGRESS_INTERVAL_S = 0.1
+log = logging.getLogger(__name__)
+
 _NOT_YET = 1  # Address of a storage that is not on the host so far.
 
 
@@ -34,24 +37,33 @@ def save_dict(
     model_path: str | os.PathLike[str],
     *,
     max_shard_size: int | str = "10GB",
+    compress: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Save tensors of any dtype and device as a checkpoint at model_path, whole or not at all.
 
     Views keep their strides and offsets, and what shares memory still does when it is loaded. The
     tensors are neither moved nor changed. No file is larger than max_shard_size, unless one
-    storage is. on_progress gets (bytes done, bytes in all). Raises InvalidRequestError naming the
-    key of a value that cannot be saved.
+    storage is. With compress, float16 and bfloat16 tensors are coded without loss where that makes
+    them smaller; they load as before, with the same bytes. on_progress gets (bytes done, bytes in
+    all). Raises InvalidRequestError naming the key of a value that cannot be saved.
     """
-    write_checkpoint(state_dict, model_path, max_shard_size=max_shard_size, on_progress=on_progress)
+    write_checkpoint(
+        state_dict,
+        model_path,
+        max_shard_size=max_shard_size,
+        compress=compress,
+        on_progress=on_progress,
+    )
 
 
-def write_checkpoint(
+def write_checkpoint(  # noqa: PLR0913 - what both kinds of save have, each with a default.
     tensors: Mapping[str, torch.Tensor],
     path: str | os.PathLike[str],
     *,
     buffers: Mapping[str, torch.Tensor] | None = None,
     max_shard_size: int | str = "10GB",
+    compress: bool = False,
     write_small_files: Callable[[Path], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -68,13 +80,17 @@ def write_checkpoint(
         part.end - part.start for part in plan_ranges(piece.source for piece in pieces)
     )
     control = Control()
-    with CheckpointWriter(Path(path), max_shard_bytes=max_shard_bytes, control=control) as writer:
+    with CheckpointWriter(
+        Path(path), max_shard_bytes=max_shard_bytes, control=control, compress=compress
+    ) as writer:
         if write_small_files is not None:
             write_small_files(writer.directory)
         if on_progress is None:
             _write(writer, pieces)
         else:
             _write_watched(writer, pieces, control, lambda done: on_progress(done, total_bytes))
+    if writer.compression is not None:
+        log.info("saved %s: %s", path, writer.compression.summary)
 
 
 class _Piece:

@@ -34,6 +34,7 @@ def save_model(
     max_shard_size: int | str = "10GB",
     *,
     tokenizer: Any = None,
+    compress: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Save a model at model_path, whole or not at all: every tensor in its own dtype.
@@ -41,7 +42,8 @@ def save_model(
     Beside the tensors (state dict and non-persistent buffers, tied ones once) go config.json,
     generation_config.json, upstream's two files of module sizes, and what `tokenizer` (or a
     processor) saves. Files that are there already and are not part of a checkpoint stay. The model
-    is neither moved nor changed.
+    is neither moved nor changed. With compress, float16 and bfloat16 tensors are coded without
+    loss where that makes them smaller.
     """
     if not isinstance(model, PreTrainedModel):
         raise InvalidRequestError(
@@ -63,6 +65,7 @@ def save_model(
         model_path,
         buffers=buffers,
         max_shard_size=max_shard_size,
+        compress=compress,
         write_small_files=write_small_files,
         on_progress=on_progress,
     )

@@ -297,7 +297,14 @@ BUFFER = [0, 8, [2], [1], "torch.float32"]
 EXTENT_END = 2**40
 MANIFEST_ATTACKS: dict[str, tuple[Callable[[Any], object], str]] = {
     "other format": (set_field("format", "zip"), "format is 'zip'"),
-    "newer version": (set_field("version", 2), "version is 2, and this release reads version 1"),
+    "newer version": (
+        set_field("version", 3),
+        "version is 3, and this release reads versions 1 and 2",
+    ),
+    "another version's encoding": (
+        set_field("version", 2),
+        "encoding is 'raw', and in version 2 this release reads 'rans-f16'",
+    ),
     "version true": (set_field("version", value=True), "version is True"),
     "other encoding": (set_field("encoding", "zstd"), "encoding is 'zstd'"),
     "no version": (drop("version"), "has no version"),

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sllm_store import native
+from sllm_store.checkpoint.checksum import crc32c
 from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.checkpoint.verify import verify_checkpoint
 from sllm_store.checkpoint.writer import CheckpointWriter
 from sllm_store.errors import ChecksumError, InvalidCheckpointError, LoadCancelledError
-from tests.checkpoint_memory import write_as_upstream
+from tests.checkpoint_memory import weights, write_as_upstream
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,3 +122,73 @@ def test_a_cancelled_verification_says_so(saved: Path) -> None:
     control.cancel()
     with pytest.raises(LoadCancelledError, match=r"verifying .* was cancelled"):
         verify_checkpoint(open_checkpoint(saved), control=control)
+
+
+@pytest.fixture
+def compressed(tmp_path: Path, memory: Memory) -> Path:
+    """Two extents of three segments and two, and a short one as it is."""
+    with CheckpointWriter(tmp_path / "c", compress=True) as writer:
+        writer.write(
+            [
+                memory.tensor("a", weights(1_200_000), "bfloat16"),
+                memory.tensor("b", weights(700_001, seed=1), "bfloat16"),
+                memory.tensor("c", b"c" * 100),
+            ]
+        )
+    return tmp_path / "c"
+
+
+@pytest.mark.parametrize("mode", ["direct", "buffered"])
+def test_a_compressed_checkpoint_is_compared_stored_and_decoded(
+    compressed: Path, mode: str
+) -> None:
+    control = native.Control()
+    checkpoint = open_checkpoint(compressed)
+    report = verify_checkpoint(checkpoint, control=control, mode=mode)
+    report.require_good()
+    assert (report.extents_total, report.extents_compared) == (3, 3)
+    assert report.bytes_read == checkpoint.stored_bytes == control.bytes_done
+    assert report.bytes_decoded == 3_800_002
+    assert report.summary == (
+        "all 3 extents are as they were saved; 3.6 MB of them are compressed and were decoded"
+    )
+
+
+def test_a_flipped_bit_of_a_segment_is_found_before_it_is_decoded(compressed: Path) -> None:
+    segment = open_checkpoint(compressed).extents[0].segments[1]
+    flip(compressed / "tensor.data_0", segment.offset + 900)
+    (problem,) = verify_checkpoint(open_checkpoint(compressed)).problems
+    assert problem.tensors == ("a",)
+    assert f"segment at offset {segment.offset}: CRC-32C is" in problem.what
+
+
+@pytest.mark.parametrize(
+    ("place", "message"), [(900, "decoded, CRC-32C is"), (0, "cannot be decoded: ")]
+)
+def test_a_segment_whose_checksum_was_forged_is_found_by_decoding(
+    compressed: Path, place: int, message: str
+) -> None:
+    """900 is among the low bytes, which any decoder takes as they are; 0 is the header."""
+    segment = open_checkpoint(compressed).extents[1].segments[0]
+    data = bytearray((compressed / "tensor.data_0").read_bytes())
+    data[segment.offset + place] ^= 4
+    (compressed / "tensor.data_0").write_bytes(data)
+    stored = bytes(data[segment.offset : segment.offset + segment.stored_bytes])
+    manifest = (compressed / "checkpoint.json").read_text()
+    forged = manifest.replace(str(segment.crc32c), str(crc32c(stored)))
+    (compressed / "checkpoint.json").write_text(forged)
+    (problem,) = verify_checkpoint(open_checkpoint(compressed)).problems
+    assert problem.tensors == ("b",)
+    assert message in problem.what
+
+
+def test_segments_that_cannot_be_read_are_reported(
+    compressed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise native.NativeError(5, "the disk is ill", "tensor.data_0")
+
+    monkeypatch.setattr(native, "run_transfer", fail)
+    problems = verify_checkpoint(open_checkpoint(compressed)).problems
+    assert [problem.tensors for problem in problems] == [("a",), ("b",)]
+    assert all("cannot be read: " in problem.what for problem in problems)

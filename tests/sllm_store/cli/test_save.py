@@ -57,6 +57,7 @@ def test_model_takes_a_path_too(source: Path, storage: Path, run: Callable[..., 
         "tensors": 3,
         "size_bytes": 12012,
         "small_files": ["config.json", "tokenizer_config.json"],
+        "compression": None,
     }
 
 
