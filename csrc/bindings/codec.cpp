@@ -3,12 +3,15 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <limits>
 #include <memory>
+#include <string>
 #include <tuple>
 #include <vector>
 
 #include "bindings/arguments.hpp"
 #include "codec/codec.hpp"
+#include "codec/device_decoder.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -18,6 +21,7 @@ namespace {
 
 using Pair = std::tuple<std::int64_t, std::int64_t>;
 using Triple = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
+using Quadruple = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
 using ReleaseGil = nb::call_guard<nb::gil_scoped_release>;
 
 nb::list encode_segments(const std::vector<Pair>& pieces, std::int64_t threads,
@@ -67,6 +71,23 @@ void decode_segment(std::int64_t address, std::int64_t stored_size, std::int64_t
                         {checked_memory(destination, raw_size), checked_size(raw_size)});
 }
 
+std::uint32_t checked_device_size(std::int64_t size) {
+  if (checked_size(size) > std::numeric_limits<std::uint32_t>::max()) {
+    throw std::invalid_argument(std::to_string(size) + " bytes are no segment");
+  }
+  return static_cast<std::uint32_t>(size);
+}
+
+void decode_segments_on_device(int device, const std::vector<Quadruple>& segments) {
+  std::vector<codec::DeviceSegment> parsed;
+  for (const auto& [stored, stored_size, raw, raw_size] : segments) {
+    parsed.push_back({static_cast<cuda::DevicePointer>(stored),
+                      static_cast<cuda::DevicePointer>(raw), checked_device_size(stored_size),
+                      checked_device_size(raw_size)});
+  }
+  codec::decode_on_device(device, parsed);
+}
+
 }  // namespace
 
 void bind_codec(nb::module_& module) {
@@ -77,6 +98,8 @@ void bind_codec(nb::module_& module) {
              "control"_a, ReleaseGil());
   module.def("decode_segment", &decode_segment, "address"_a, "stored_size"_a, "destination"_a,
              "raw_size"_a, ReleaseGil());
+  module.def("decode_segments_on_device", &decode_segments_on_device, "device"_a, "segments"_a,
+             ReleaseGil());
 }
 
 }  // namespace sllm::bindings

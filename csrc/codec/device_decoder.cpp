@@ -1,6 +1,7 @@
 #include "codec/device_decoder.hpp"
 
 #include <algorithm>
+#include <cerrno>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -8,16 +9,35 @@
 #include <string>
 
 #include "codec/embedded_ptx.hpp"
+#include "io/errors.hpp"
 #include "shim/cuda_device.hpp"
+#include "shim/cuda_memory.hpp"
 
 namespace sllm::codec {
 namespace {
 
+constexpr unsigned kStreamNonBlocking = 1;
 constexpr unsigned kThreads = 512;  // as decode_segments.cu was compiled for
 
 std::string on_device(const char* call, int ordinal) {
   return std::string(call) + " on device " + std::to_string(ordinal);
 }
+
+class OwnStream {
+ public:
+  explicit OwnStream(int ordinal) {
+    cuda::check(cuda::driver().stream_create(&handle_, kStreamNonBlocking),
+                on_device("cuStreamCreate", ordinal));
+  }
+  ~OwnStream() { static_cast<void>(cuda::driver().stream_destroy(handle_)); }
+  OwnStream(const OwnStream&) = delete;
+  OwnStream& operator=(const OwnStream&) = delete;
+
+  cuda::StreamHandle handle() const { return handle_; }
+
+ private:
+  cuda::StreamHandle handle_ = nullptr;
+};
 
 }  // namespace
 
@@ -64,6 +84,25 @@ void DeviceDecoder::launch(std::span<const DeviceSegment> segments, cuda::Device
                                              parameters, nullptr),
                 on_device("cuLaunchKernel", ordinal_));
     segments = segments.subspan(count);
+  }
+}
+
+void decode_on_device(int ordinal, std::span<const DeviceSegment> segments) {
+  DeviceDecoder& decoder = DeviceDecoder::of(ordinal);
+  std::uint32_t errors = 0;
+  const cuda::DeviceBuffer flag(ordinal, sizeof(errors));
+  cuda::copy_to_device(ordinal, &errors, flag.address(), sizeof(errors));
+  {
+    cuda::ContextScope scope(ordinal);
+    const OwnStream stream(ordinal);
+    decoder.launch(segments, flag.address(), stream.handle());
+    cuda::check(cuda::driver().stream_synchronize(stream.handle()),
+                on_device("decoding segments", ordinal));
+  }
+  cuda::copy_to_host(ordinal, flag.address(), &errors, sizeof(errors));
+  if (errors != 0) {
+    throw SystemError(EBADMSG, "a coded segment on device " + std::to_string(ordinal) +
+                                   " is corrupt, of " + std::to_string(segments.size()));
   }
 }
 

@@ -52,4 +52,8 @@ class DeviceDecoder {
   cuda::FunctionHandle kernel_ = nullptr;
 };
 
+// Decodes segments that are in a device's memory, and waits. Throws SystemError (EBADMSG) if one of
+// them is corrupt.
+void decode_on_device(int ordinal, std::span<const DeviceSegment> segments);
+
 }  // namespace sllm::codec

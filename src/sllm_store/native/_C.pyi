@@ -116,6 +116,11 @@ def encode_segments_into(
 def decode_segment(address: int, stored_size: int, destination: int, raw_size: int) -> None:
     """Decode one segment; NativeError (EBADMSG) unless it is whole, and of raw_size bytes."""
 
+def decode_segments_on_device(device: int, segments: Sequence[tuple[int, int, int, int]]) -> None:
+    """Decode segments in device memory: (address, stored_size, destination, raw_size) each, with
+    addresses that are multiples of 16. NativeError (EBADMSG) if one is corrupt; then nothing is
+    known of any destination."""
+
 @final
 class FileWriter:
     """Writes one new file: direct I/O where possible, several threads, explicit errors.
