@@ -15,10 +15,13 @@ from pathlib import Path
 
 SUITE: dict[str, list[str]] = {
     "load_time": ["--shapes", "llama-8b,weights,many,few"],
+    "codec_rate": [],
 }
 SMALL: dict[str, list[str]] = {
     "load_time": ["--small", "--pool", "256MB", "--runs", "1"],
+    "codec_rate": ["--size", "8MB", "--threads", "1", "--runs", "1"],
 }
+WITHOUT_FILES = {"codec_rate"}
 
 
 def main() -> None:
@@ -34,7 +37,8 @@ def main() -> None:
     for name in args.names or SUITE:
         work = args.work / name
         work.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", f"benchmarks.{name}", "--work", str(work)]
+        command = [sys.executable, "-m", f"benchmarks.{name}"]
+        command += [] if name in WITHOUT_FILES else ["--work", str(work)]
         command += ["--out", str(args.work / f"{name}.json"), *SUITE[name]]
         command += SMALL[name] if args.small else []
         print(f"::: {shlex.join(command[1:])}", flush=True)
