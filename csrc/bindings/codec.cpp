@@ -4,7 +4,6 @@
 #include <nanobind/stl/vector.h>
 
 #include <limits>
-#include <memory>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -19,41 +18,9 @@ using namespace nb::literals;
 namespace sllm::bindings {
 namespace {
 
-using Pair = std::tuple<std::int64_t, std::int64_t>;
 using Triple = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
 using Quadruple = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
 using ReleaseGil = nb::call_guard<nb::gil_scoped_release>;
-
-nb::list encode_segments(const std::vector<Pair>& pieces, std::int64_t threads,
-                         io::Control& control) {
-  std::vector<std::unique_ptr<std::byte[]>> buffers;
-  std::vector<codec::EncodePiece> parsed;
-  std::vector<std::size_t> sizes;
-  {
-    nb::gil_scoped_release release;
-    for (const auto& [address, size] : pieces) {
-      const std::span raw(checked_memory(address, size), checked_size(size));
-      if (raw.size() > codec::kSegmentBytes) {
-        throw std::invalid_argument("a piece of " + std::to_string(size) +
-                                    " bytes: a segment has " +
-                                    std::to_string(codec::kSegmentBytes) + " at most");
-      }
-      buffers.push_back(std::make_unique_for_overwrite<std::byte[]>(raw.size()));
-      parsed.push_back({raw, buffers.back().get()});
-    }
-    sizes = codec::encode_segments(parsed, threads, control);
-  }
-  nb::list coded;
-  for (std::size_t i = 0; i < sizes.size(); ++i) {
-    if (sizes[i] == 0) {
-      coded.append(nb::none());
-    } else {
-      coded.append(nb::bytes(buffers[i].get(), sizes[i]));
-    }
-    buffers[i].reset();
-  }
-  return coded;
-}
 
 std::vector<std::size_t> encode_segments_into(const std::vector<Triple>& pieces,
                                               std::int64_t threads, io::Control& control) {
@@ -92,8 +59,6 @@ void decode_segments_on_device(int device, const std::vector<Quadruple>& segment
 
 void bind_codec(nb::module_& module) {
   module.attr("SEGMENT_BYTES") = codec::kSegmentBytes;
-  module.def("encode_segments", &encode_segments, "pieces"_a, nb::kw_only(), "threads"_a,
-             "control"_a);
   module.def("encode_segments_into", &encode_segments_into, "pieces"_a, nb::kw_only(), "threads"_a,
              "control"_a, ReleaseGil());
   module.def("decode_segment", &decode_segment, "address"_a, "stored_size"_a, "destination"_a,

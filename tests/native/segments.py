@@ -14,9 +14,10 @@ HEADER_BYTES = 768
 def encode(raw: bytes) -> bytes | None:
     """Return the coded segment, or None where coding does not pay."""
     memory = ctypes.create_string_buffer(raw, max(len(raw), 1))
-    pieces = [(ctypes.addressof(memory), len(raw))]
-    (coded,) = native.encode_segments(pieces, threads=1, control=native.Control())
-    return coded
+    stored = ctypes.create_string_buffer(max(len(raw), 1))
+    piece = (ctypes.addressof(memory), len(raw), ctypes.addressof(stored))
+    (size,) = native.encode_segments_into([piece], threads=1, control=native.Control())
+    return stored.raw[:size] if size else None
 
 
 def coded(raw: bytes) -> bytes:

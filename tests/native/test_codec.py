@@ -32,10 +32,9 @@ class Segments:
         self.contents = contents
         self._memory = [ctypes.create_string_buffer(raw, len(raw)) for raw in contents]
         self._stored = [ctypes.create_string_buffer(len(raw)) for raw in contents]
-        self.pieces = [(ctypes.addressof(raw), len(raw)) for raw in self._memory]
-        self.pieces_into = [
-            (*piece, ctypes.addressof(stored))
-            for piece, stored in zip(self.pieces, self._stored, strict=True)
+        self.pieces = [
+            (ctypes.addressof(raw), len(raw), ctypes.addressof(stored))
+            for raw, stored in zip(self._memory, self._stored, strict=True)
         ]
 
     def stored(self, index: int, size: int) -> bytes:
@@ -110,12 +109,8 @@ def test_pieces_are_coded_alike_by_any_number_of_threads(threads: int) -> None:
     segments = Segments(contents)
     expected = [encode(raw) for raw in contents]
     control = native.Control()
-    found = native.encode_segments(segments.pieces, threads=threads, control=control)
-    assert found == expected
+    sizes = native.encode_segments_into(segments.pieces, threads=threads, control=control)
     assert control.bytes_done == sum(map(len, contents))
-    sizes = native.encode_segments_into(
-        segments.pieces_into, threads=threads, control=native.Control()
-    )
     assert sizes == [len(stored or b"") for stored in expected]
     for index, stored in enumerate(expected):
         assert stored is None or segments.stored(index, sizes[index]) == stored
@@ -125,22 +120,20 @@ def test_a_cancelled_call_codes_nothing() -> None:
     control = native.Control()
     control.cancel()
     with pytest.raises(native.Cancelled):
-        native.encode_segments(Segments([bytes(9)]).pieces, threads=1, control=control)
+        native.encode_segments_into(Segments([bytes(9)]).pieces, threads=1, control=control)
 
 
 def test_arguments_that_make_no_sense_are_refused() -> None:
     segments = Segments([bytes(SEGMENT + 2)])
     control = native.Control()
     with pytest.raises(ValueError, match=str(SEGMENT)):
-        native.encode_segments(segments.pieces, threads=1, control=control)
-    with pytest.raises(ValueError, match=str(SEGMENT)):
-        native.encode_segments_into(segments.pieces_into, threads=1, control=control)
-    address, _ = segments.pieces[0]
-    for pieces in ([(address, -1)], [(0, 2)], [(-5, 2)]):
+        native.encode_segments_into(segments.pieces, threads=1, control=control)
+    address, _, destination = segments.pieces[0]
+    for piece in ((address, -1, destination), (0, 2, destination), (address, 2, -5)):
         with pytest.raises(ValueError, match=r"negative|memory"):
-            native.encode_segments(pieces, threads=1, control=control)
+            native.encode_segments_into([piece], threads=1, control=control)
     with pytest.raises(ValueError, match="threads"):
-        native.encode_segments([(address, 2)], threads=0, control=control)
+        native.encode_segments_into([(address, 2, destination)], threads=0, control=control)
     with pytest.raises(ValueError, match="negative"):
         native.decode_segment(address, -1, address, 2)
 

@@ -100,18 +100,13 @@ def checksum_ranges(
 SEGMENT_BYTES: int
 """What one segment of coded 16-bit floats holds at most, before coding."""
 
-def encode_segments(
-    pieces: Sequence[tuple[int, int]], *, threads: int, control: Control
-) -> list[bytes | None]:
-    """Code (address, size) each, of at most SEGMENT_BYTES, as a segment of 16-bit floats.
-    None for a piece that coding would not make smaller by a sixteenth."""
-
 def encode_segments_into(
     pieces: Sequence[tuple[int, int, int]], *, threads: int, control: Control
 ) -> list[int]:
-    """encode_segments for (address, size, destination): the destination has room for size bytes.
-    Returns the coded sizes, 0 for a piece that does not get smaller by a sixteenth; what its
-    destination holds then means nothing. control.bytes_done counts sizes before coding."""
+    """Code each (address, size, destination), of at most SEGMENT_BYTES, as a segment of 16-bit
+    floats into the destination, which has room for size bytes. Returns the coded sizes, 0 for a
+    piece that does not get smaller by a sixteenth; what its destination holds then means nothing.
+    control.bytes_done counts sizes before coding."""
 
 def decode_segment(address: int, stored_size: int, destination: int, raw_size: int) -> None:
     """Decode one segment; NativeError (EBADMSG) unless it is whole, and of raw_size bytes."""
