@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Before any library that reads them at import is imported. Tests load no model by its hub name;
 # one that tries fails at once instead of waiting for a network.
@@ -11,3 +14,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 for _name in ("STORAGE_PATH", "SLLM_STORE_ADDRESS", "SLLM_STORE_TOKEN"):
     os.environ.pop(_name, None)
+
+# What is learnt about the disk here must not decide how later runs behave, nor be left behind.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sllm-test-cache-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)

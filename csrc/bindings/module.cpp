@@ -21,6 +21,7 @@
 
 #include "bindings/arguments.hpp"
 #include "bindings/codec.hpp"
+#include "bindings/tuner.hpp"
 #include "io/checksum.hpp"
 #include "io/control.hpp"
 #include "io/crc32c.hpp"
@@ -237,8 +238,10 @@ sllm::io::TransferReport run_transfer(const std::vector<std::shared_ptr<sllm::io
                                       const std::vector<Quintuple>& reads,
                                       const std::vector<Quintuple>& copies,
                                       const std::vector<Pair>& devices, const std::string& mode,
-                                      std::int64_t threads, sllm::io::Control& control) {
+                                      std::int64_t threads, sllm::io::Control& control,
+                                      std::shared_ptr<sllm::io::Tuner> tuner) {
   sllm::io::TransferRequest request;
+  request.tuner = std::move(tuner);
   request.mode = sllm::io::parse_read_mode(mode);
   request.threads = threads;
   request.files.assign(files.begin(), files.end());
@@ -265,11 +268,17 @@ void bind_transfer(nb::module_& module) {
       .def_rw("bytes_direct", &TransferReport::bytes_direct)
       .def_rw("bytes_buffered", &TransferReport::bytes_buffered)
       .def_rw("bytes_copied", &TransferReport::bytes_copied)
+      .def_prop_ro("setting",
+                   [](const TransferReport& self) {
+                     const auto& [threads, depth, size] = self.setting;
+                     return std::make_tuple(threads, depth, size);
+                   })
       .def_rw("read_s", &TransferReport::read_s)
       .def_rw("copy_s", &TransferReport::copy_s)
       .def_rw("total_s", &TransferReport::total_s);
   module.def("run_transfer", &run_transfer, "files"_a, "steps"_a, "reads"_a, "copies"_a,
-             "devices"_a, nb::kw_only(), "mode"_a, "threads"_a, "control"_a, ReleaseGil());
+             "devices"_a, nb::kw_only(), "mode"_a, "threads"_a, "control"_a, "tuner"_a = nb::none(),
+             ReleaseGil());
   module.def(
       "checksum_ranges",
       [](const std::shared_ptr<sllm::io::File>& file, const std::vector<Pair>& ranges,
@@ -473,6 +482,7 @@ NB_MODULE(_C, module) {
   bind_exceptions(module);
   bind_control(module);
   bind_file(module);
+  sllm::bindings::bind_tuner(module);
   bind_transfer(module);
   bind_writer(module);
   bind_host_memory(module);

@@ -18,6 +18,7 @@ constexpr std::uint64_t kPieceSize = 2 << 20;
 // Pieces that one thread keeps in flight where the reads are queued.
 constexpr std::size_t kSlabs = 4;
 constexpr unsigned kDepth = 16;
+constexpr std::uint32_t kReadSize = 512 << 10;
 
 struct ChecksumPiece {
   std::size_t range;
@@ -66,7 +67,7 @@ struct Slab {
 void checksum_pieces(const File& file, ReadMode mode, std::vector<ChecksumPiece>& pieces,
                      ItemClaims& claims, Control& control) {
   std::array<Slab, kSlabs> slabs;
-  Reader reader(mode, kDepth);  // destroyed before the slabs it reads into
+  Reader reader(mode, kDepth, kReadSize);  // destroyed before the slabs it reads into
   std::size_t turn = 0;
   for (std::size_t item = 0; claims.try_claim(item);) {
     Slab& slab = slabs[turn++ % kSlabs];

@@ -12,11 +12,8 @@
 namespace sllm::io {
 namespace {
 
-// Deep queues of small reads beat shallow queues of big ones on NVMe; a thread that reads one at a
-// time wants them bigger.
-constexpr std::uint32_t kQueuedSize = 512 << 10;
-constexpr std::uint32_t kSingleSize = 2 << 20;
-constexpr std::uint32_t kBounceSize = 512 << 10;
+// Room for any depth that is asked for later.
+constexpr unsigned kRingEntries = 256;
 // Below this an unaligned range is read whole through the slab rather than as head, body, tail.
 constexpr std::uint64_t kSmallSize = 64 << 10;
 
@@ -50,15 +47,27 @@ void require_read_mode(ReadMode mode, std::span<const std::shared_ptr<const File
   }
 }
 
-Reader::Reader(ReadMode mode, unsigned depth) : mode_(mode), depth_(std::max(depth, 1U)) {}
+bool has_queues(ReadMode mode) {
+  if (mode != ReadMode::kAuto && mode != ReadMode::kUring) return false;
+  int error = 0;
+  return Uring::create(1, error) != nullptr;
+}
+
+Reader::Reader(ReadMode mode, unsigned depth, std::uint32_t size) : mode_(mode) {
+  tune(depth, size);
+}
 
 Reader::~Reader() {
   drain();
 }
 
-void Reader::submit(const ReadRange& range, Ticket& ticket) {
+void Reader::tune(unsigned depth, std::uint32_t size) {
+  depth_ = std::clamp(depth, 1U, kRingEntries);
+  size_ = static_cast<std::uint32_t>(align_up(std::max<std::uint32_t>(size, kPageSize), kPageSize));
+}
+
+void Reader::submit(const ReadRange& range, Ticket& ticket, Source source) {
   if (range.size == 0) return;
-  const File& file = *range.file;
   switch (mode_) {
     case ReadMode::kBuffered:
       read_buffered(range);
@@ -67,22 +76,27 @@ void Reader::submit(const ReadRange& range, Ticket& ticket) {
       read_direct(range, ticket);
       break;
     case ReadMode::kUring:
-      if (file.direct_alignment() != 0) {
+      if (range.file->direct_alignment() != 0) {
         read_direct(range, ticket);
       } else {
         read_in_place(range, false, ticket);
       }
       break;
     case ReadMode::kAuto:
-      if (file.direct_alignment() == 0 || file.direct_refused() ||
-          file.is_mostly_resident(range.offset, range.size)) {
-        read_buffered(range);
-      } else {
+      if (is_on_disk(range, source)) {
         read_direct(range, ticket);
+      } else {
+        read_buffered(range);
       }
       break;
   }
-  flush();
+}
+
+bool Reader::is_on_disk(const ReadRange& range, Source source) const {
+  const File& file = *range.file;
+  if (file.direct_alignment() == 0 || file.direct_refused()) return false;
+  if (source == Source::kUnknown) return !file.is_mostly_resident(range.offset, range.size);
+  return source == Source::kDisk;
 }
 
 void Reader::read_buffered(const ReadRange& range) {
@@ -119,7 +133,7 @@ void Reader::read_bounced(const ReadRange& range, Ticket& ticket) {
     operation.file = range.file;
     operation.io_offset = align_down(at, alignment);
     operation.io_size = static_cast<std::uint32_t>(
-        std::min<std::uint64_t>(align_up(end, alignment) - operation.io_offset, kBounceSize));
+        std::min<std::uint64_t>(align_up(end, alignment) - operation.io_offset, size_));
     operation.skip = static_cast<std::uint32_t>(at - operation.io_offset);
     operation.size = static_cast<std::uint32_t>(
         std::min<std::uint64_t>(end - at, operation.io_size - operation.skip));
@@ -133,14 +147,13 @@ void Reader::read_bounced(const ReadRange& range, Ticket& ticket) {
 }
 
 void Reader::read_in_place(const ReadRange& range, bool direct, Ticket& ticket) {
-  const bool queued = mode_ != ReadMode::kDirect && open_ring();
-  const std::uint64_t step = queued ? kQueuedSize : kSingleSize;
   for (std::uint64_t done = 0; done < range.size;) {
     const std::size_t index = take_operation();
     Operation& operation = operations_[index];
     operation.file = range.file;
     operation.io_offset = range.offset + done;
-    operation.io_size = static_cast<std::uint32_t>(std::min(range.size - done, step));
+    operation.io_size =
+        static_cast<std::uint32_t>(std::min<std::uint64_t>(range.size - done, size_));
     operation.skip = 0;
     operation.size = operation.io_size;
     operation.destination = range.destination + done;
@@ -156,7 +169,7 @@ bool Reader::open_ring() {
   if (ring_ != nullptr) return true;
   if (ring_refused_ || mode_ == ReadMode::kDirect) return false;
   int error = 0;
-  ring_ = Uring::create(depth_, error);
+  ring_ = Uring::create(kRingEntries, error);
   ring_refused_ = ring_ == nullptr;
   if (ring_refused_ && mode_ == ReadMode::kUring) {
     throw SystemError(EOPNOTSUPP, "io_uring is not available: " + errno_text(error));
@@ -165,7 +178,7 @@ bool Reader::open_ring() {
 }
 
 std::size_t Reader::take_operation() {
-  while (in_flight_ >= depth_) reap(true);
+  while (in_flight_ >= depth_) reap_one();
   if (free_.empty()) {
     operations_.emplace_back();
     free_.push_back(operations_.size() - 1);
@@ -177,8 +190,10 @@ std::size_t Reader::take_operation() {
 
 void Reader::start(std::size_t index) {
   Operation& operation = operations_[index];
-  if (operation.bounced && operation.slab == nullptr)
-    operation.slab = allocate_aligned(kBounceSize);
+  if (operation.bounced && operation.slab_size < operation.io_size) {
+    operation.slab_size = size_;
+    operation.slab = allocate_aligned(size_);
+  }
   if (mode_ == ReadMode::kDirect || !open_ring()) {
     free_.push_back(index);  // reusable after this call: nothing else starts meanwhile
     read_now(operation);
@@ -189,6 +204,7 @@ void Reader::start(std::size_t index) {
   while (!ring_->try_read(fd, target, operation.io_size, operation.io_offset, index)) flush();
   ++operation.ticket->pending;
   ++in_flight_;
+  flush();  // now: the disk must not wait until a completion has been dealt with
 }
 
 void Reader::read_now(Operation& operation) {
@@ -246,15 +262,24 @@ void Reader::finish_from_ring(std::size_t index, int result) {
 void Reader::reap(bool block) {
   if (in_flight_ == 0) return;
   Uring::Result completion{};
-  if (!ring_->try_take(completion)) {
-    const int error = ring_->submit(block ? 1 : 0);
-    const bool busy = error == EAGAIN || error == EBUSY;
-    if (error != 0 && !busy) throw_system_error(error, "io_uring_enter");
-    if (!ring_->try_take(completion)) return;
-  }
+  if (!try_complete(completion, block)) return;
   do {
     finish_from_ring(static_cast<std::size_t>(completion.tag), completion.result);
   } while (ring_->try_take(completion));
+}
+
+bool Reader::try_complete(Uring::Result& completion, bool block) {
+  if (ring_->try_take(completion)) return true;
+  const int error = ring_->submit(block ? 1 : 0);
+  const bool busy = error == EAGAIN || error == EBUSY;
+  if (error != 0 && !busy) throw_system_error(error, "io_uring_enter");
+  return ring_->try_take(completion);
+}
+
+void Reader::reap_one() {
+  Uring::Result completion{};
+  if (!try_complete(completion, true)) return;
+  finish_from_ring(static_cast<std::size_t>(completion.tag), completion.result);
 }
 
 void Reader::flush() {

@@ -22,12 +22,18 @@ ReadMode parse_read_mode(const std::string& name);
 // Throws SystemError(EOPNOTSUPP) when a forced mode cannot read these files here.
 void require_read_mode(ReadMode mode, std::span<const std::shared_ptr<const File>> files);
 
+// True where reads from a disk in this mode are queued rather than made one by one.
+bool has_queues(ReadMode mode);
+
 struct ReadRange {
   const File* file;
   std::uint64_t offset;
   std::uint64_t size;
   std::byte* destination;
 };
+
+// Where a range is known to be; kUnknown asks the page cache.
+enum class Source { kUnknown, kCache, kDisk };
 
 // Counts the reads of one piece that are still under way.
 struct Ticket {
@@ -36,15 +42,18 @@ struct Ticket {
 
 class Reader {
  public:
-  // `depth`: how many reads of this thread may be in flight, where the mode has a queue.
-  Reader(ReadMode mode, unsigned depth);
+  // `depth`: how many reads of this thread may be in flight, where the mode has a queue. `size`:
+  // the most that one of them asks for.
+  Reader(ReadMode mode, unsigned depth, std::uint32_t size);
   // Waits for what is in flight: no destination is written to afterwards.
   ~Reader();
   Reader(const Reader&) = delete;
   Reader& operator=(const Reader&) = delete;
 
+  // Changes both for reads that start from now on.
+  void tune(unsigned depth, std::uint32_t size);
   // Starts a range, or reads it at once; the ticket counts what is still to come.
-  void submit(const ReadRange& range, Ticket& ticket);
+  void submit(const ReadRange& range, Ticket& ticket, Source source = Source::kUnknown);
   // Finishes reads that are complete; with `block`, waits for at least one.
   void reap(bool block);
   unsigned in_flight() const { return in_flight_; }
@@ -66,6 +75,7 @@ class Reader {
     bool direct = false;
     Ticket* ticket = nullptr;
     AlignedMemory slab;
+    std::uint32_t slab_size = 0;
   };
 
   void read_buffered(const ReadRange& range);
@@ -73,17 +83,22 @@ class Reader {
   void read_bounced(const ReadRange& range, Ticket& ticket);
   void read_in_place(const ReadRange& range, bool direct, Ticket& ticket);
   bool open_ring();
+  bool is_on_disk(const ReadRange& range, Source source) const;
   // Waits for room, then returns a free operation's index.
   std::size_t take_operation();
   void start(std::size_t index);
   void read_now(Operation& operation);
   void finish(Operation& operation, std::int64_t result);
+  bool try_complete(Uring::Result& completion, bool block);
+  // Finishes one read that is complete, and waits for it where there is none.
+  void reap_one();
   void finish_from_ring(std::size_t index, int result);
   void flush();
   void drain() noexcept;
 
   ReadMode mode_;
   unsigned depth_;
+  std::uint32_t size_;
   std::unique_ptr<Uring> ring_;
   bool ring_refused_ = false;
   std::vector<Operation> operations_;

@@ -16,8 +16,8 @@
 #include <utility>
 #include <vector>
 
-#include "io/uring.hpp"
-#include "io/worker_group.hpp"
+#include "io/read_batches.hpp"
+#include "io/tuner.hpp"
 #include "shim/copy_lane.hpp"
 #include "shim/peer_access.hpp"
 
@@ -26,38 +26,18 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Reads from a disk in flight, and the threads that keep them so. Few threads with deep queues beat
-// many with shallow ones: 4.2 GB/s with one, 3.4 with 2 to 4 and 2.5 with 16 on a virtio disk.
-constexpr unsigned kDepthTotal = 64;
-constexpr unsigned kQueueThreads = 2;
-constexpr unsigned kDepthMin = 4;
-constexpr std::size_t kSortedAloneMax = 64;  // pieces that one thread sorts faster than several
+// Of reads that the page cache was to serve and does not.
+constexpr unsigned kWarmDepth = 4;
 
 double seconds(Clock::duration duration) {
   return std::chrono::duration<double>(duration).count();
 }
 
-// Numbers of pieces, which threads claim in ascending order.
-class PieceQueue {
- public:
-  void add(std::size_t piece) { pieces_.push_back(piece); }
-  bool empty() const { return pieces_.empty(); }
-  bool try_claim(std::size_t& piece) {
-    const std::size_t index = next_.fetch_add(1);
-    if (index >= pieces_.size()) return false;
-    piece = pieces_[index];
-    return true;
-  }
-
- private:
-  std::vector<std::size_t> pieces_;
-  std::atomic<std::size_t> next_{0};
-};
-
-// Pieces that the disk must deliver go to a few threads with deep queues, those that the page cache
-// has to all others, so that neither waits for the other. Each queue is claimed in ascending order
-// and always has a thread: the first unfinished step's pieces are all done, in somebody's hands, or
-// next in their queue, so there is no deadlock.
+// Batches that the disk must deliver go to a few threads, as many as the tuner says, those that the
+// page cache has to all others, so that neither waits for the other. Each queue is claimed in
+// ascending order, the first thread is always the disk's and the last one never is: the first
+// unfinished step's pieces are all done, in somebody's hands, or next in a queue whose threads wait
+// for no later step, so there is no deadlock.
 class Transfer {
  public:
   Transfer(const TransferRequest& request, Control& control)
@@ -65,6 +45,7 @@ class Transfer {
         control_(control),
         plan_(make_plan(request)),
         states_(plan_.steps.size()),
+        tuner_(request.tuner != nullptr ? request.tuner : fixed_tuner(has_queues(request.mode))),
         start_(Clock::now()) {
     for (std::size_t i = 0; i < states_.size(); ++i) {
       states_[i].pieces_left = plan_.steps[i].piece_count;
@@ -81,23 +62,28 @@ class Transfer {
     std::atomic<bool> done{false};
   };
 
-  // A piece whose reads one thread has started.
-  struct ActivePiece {
-    const TransferPlan::Piece* piece;
+  // A batch whose reads one thread has started.
+  struct ActiveBatch {
+    Batch batch;
     Ticket ticket;
     bool retired = false;
   };
-  using ActivePieces = std::deque<ActivePiece>;
+  // One reading thread.
+  struct Worker {
+    unsigned index;
+    Reader reader;
+    std::deque<ActiveBatch> active;
+    std::uint64_t counted = 0;  // bytes of its reader that the tuner knows of
+  };
 
   void open_lanes();
   void run_threads();
-  void sort_pieces(unsigned threads);
-  bool uses_queues() const;
-  bool is_cold(const TransferPlan::Piece& piece) const;
-  void work(unsigned depth, bool cold_first);
-  void read_pieces(Reader& reader, PieceQueue& queue);
-  bool wait_until_ready(const TransferPlan::Piece& piece, Reader& reader, ActivePieces& active);
-  void retire(ActivePieces& active);
+  void work(unsigned index);
+  bool try_claim(Worker& worker, Batch& batch);
+  void read_batch(Worker& worker, const Batch& batch);
+  void count_bytes(Worker& worker);
+  bool wait_until_ready(std::size_t step, Worker& worker);
+  void retire(Worker& worker);
   void piece_done(const TransferPlan::Piece& piece);
   void issue_copies(std::size_t step);
   void lane_done(std::size_t step, std::uint64_t bytes);
@@ -112,8 +98,9 @@ class Transfer {
   std::vector<StepState> states_;
   Clock::time_point start_;
   std::vector<std::unique_ptr<cuda::CopyLane>> lanes_;  // by device; null where nothing goes
-  PieceQueue cold_;
-  PieceQueue warm_;
+  BatchQueues queues_;
+  std::shared_ptr<Tuner> tuner_;
+  unsigned threads_ = 0;
   std::atomic<bool> stopped_{false};
 
   std::mutex mutex_;  // of the members below
@@ -161,104 +148,101 @@ void Transfer::open_lanes() {
 }
 
 void Transfer::run_threads() {
-  const auto count = static_cast<unsigned>(
+  threads_ = static_cast<unsigned>(
       std::min<std::size_t>(checked_threads(request_.threads), plan_.pieces.size()));
-  if (count == 0) return;
-  sort_pieces(count);
-  unsigned for_cold = 0;
-  if (!cold_.empty()) for_cold = std::min(kQueueThreads, warm_.empty() ? count : count - 1);
-  const unsigned for_warm = warm_.empty() ? 0 : count - for_cold;
-  const unsigned depth = std::max(kDepthTotal / std::max(for_cold, 1U), kDepthMin);
-  std::vector<std::jthread> threads;
-  try {
-    for (unsigned i = 0; i < for_cold + for_warm; ++i) {
-      threads.emplace_back([this, depth, cold = i < for_cold] { work(depth, cold); });
-    }
-  } catch (...) {  // a thread that cannot be started: those that run must stop
-    fail(std::current_exception());
-  }
-}
-
-// A single thread takes all pieces in order: with two queues it could wait for itself.
-void Transfer::sort_pieces(unsigned threads) {
-  std::vector<std::uint8_t> cold(plan_.pieces.size(), 0);
-  if (threads > 1 && uses_queues()) {
-    ItemClaims claims(plan_.pieces.size(), control_);
-    const unsigned sorters = plan_.pieces.size() > kSortedAloneMax ? threads : 1;
-    run_workers(sorters, claims, control_, [&](ItemClaims& items) {
-      for (std::size_t i = 0; items.try_claim(i);) cold[i] = is_cold(plan_.pieces[i]) ? 1 : 0;
-    });
-  }
-  for (std::size_t i = 0; i < cold.size(); ++i) (cold[i] != 0 ? cold_ : warm_).add(i);
-}
-
-bool Transfer::uses_queues() const {
-  if (request_.mode != ReadMode::kAuto && request_.mode != ReadMode::kUring) return false;
-  const bool any_direct =
-      std::any_of(request_.files.begin(), request_.files.end(),
-                  [](const auto& file) { return file->direct_alignment() != 0; });
-  if (!any_direct) return false;
-  int error = 0;
-  return Uring::create(1, error) != nullptr;
-}
-
-bool Transfer::is_cold(const TransferPlan::Piece& piece) const {
-  for (std::size_t i = 0; i < piece.range_count; ++i) {
-    const ReadRange& range = plan_.ranges[piece.first_range + i];
-    const File& file = *range.file;
-    if (file.direct_alignment() == 0 || file.direct_refused()) continue;
-    if (request_.mode == ReadMode::kUring || !file.is_mostly_resident(range.offset, range.size)) {
-      return true;
+  if (threads_ == 0) return;
+  sort_batches(plan_, request_.mode, threads_, control_, queues_);
+  // One thread at least is left for what is cached.
+  tuner_->begin(queues_.warm.empty() ? threads_ : threads_ - 1);
+  {
+    std::vector<std::jthread> threads;
+    try {
+      for (unsigned i = 0; i < threads_; ++i) threads.emplace_back([this, i] { work(i); });
+    } catch (...) {  // a thread that cannot be started: those that run must stop
+      fail(std::current_exception());
     }
   }
-  return false;
+  tuner_->end();
+  report_.setting = tuner_->setting();
 }
 
-void Transfer::work(unsigned depth, bool cold_first) {
+void Transfer::work(unsigned index) {
   try {
-    Reader reader(request_.mode, depth);
-    if (cold_first) read_pieces(reader, cold_);
-    read_pieces(reader, warm_);
+    const IoSetting setting = tuner_->setting();
+    Worker worker{index, Reader(request_.mode, kWarmDepth, setting.size), {}};
+    for (Batch batch{}; !stopped() && try_claim(worker, batch);) read_batch(worker, batch);
+    while (worker.reader.in_flight() != 0 && !stopped()) {
+      worker.reader.reap(true);
+      retire(worker);
+    }
     std::lock_guard lock(mutex_);
-    report_.bytes_direct += reader.bytes_direct();
-    report_.bytes_buffered += reader.bytes_buffered();
+    report_.bytes_direct += worker.reader.bytes_direct();
+    report_.bytes_buffered += worker.reader.bytes_buffered();
     report_.read_s = std::max(report_.read_s, seconds(Clock::now() - start_));
   } catch (...) {
     fail(std::current_exception());
   }
 }
 
-void Transfer::read_pieces(Reader& reader, PieceQueue& queue) {
-  ActivePieces active;
-  for (std::size_t index = 0; !stopped() && queue.try_claim(index);) {
-    const TransferPlan::Piece& piece = plan_.pieces[index];
-    if (!wait_until_ready(piece, reader, active)) return;
-    active.push_back({&piece, Ticket{}});
-    Ticket& ticket = active.back().ticket;
-    ++ticket.pending;  // held while the ranges are being submitted
-    for (std::size_t i = 0; i < piece.range_count; ++i) {
-      reader.submit(plan_.ranges[piece.first_range + i], ticket);
+// False when nothing is left for this thread. One that is not needed now waits: the tuner may want
+// more threads later.
+bool Transfer::try_claim(Worker& worker, Batch& batch) {
+  for (;;) {
+    if (!queues_.cold.exhausted()) {
+      const IoSetting setting = tuner_->setting();
+      const bool for_disk = worker.index < setting.threads;
+      const unsigned more = worker.index < setting.depth % setting.threads ? 1 : 0;
+      worker.reader.tune(for_disk ? setting.depth / setting.threads + more : kWarmDepth,
+                         setting.size);
+      if (for_disk && queues_.cold.try_claim(batch)) return true;
+      if (for_disk) wake();  // those that wait for a turn at the disk
     }
-    --ticket.pending;
-    reader.reap(false);
-    retire(active);
+    if (queues_.warm.try_claim(batch)) return true;
+    if (queues_.cold.exhausted()) return false;
+    while (worker.reader.in_flight() != 0 && !stopped()) {
+      worker.reader.reap(true);
+      retire(worker);
+    }
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] {
+      return stopped() || queues_.cold.exhausted() || worker.index < tuner_->setting().threads;
+    });
+    if (stopped()) return false;
   }
-  while (reader.in_flight() != 0 && !stopped()) {
-    reader.reap(true);
-    retire(active);
+}
+
+void Transfer::read_batch(Worker& worker, const Batch& batch) {
+  if (!wait_until_ready(plan_.pieces[batch.first_piece].step, worker)) return;
+  worker.active.push_back({batch, Ticket{}});
+  Ticket& ticket = worker.active.back().ticket;
+  ++ticket.pending;  // held while the ranges are being submitted
+  for (const ReadRange& range : joined_ranges(plan_, batch)) {
+    worker.reader.submit(range, ticket, batch.source);
   }
+  --ticket.pending;
+  worker.reader.reap(false);
+  retire(worker);
+  if (batch.source == Source::kDisk) count_bytes(worker);
+}
+
+void Transfer::count_bytes(Worker& worker) {
+  const std::uint64_t bytes = worker.reader.bytes_direct() - worker.counted;
+  worker.counted += bytes;
+  const double now_s = seconds(Clock::now().time_since_epoch());
+  if (bytes != 0 && tuner_->add(bytes, now_s)) wake();
 }
 
 // False when the transfer has stopped. Never sleeps on another thread's work while this thread
 // has reads to finish: that work may be waiting for them.
-bool Transfer::wait_until_ready(const TransferPlan::Piece& piece, Reader& reader,
-                                ActivePieces& active) {
-  const std::int64_t after = plan_.steps[piece.step].after;
+bool Transfer::wait_until_ready(std::size_t step, Worker& worker) {
+  const std::int64_t after = plan_.steps[step].after;
   if (after < 0) return true;
   const StepState& awaited = states_[static_cast<std::size_t>(after)];
-  while (!awaited.done.load() && reader.in_flight() != 0 && !stopped()) {
-    reader.reap(true);
-    retire(active);
+  if (awaited.done.load()) return true;
+  if (worker.index < tuner_->setting().threads) tuner_->interrupt();
+  while (!awaited.done.load() && worker.reader.in_flight() != 0 && !stopped()) {
+    worker.reader.reap(true);
+    retire(worker);
   }
   if (awaited.done.load()) return !stopped();
   std::unique_lock lock(mutex_);
@@ -266,13 +250,15 @@ bool Transfer::wait_until_ready(const TransferPlan::Piece& piece, Reader& reader
   return !stopped();
 }
 
-void Transfer::retire(ActivePieces& active) {
-  for (ActivePiece& entry : active) {
+void Transfer::retire(Worker& worker) {
+  for (ActiveBatch& entry : worker.active) {
     if (entry.retired || entry.ticket.pending != 0) continue;
     entry.retired = true;
-    piece_done(*entry.piece);
+    for (std::size_t i = 0; i < entry.batch.piece_count; ++i) {
+      piece_done(plan_.pieces[entry.batch.first_piece + i]);
+    }
   }
-  while (!active.empty() && active.front().retired) active.pop_front();
+  while (!worker.active.empty() && worker.active.front().retired) worker.active.pop_front();
 }
 
 void Transfer::piece_done(const TransferPlan::Piece& piece) {

@@ -12,6 +12,7 @@ struct TransferReport {
   std::uint64_t bytes_direct = 0;
   std::uint64_t bytes_buffered = 0;
   std::uint64_t bytes_copied = 0;
+  IoSetting setting;  // of the reads from the disk, at the end
   double read_s = 0;
   double copy_s = 0;
   double total_s = 0;

@@ -9,8 +9,9 @@
 namespace sllm::io {
 namespace {
 
-// Big enough to amortise a call, small enough that the threads end together.
-constexpr std::uint64_t kPieceSize = 2 << 20;
+// Big enough to amortise a call, small enough to stay in a core's cache and for the threads to end
+// together: on an H200 machine, reads of 512 KiB from memory beat larger and smaller ones.
+constexpr std::uint64_t kPieceSize = 512 << 10;
 constexpr std::int64_t kThreadsMax = 64;
 constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
 

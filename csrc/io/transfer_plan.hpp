@@ -8,6 +8,7 @@
 
 #include "io/file.hpp"
 #include "io/reader.hpp"
+#include "io/tuner.hpp"
 
 namespace sllm::io {
 
@@ -46,6 +47,7 @@ struct TransferRequest {
   std::vector<TransferDevice> devices;
   ReadMode mode = ReadMode::kAuto;
   std::int64_t threads = 1;
+  std::shared_ptr<Tuner> tuner;  // of the files' disk; null for settings that suit most
 };
 
 struct TransferPlan {

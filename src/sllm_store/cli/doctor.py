@@ -134,6 +134,8 @@ def _reading(root: Path) -> Iterator[Finding]:
         "and the container's seccomp profile decide",
     )
     yield _read_mode(found)
+    if found["direct_alignment"]:
+        yield from _disk(place)
     yield _huge_pages(
         "huge pages",
         used_by="buffers of loads without a store",
@@ -146,6 +148,29 @@ def _reading(root: Path) -> Iterator[Finding]:
         setting=_HUGE_PAGES / "shmem_enabled",
         good=("always", "within_size", "advise", "force"),
     )
+
+
+def _disk(place: Path) -> Iterator[Finding]:
+    """Say what earlier transfers have learnt about the disk."""
+    from sllm_store.disks import disk_memory, disk_of
+
+    disk = disk_of(place)
+    learnt = disk_memory(os.environ).recall(disk)
+    if not learnt:
+        yield Finding(
+            topic="disk",
+            fact=f"{disk.name} ({disk.kind}): nothing learnt about it yet",
+            verdict="note",
+            advice="cold loads find out how it is read best, and the next ones start from there",
+        )
+    for use, known in learnt.items():
+        threads, depth, size = known.best
+        state = "settled" if known.settled else "still learning"
+        fact = (
+            f"{disk.name} ({disk.kind}), {use}: {threads} thread{'s' if threads > 1 else ''}, "
+            f"{depth} of {format_size(size)} in flight, {format_size(int(known.rate))}/s, {state}"
+        )
+        yield Finding(topic="disk", fact=fact, verdict="ok")
 
 
 def _huge_pages(topic: str, *, used_by: str, setting: Path, good: tuple[str, ...]) -> Finding:

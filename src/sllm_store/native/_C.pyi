@@ -51,12 +51,66 @@ class File:
     def read_into(self, offset: int, address: int, size: int) -> None:
         """Plain buffered read of exactly size bytes; NativeError if the file is too short."""
 
+@final
+class Tuner:
+    """Learns from the bytes that arrive how a disk is best asked for them.
+
+    A setting is (threads, requests in flight over all threads, bytes of one). The search climbs:
+    it compares windows of the best setting with windows of a neighbour (one number doubled or
+    halved, or two in turn), and keeps what wins clearly.
+    """
+
+    def __init__(
+        self,
+        *,
+        queued: bool,
+        start: tuple[int, int, int],
+        rate: float = 0.0,
+        refused: Sequence[tuple[int, int, int, float]] = (),
+        learns: bool = True,
+    ) -> None:
+        """queued: a thread keeps several requests in flight, else one, and depth is threads.
+        start, rate and refused are what an earlier one had as best, rate and refused. Without
+        `learns` the setting stays. ValueError for a setting that no search reaches."""
+    @property
+    def queued(self) -> bool: ...
+    @property
+    def setting(self) -> tuple[int, int, int]:
+        """What to run now."""
+    @property
+    def best(self) -> tuple[int, int, int]: ...
+    @property
+    def rate(self) -> float:
+        """Bytes per second of the best setting; 0 before it was measured."""
+    @property
+    def refused(self) -> list[tuple[int, int, int, float]]:
+        """Neighbours of the best setting that were no better, and their share of its rate."""
+    @property
+    def settled(self) -> bool:
+        """Whether all neighbours were refused. Even then one is tried again now and then."""
+    @property
+    def windows(self) -> int:
+        """Windows measured by this object."""
+    def begin(self, threads_max: int) -> None:
+        """A transfer starts. While several run, nothing is learnt."""
+    def end(self) -> None: ...
+    def add(self, size: int, now_s: float) -> bool:
+        """Bytes have come from the disk. Returns whether the setting has changed."""
+    def interrupt(self) -> None:
+        """Something other than the disk held the reads up."""
+
+def has_queues(mode: str) -> bool:
+    """Whether reads from a disk in this mode are queued (io_uring) rather than made one by one."""
+
 class TransferReport:
     """What a transfer did."""
 
     bytes_direct: int
     bytes_buffered: int
     bytes_copied: int
+    @property
+    def setting(self) -> tuple[int, int, int]:
+        """How the disk was asked at the end: see Tuner."""
     read_s: float
     copy_s: float
     total_s: float
@@ -71,6 +125,7 @@ def run_transfer(
     mode: str,
     threads: int,
     control: Control,
+    tuner: Tuner | None = None,
 ) -> TransferReport:
     """Move bytes from files through memory to devices; the work horse of every load.
 
@@ -85,6 +140,7 @@ def run_transfer(
     mode:    'auto' (per range: page cache when resident, else direct), 'buffered', 'direct'
              (threads), 'io_uring'. 'auto' falls back by itself; a forced mode that is not
              available raises NativeError(EOPNOTSUPP).
+    tuner:   of the disk with the files; without one a setting that suits most disks is kept.
     Steps start in order; `threads` (1 to 64) workers read, and share big steps. Copies of one device
     go to one stream, each step's as soon as its reads are done: steps may overtake one another
     unless `after` says otherwise. Returns when every copy has completed. On the first error, or cancellation, waits for

@@ -14,6 +14,7 @@ from sllm_store.native._C import (
     PoolMapping,
     SharedPool,
     TransferReport,
+    Tuner,
     checksum_ranges,
     copy_from_device,
     copy_to_device,
@@ -28,6 +29,7 @@ from sllm_store.native._C import (
     device_name,
     device_uuid,
     encode_segments_into,
+    has_queues,
     probe,
     run_transfer,
 )
@@ -46,6 +48,7 @@ __all__ = [
     "PoolMapping",
     "SharedPool",
     "TransferReport",
+    "Tuner",
     "checksum_ranges",
     "copy_from_device",
     "copy_to_device",
@@ -60,6 +63,7 @@ __all__ = [
     "device_name",
     "device_uuid",
     "encode_segments_into",
+    "has_queues",
     "probe",
     "run_transfer",
 ]

@@ -8,17 +8,22 @@ copies run at 99 % of a PCIe 5 link) and numerous enough to overlap.
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sllm_store import native
+from sllm_store.disks import disk_memory, learning, read_use
 from sllm_store.errors import LoadCancelledError, ReadError
 from sllm_store.tiers.device import device_error
 from sllm_store.units import div_ceil
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from sllm_store.checkpoint.layout import Decode, Image, Piece, Run
     from sllm_store.checkpoint.model import Checkpoint
@@ -160,24 +165,39 @@ def run_plan(
     threads: int,
     control: native.Control,
 ) -> native.TransferReport:
-    """Run a plan to its end, or raise the store's error for what went wrong."""
+    """Run a plan to its end, or raise the store's error for what went wrong.
+
+    What its reads teach about the disk is remembered for the next ones.
+    """
     try:
-        return native.run_transfer(
-            files,
-            plan.steps,
-            plan.reads,
-            plan.copies,
-            [(target.device, target.address) for target in targets],
-            mode=mode,
-            threads=threads,
-            control=control,
-        )
+        with _reading(plan, files, mode) as tuner:
+            return native.run_transfer(
+                files,
+                plan.steps,
+                plan.reads,
+                plan.copies,
+                [(target.device, target.address) for target in targets],
+                mode=mode,
+                threads=threads,
+                control=control,
+                tuner=tuner,
+            )
     except native.Cancelled as error:
         raise LoadCancelledError("the load was cancelled before it ended") from error
     except native.NativeError as error:
         raise ReadError(f"reading {error.filename} failed: {error.strerror}") from error
     except native.CudaError as error:
         raise device_error(error, "the copy to the GPU failed") from error
+
+
+def _reading(
+    plan: TransferPlan, files: Sequence[native.File], mode: str
+) -> AbstractContextManager[native.Tuner | None]:
+    """Learn from a plan's reads, if it has any that may go to a disk."""
+    if not plan.reads or mode == "buffered":
+        return nullcontext()
+    path = Path(files[plan.reads[0][1]].path)
+    return learning(disk_memory(os.environ), path, read_use(mode))
 
 
 @dataclass(slots=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from sllm_store import disks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +72,27 @@ def test_it_explains_the_mode_of_reading(
 ) -> None:
     monkeypatch.setattr("sllm_store.native.probe", lambda path: PROBE | changed)
     assert fact in findings(run("doctor", "--json"))["read mode"]["fact"]
+
+
+def test_it_says_what_was_learnt_about_the_disk(
+    storage: Path,
+    run: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sllm_store.native.probe", lambda path: PROBE)
+    memory = disks.disk_memory(os.environ)
+    disk = disks.disk_of(storage)
+    asked = ("doctor", "--storage-path", storage, "--json")
+    assert "nothing learnt about it yet" in findings(run(*asked))["disk"]["fact"]
+    tuner = memory.tuner(disk, "queued reads")
+    tuner.begin(1)
+    for i in range(200):
+        tuner.add(1 << 24, i / 250)
+    memory.keep(disk, "queued reads")
+    fact = findings(run(*asked))["disk"]["fact"]
+    assert disk.name in fact
+    assert "queued reads: 1 thread, 16 of 1.0 MB in flight" in fact
+    assert "still learning" in fact
 
 
 def test_it_tells_huge_pages_of_the_pool_from_those_of_other_memory(
