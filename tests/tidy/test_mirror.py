@@ -7,12 +7,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = {"sllm_store"}
+PACKAGES = {"sllm", "sllm_store"}
 
 # A module without a test file of its own, and the file whose tests go through all of it. The
 # reason is the same for each: it is one step of what that file tests from outside, and has no
 # user but that. A module that gets a second user gets tests of its own, and leaves this list.
 TESTED_THROUGH = {
+    "sllm/core/errors.py": "runtime/config/test_families.py",
+    "sllm/runtime/config/fields.py": "runtime/config/test_families.py",
+    "sllm/runtime/config/model.py": "runtime/config/test_families.py",
+    "sllm/runtime/layers/attention.py": "runtime/test_decoder.py",
+    "sllm/runtime/layers/delta.py": "runtime/test_decoder.py",
+    "sllm/runtime/layers/experts.py": "runtime/test_decoder.py",
+    "sllm/runtime/layers/mlp.py": "runtime/test_decoder.py",
+    "sllm/runtime/layers/norm.py": "runtime/test_decoder.py",
+    "sllm/runtime/layers/passage.py": "runtime/test_decoder.py",
+    "sllm/runtime/quant/blockwise.py": "runtime/quant/test_dense.py",
+    "sllm/runtime/quant/matrix.py": "runtime/quant/test_dense.py",
+    "sllm/runtime/weights/expected.py": "runtime/weights/test_assembly.py",
+    "sllm/runtime/weights/names.py": "runtime/weights/test_resident.py",
+    "sllm/runtime/weights/source.py": "runtime/weights/test_resident.py",
     "sllm_store/checkpoint/checksum.py": "checkpoint/test_writer.py",
     "sllm_store/checkpoint/extents.py": "checkpoint/test_indexed.py",
     "sllm_store/checkpoint/fields.py": "checkpoint/test_indexed.py",

@@ -1,0 +1,1 @@
+"""Serverless LLM serving: the streaming runtime, and what it shares with the layers above."""

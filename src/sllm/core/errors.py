@@ -1,0 +1,15 @@
+"""Every exception of the serving layers that is not the store's."""
+
+from __future__ import annotations
+
+
+class ServingError(Exception):
+    """Something serving could not do. `str(error)` says what, to what, and what to do."""
+
+
+class UnsupportedModelError(ServingError, ValueError):
+    """A model, or a feature of one, that the runtime does not compute."""
+
+
+class CacheFullError(ServingError, MemoryError):
+    """The KV cache has no room for more tokens or requests; wait until some end, or plan more."""

@@ -1,0 +1,110 @@
+"""CacheMemory: the tensors behind the books, allocated once.
+
+Keys and values of an attention layer take 2 * kv_heads * head_dim elements a token, in pages that
+all layers share the numbering of. A gated DeltaNet layer keeps, per sequence, a state of
+value_heads * key_dim * value_dim float32 and the last inputs of its convolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from sllm.runtime.cache.sequence import PageBooks
+from sllm.runtime.config.model import AttentionConfig, DeltaConfig
+
+if TYPE_CHECKING:
+    from sllm.runtime.cache.sequence import CachedSequence
+    from sllm.runtime.config.model import ModelConfig
+
+PAGE_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMemory:
+    """Keys and values of one layer: (places, kv_heads, head_dim) each."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaMemory:
+    """States of one gated DeltaNet layer, by slot.
+
+    recurrent: (slots, value_heads, key_dim, value_dim) in float32; convolved: the last kernel - 1
+    inputs of the convolution, (slots, channels, kernel - 1).
+    """
+
+    recurrent: torch.Tensor
+    convolved: torch.Tensor
+
+
+class CacheMemory:
+    """The cache of one model: books, and each layer's memory."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        tokens: int,
+        sequences: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ) -> None:
+        """Allocate room for `tokens` tokens in all, rounded up to pages, in `sequences` sequences.
+
+        Each sequence may leave the rest of its last page unused.
+        """
+        pages = -(-tokens // PAGE_TOKENS)
+        self.books = PageBooks(pages=pages, page_tokens=PAGE_TOKENS, slots=sequences)
+        self.layers: list[AttentionMemory | DeltaMemory] = []
+        for layer in config.layers:
+            match layer.mixer:
+                case AttentionConfig() as attention:
+                    shape = (pages * PAGE_TOKENS, attention.kv_heads, attention.head_dim)
+                    keys = torch.zeros(shape, dtype=dtype, device=device)
+                    self.layers.append(AttentionMemory(keys, torch.zeros_like(keys)))
+                case DeltaConfig() as delta:
+                    self.layers.append(_delta_memory(delta, sequences, dtype, device))
+
+    def open(self) -> CachedSequence:
+        """Return an empty sequence; raise CacheFullError if there is no slot."""
+        return self.books.open()
+
+
+def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Return what one more token of context takes in all layers."""
+    mixers = (layer.mixer for layer in config.layers)
+    elements = sum(
+        2 * mixer.kv_heads * mixer.head_dim
+        for mixer in mixers
+        if isinstance(mixer, AttentionConfig)
+    )
+    return elements * dtype.itemsize
+
+
+def bytes_per_sequence(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Return what one more sequence takes in all layers, whatever its length."""
+    total = 0
+    for layer in config.layers:
+        if isinstance(layer.mixer, DeltaConfig):
+            mixer = layer.mixer
+            total += mixer.value_heads * mixer.key_dim * mixer.value_dim * torch.float32.itemsize
+            total += mixer.convolved_width * (mixer.kernel - 1) * dtype.itemsize
+    return total
+
+
+def _delta_memory(
+    delta: DeltaConfig, sequences: int, dtype: torch.dtype, device: torch.device | None
+) -> DeltaMemory:
+    return DeltaMemory(
+        recurrent=torch.zeros(
+            (sequences, delta.value_heads, delta.key_dim, delta.value_dim), device=device
+        ),
+        convolved=torch.zeros(
+            (sequences, delta.convolved_width, delta.kernel - 1), dtype=dtype, device=device
+        ),
+    )

@@ -1,0 +1,97 @@
+"""Decoder: the forward pass of every architecture, over whatever gives it weights.
+
+Which kind of block a layer has is chosen once, from the configuration; after that a layer is
+x + mixer(norm(x)), then x + mlp(norm(x)), whether its weights are resident or streamed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from sllm.runtime.config.model import AttentionConfig, DeltaConfig, MlpConfig, MoeConfig
+from sllm.runtime.layers.attention import Attention
+from sllm.runtime.layers.delta import GatedDelta
+from sllm.runtime.layers.experts import Experts
+from sllm.runtime.layers.mlp import Mlp
+from sllm.runtime.layers.norm import rms_norm
+from sllm.runtime.layers.passage import Passage
+from sllm.runtime.layers.rope import Rope
+
+if TYPE_CHECKING:
+    from sllm.runtime.batch import Batch
+    from sllm.runtime.cache.memory import CacheMemory
+    from sllm.runtime.config.model import LayerConfig, ModelConfig
+    from sllm.runtime.weights.source import Weights, WeightSource
+
+
+class Block(Protocol):
+    """One half of a layer: what it adds to the residual stream."""
+
+    def __call__(self, x: torch.Tensor, weights: Weights, passage: Passage) -> torch.Tensor: ...
+
+
+class Decoder:
+    """A model that computes. One batch at a time; the cache belongs to the caller."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        source: WeightSource,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ) -> None:
+        self.config = config
+        self._source = source
+        self._dtype = dtype
+        self._rope = Rope(config.rope, device or torch.device("cpu"))
+        self._mixers = [_mixer(layer, config, i) for i, layer in enumerate(config.layers)]
+        self._mlps = [_mlp(layer) for layer in config.layers]
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch, memory: CacheMemory) -> torch.Tensor:
+        """Return the logits of the batch's outputs, in float32: (outputs, vocabulary).
+
+        Every sequence of the batch is longer by its span afterwards. If this raises, the sequences
+        of the batch are as long as before, but layers without a cache of tokens may have moved on:
+        close them.
+        """
+        ends = self._source.ends
+        x = ends.matrices["embed_tokens.weight"].embed(batch.tokens, self._dtype)
+        rotation = self._rope.rotate(batch.positions, batch.spans, self._dtype)
+        passage = Passage(batch, rotation, memory)
+        for index, (mixer, mlp) in enumerate(zip(self._mixers, self._mlps, strict=True)):
+            with self._source.layer(index) as weights:
+                x = x + mixer(self._norm(x, weights, "input_layernorm"), weights, passage)
+                x = x + mlp(self._norm(x, weights, "post_attention_layernorm"), weights, passage)
+        for span in batch.spans:
+            span.sequence.length = span.end
+        x = self._norm(x.index_select(0, batch.outputs), ends, "norm")
+        head = "embed_tokens.weight" if self.config.tied else "lm_head.weight"
+        return ends.matrices[head].linear(x).float()
+
+    def _norm(self, x: torch.Tensor, weights: Weights, name: str) -> torch.Tensor:
+        return rms_norm(
+            x,
+            weights.vectors[f"{name}.weight"],
+            epsilon=self.config.norm_epsilon,
+            offset=self.config.norm_offset,
+        )
+
+
+def _mixer(layer: LayerConfig, config: ModelConfig, index: int) -> Block:
+    match layer.mixer:
+        case AttentionConfig() as attention:
+            return Attention(attention, config, index)
+        case DeltaConfig() as delta:
+            return GatedDelta(delta, config, index)
+
+
+def _mlp(layer: LayerConfig) -> Block:
+    match layer.mlp:
+        case MlpConfig():
+            return Mlp()
+        case MoeConfig() as moe:
+            return Experts(moe)

@@ -1,0 +1,1 @@
+"""What a decoder is made of: norms, rotary positions, attention, gated DeltaNet, MLPs, experts."""

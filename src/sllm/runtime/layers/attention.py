@@ -1,0 +1,94 @@
+"""Softmax attention over the paged cache: grouped heads, windows, gates, normalised heads.
+
+Each span attends to its own sequence alone, so nobody's result depends on who else is in the batch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from sllm.runtime.cache.memory import AttentionMemory
+from sllm.runtime.layers.norm import rms_norm
+
+if TYPE_CHECKING:
+    from sllm.runtime.batch import Span
+    from sllm.runtime.config.model import AttentionConfig, ModelConfig
+    from sllm.runtime.layers.passage import Passage
+    from sllm.runtime.weights.source import Weights
+
+
+class Attention:
+    """The attention of one layer."""
+
+    def __init__(self, config: AttentionConfig, model: ModelConfig, index: int) -> None:
+        self._config = config
+        self._index = index
+        self._epsilon = model.norm_epsilon
+        self._offset = model.norm_offset
+
+    def __call__(self, x: torch.Tensor, weights: Weights, passage: Passage) -> torch.Tensor:
+        """Return what attention adds to the residual stream; keys and values are kept."""
+        memory = passage.memory.layers[self._index]
+        assert isinstance(memory, AttentionMemory)
+        config = self._config
+        query, gate = self._query(x, weights)
+        key = weights.project("self_attn.k_proj", x).unflatten(-1, (config.kv_heads, -1))
+        value = weights.project("self_attn.v_proj", x).unflatten(-1, (config.kv_heads, -1))
+        if config.qk_norm:
+            query = self._norm(query, weights.vectors["self_attn.q_norm.weight"])
+            key = self._norm(key, weights.vectors["self_attn.k_norm.weight"])
+        query, key = passage.rotation.apply(query), passage.rotation.apply(key)
+        memory.keys.index_copy_(0, passage.written, key.to(memory.keys.dtype))
+        memory.values.index_copy_(0, passage.written, value.to(memory.values.dtype))
+        mixed = torch.empty_like(query)
+        for span in passage.batch.spans:
+            places = passage.seen(span, config.window)
+            keys = memory.keys.index_select(0, places).to(query.dtype)
+            values = memory.values.index_select(0, places).to(query.dtype)
+            mixed[span.rows] = self._attend(query[span.rows], keys, values, span)
+        out = mixed.flatten(-2)
+        if gate is not None:
+            out = out * torch.sigmoid(gate)
+        return weights.project("self_attn.o_proj", out)
+
+    def _query(self, x: torch.Tensor, weights: Weights) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return queries (tokens, heads, head_dim), and the gate (tokens, heads * head_dim)."""
+        query = weights.project("self_attn.q_proj", x).unflatten(-1, (self._config.heads, -1))
+        if not self._config.gated:
+            return query, None
+        query, gate = query.chunk(2, dim=-1)
+        return query, gate.flatten(-2)
+
+    def _norm(self, heads: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return rms_norm(heads, weight, epsilon=self._epsilon, offset=self._offset)
+
+    def _attend(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, span: Span
+    ) -> torch.Tensor:
+        """Return (tokens, heads, head_dim) of one span over what its sequence has cached."""
+        out = functional.scaled_dot_product_attention(
+            query.transpose(0, 1).unsqueeze(0),
+            keys.transpose(0, 1).unsqueeze(0),
+            values.transpose(0, 1).unsqueeze(0),
+            attn_mask=self._mask(span, len(keys), query.device),
+            is_causal=self._is_plain(span, len(keys)),
+            enable_gqa=self._config.heads != self._config.kv_heads,
+        )
+        return out.squeeze(0).transpose(0, 1)
+
+    def _is_plain(self, span: Span, seen: int) -> bool:
+        """Whether a span is a whole prompt within the window: causal, and nothing else."""
+        fits = self._config.window is None or span.end <= self._config.window
+        return span.count > 1 and seen == span.count and fits
+
+    def _mask(self, span: Span, seen: int, device: torch.device) -> torch.Tensor | None:
+        """Return which of the places that were read each token of a span sees; None for all."""
+        if span.count == 1 or self._is_plain(span, seen):
+            return None
+        at = torch.arange(span.start, span.end, device=device).unsqueeze(1)
+        place = torch.arange(span.end - seen, span.end, device=device).unsqueeze(0)
+        mask = place <= at
+        return mask if self._config.window is None else mask & (place > at - self._config.window)

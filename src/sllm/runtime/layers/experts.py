@@ -1,0 +1,55 @@
+"""A mixture of experts: a router chooses a few MLPs per token, and only those are asked for.
+
+Experts are visited in ascending order, so a token's sum is taken in the same order whoever else is
+in the batch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from sllm.runtime.layers.mlp import Mlp
+
+if TYPE_CHECKING:
+    from sllm.runtime.config.model import MoeConfig
+    from sllm.runtime.layers.passage import Passage
+    from sllm.runtime.weights.source import Expert, Weights
+
+
+class Experts:
+    """The experts of one layer, and the one for every token where the model has it."""
+
+    def __init__(self, config: MoeConfig) -> None:
+        self._config = config
+        self._shared = Mlp("mlp.shared_expert") if config.shared_width is not None else None
+
+    def __call__(self, x: torch.Tensor, weights: Weights, passage: Passage) -> torch.Tensor:
+        """Return what the experts add to the residual stream."""
+        shares, chosen = self._route(weights.project("mlp.gate", x))
+        out = torch.zeros_like(x)
+        wanted = torch.unique(chosen).tolist()  # Sorted.
+        assert weights.experts is not None, "a layer with a router has experts"
+        with weights.experts.lease(wanted) as experts:
+            for number in wanted:
+                rows, places = torch.where(chosen == number)
+                share = shares[rows, places].unsqueeze(-1)
+                out.index_add_(0, rows, _run(experts[number], x[rows]) * share)
+        if self._shared is None:
+            return out
+        gate = torch.sigmoid(weights.project("mlp.shared_expert_gate", x))
+        return out + gate * self._shared(x, weights, passage)
+
+    def _route(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the chosen experts of each token, and their shares of its result."""
+        shares = functional.softmax(logits, dim=-1, dtype=torch.float32)
+        top, chosen = torch.topk(shares, self._config.chosen, dim=-1)
+        if self._config.normalised:
+            top = top / top.sum(dim=-1, keepdim=True)
+        return top.to(logits.dtype), chosen
+
+
+def _run(expert: Expert, x: torch.Tensor) -> torch.Tensor:
+    return expert.down.linear(functional.silu(expert.gate.linear(x)) * expert.up.linear(x))

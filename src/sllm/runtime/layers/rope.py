@@ -1,0 +1,150 @@
+"""Rotary positions: the frequencies of each scaling, and how a batch is rotated by them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from sllm.runtime.config.rope import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    RopeConfig,
+    YarnScaling,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sllm.runtime.batch import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Cosines and sines of each token of a batch: (tokens, rotated / 2)."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    interleaved: bool
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """Rotate (tokens, heads, head_dim); dimensions beyond the rotated ones pass."""
+        width = 2 * self.cos.shape[-1]
+        cos, sin = self.cos.unsqueeze(1), self.sin.unsqueeze(1)
+        turned, rest = x[..., :width], x[..., width:]
+        if self.interleaved:
+            first, second = turned[..., 0::2], turned[..., 1::2]
+            pairs = (first * cos - second * sin, second * cos + first * sin)
+            rotated = torch.stack(pairs, dim=-1).flatten(-2)
+        else:
+            first, second = turned.chunk(2, dim=-1)
+            rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        return torch.cat((rotated, rest), dim=-1) if rest.shape[-1] else rotated
+
+
+class Rope:
+    """The rotary positions of one model."""
+
+    def __init__(self, config: RopeConfig, device: torch.device) -> None:
+        self._config = config
+        self._frequencies = frequencies(config).to(device)
+        self._scale = attention_scale(config)
+
+    def rotate(
+        self, positions: torch.Tensor, spans: Sequence[Span], dtype: torch.dtype
+    ) -> Rotation:
+        """Return the rotation of each token, computed in float32."""
+        angles = positions.float().unsqueeze(-1) * self._frequencies
+        if isinstance(self._config.scaling, DynamicScaling):
+            self._stretch(angles, positions, spans, context=self._config.scaling.context)
+        cos, sin = angles.cos() * self._scale, angles.sin() * self._scale
+        return Rotation(cos.to(dtype), sin.to(dtype), self._config.interleaved)
+
+    def _stretch(
+        self, angles: torch.Tensor, positions: torch.Tensor, spans: Sequence[Span], *, context: int
+    ) -> None:
+        """Compute the spans that end beyond the context with the base that their length asks for.
+
+        As everywhere, a span is rotated by the length that its request has after it; keys that
+        are in the cache stay as they were rotated.
+        """
+        for span in (span for span in spans if span.end > context):
+            stretched = frequencies(self._config, length=span.end).to(angles.device)
+            angles[span.rows] = positions[span.rows].float().unsqueeze(-1) * stretched
+
+
+def frequencies(config: RopeConfig, *, length: int = 0) -> torch.Tensor:
+    """Return the angle per position of each pair of dimensions; length matters to dynamic only."""
+    scaling = config.scaling
+    plain = _plain(config.theta, config.rotated)
+    if isinstance(scaling, LinearScaling):
+        return plain / scaling.factor
+    if isinstance(scaling, DynamicScaling):
+        return _plain(_stretched_theta(config, scaling, length), config.rotated)
+    if isinstance(scaling, Llama3Scaling):
+        return _llama3(plain, scaling)
+    if isinstance(scaling, YarnScaling):
+        return _yarn(config, scaling)
+    return plain
+
+
+def attention_scale(config: RopeConfig) -> float:
+    """Return what cosines and sines are multiplied by; other than 1 for yarn only."""
+    scaling = config.scaling
+    if not isinstance(scaling, YarnScaling):
+        return 1.0
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.mscale and scaling.mscale_all_dim:
+        over = _yarn_scale(scaling.factor, scaling.mscale)
+        return over / _yarn_scale(scaling.factor, scaling.mscale_all_dim)
+    return _yarn_scale(scaling.factor, 1.0)
+
+
+def _plain(theta: float, rotated: int) -> torch.Tensor:
+    exponents = torch.arange(0, rotated, 2, dtype=torch.float32) / rotated
+    return 1.0 / theta**exponents
+
+
+def _stretched_theta(config: RopeConfig, scaling: DynamicScaling, length: int) -> float:
+    length, rotated = max(length, scaling.context), config.rotated
+    growth = scaling.factor * length / scaling.context - (scaling.factor - 1)
+    return float(config.theta * growth ** (rotated / (rotated - 2)))
+
+
+def _llama3(plain: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:
+    wavelengths = 2 * math.pi / plain
+    divided = plain / scaling.factor
+    blend = (scaling.context / wavelengths - scaling.low_factor) / (
+        scaling.high_factor - scaling.low_factor
+    )
+    blended = (1 - blend) * divided + blend * plain
+    slow = torch.where(wavelengths > scaling.context / scaling.low_factor, divided, blended)
+    return torch.where(wavelengths < scaling.context / scaling.high_factor, plain, slow)
+
+
+def _yarn(config: RopeConfig, scaling: YarnScaling) -> torch.Tensor:
+    plain = _plain(config.theta, config.rotated)
+    low = _yarn_dimension(config, scaling.beta_fast, scaling.context)
+    high = _yarn_dimension(config, scaling.beta_slow, scaling.context)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, config.rotated - 1)
+    if low == high:
+        high += 0.001
+    ramp = (torch.arange(config.rotated // 2, dtype=torch.float32) - low) / (high - low)
+    interpolated = ramp.clamp(0, 1)
+    return plain / scaling.factor * interpolated + plain * (1 - interpolated)
+
+
+def _yarn_dimension(config: RopeConfig, turns: float, context: int) -> float:
+    """Return the dimension that turns this often within the context."""
+    ratio = math.log(context / (turns * 2 * math.pi))
+    return config.rotated * ratio / (2 * math.log(config.theta))
+
+
+def _yarn_scale(factor: float, mscale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0

@@ -1,0 +1,49 @@
+"""Dense: a matrix of floats, stored as they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch.nn import functional
+
+from sllm.runtime.quant.blockwise import multiply_blockwise
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Dense:
+    """A float matrix. It multiplies in the dtype of x, cast a block of rows at a time."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        assert values.dim() == 2
+        self._values = values
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        rows, columns = self._values.shape
+        return rows, columns
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all elements."""
+        return self._values.numel() * self._values.element_size()
+
+    def linear(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x times the transpose."""
+        if x.dtype == self._values.dtype:
+            return functional.linear(x, self._values)
+        return multiply_blockwise(x, self)
+
+    def embed(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return some rows."""
+        return functional.embedding(ids, self._values).to(dtype)
+
+    def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return the numbers, without a copy where the dtype is theirs."""
+        return self._values.to(dtype)
+
+    def part(self, start: int, stop: int) -> Dense:
+        """Return some rows."""
+        return Dense(self._values[start:stop])

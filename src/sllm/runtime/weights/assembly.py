@@ -1,0 +1,131 @@
+"""Make a layer's Weights out of its tensors: checked against the model, experts one by one.
+
+A tensor that is missing, of another shape, or that the model has no use for is an error: dropping
+it in silence would compute something else.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from sllm.runtime.config.model import MoeConfig
+from sllm.runtime.quant.dense import Dense
+from sllm.runtime.weights.expected import end_shapes, is_vector, layer_shapes
+from sllm.runtime.weights.source import Expert, Weights
+from sllm_store.errors import InvalidCheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    from sllm.runtime.config.model import ModelConfig
+    from sllm.runtime.quant.matrix import Matrix
+    from sllm.runtime.weights.expected import Shapes
+
+_EXPERTS = "mlp.experts."
+_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentExperts:
+    """All experts of a layer, in memory."""
+
+    experts: Mapping[int, Expert]
+
+    def lease(self, numbers: Sequence[int]) -> AbstractContextManager[Mapping[int, Expert]]:
+        """Return the experts; nothing has to be fetched."""
+        return nullcontext(self.experts)
+
+
+def assemble_ends(config: ModelConfig, tensors: Mapping[str, torch.Tensor | Matrix]) -> Weights:
+    """Return the weights around the layers.
+
+    A head that is stored although the model ties it to the embedding is left out.
+    """
+    kept = dict(tensors)
+    if config.tied:
+        kept.pop("lm_head.weight", None)
+    return _assemble(kept, end_shapes(config), where="the model")
+
+
+def assemble_layer(
+    config: ModelConfig, index: int, tensors: Mapping[str, torch.Tensor | Matrix]
+) -> Weights:
+    """Return the weights of a layer; raise InvalidCheckpointError naming the tensor at fault."""
+    mlp, where = config.layers[index].mlp, f"layer {index}"
+    parts: dict[str, torch.Tensor | Matrix] = dict(tensors)
+    if isinstance(mlp, MoeConfig):
+        parts = _split_experts(mlp, parts, where)
+    weights = _assemble(parts, layer_shapes(config, index), where=where)
+    if not isinstance(mlp, MoeConfig):
+        return weights
+    experts = {number: _take_expert(weights.matrices, number) for number in range(mlp.experts)}
+    others = {
+        name: matrix for name, matrix in weights.matrices.items() if not name.startswith(_EXPERTS)
+    }
+    return Weights(others, weights.vectors, ResidentExperts(experts))
+
+
+def _assemble(
+    tensors: Mapping[str, torch.Tensor | Matrix], shapes: Shapes, *, where: str
+) -> Weights:
+    for name in shapes.keys() - tensors.keys():
+        raise InvalidCheckpointError(f"{where}: the tensor {name} is missing")
+    for name in tensors.keys() - shapes.keys():
+        raise InvalidCheckpointError(
+            f"{where}: the model has no use for the tensor {name}, so config.json does not "
+            "describe these weights"
+        )
+    matrices: dict[str, Matrix] = {}
+    vectors: dict[str, torch.Tensor] = {}
+    for name, stored in tensors.items():
+        if tuple(stored.shape) != shapes[name]:
+            raise InvalidCheckpointError(
+                f"{where}: the tensor {name} has the shape {tuple(stored.shape)}, not "
+                f"{shapes[name]} as config.json says"
+            )
+        if not isinstance(stored, torch.Tensor):
+            matrices[name] = stored
+        elif is_vector(name):
+            vectors[name] = stored
+        else:
+            matrices[name] = Dense(stored)
+    for name in (name for name in matrices if is_vector(name)):
+        raise InvalidCheckpointError(f"{where}: the tensor {name} is quantised; floats are needed")
+    return Weights(matrices, vectors)
+
+
+def _split_experts(
+    moe: MoeConfig, tensors: dict[str, torch.Tensor | Matrix], where: str
+) -> dict[str, torch.Tensor | Matrix]:
+    """Replace tensors that hold all experts of a layer by views of each expert's rows."""
+    parts = dict(tensors)
+    for name in ("gate_up_proj", *_PROJECTIONS):
+        stored = parts.pop(f"{_EXPERTS}{name}", None)
+        if stored is None:
+            continue
+        matrix = Dense(stored.flatten(0, -2)) if isinstance(stored, torch.Tensor) else stored
+        each, rest = divmod(matrix.shape[0], moe.experts)
+        if rest:
+            raise InvalidCheckpointError(
+                f"{where}: {_EXPERTS}{name} has {matrix.shape[0]} rows, which {moe.experts} "
+                "experts cannot share"
+            )
+        for number in range(moe.experts):
+            rows = matrix.part(number * each, (number + 1) * each)
+            prefix = f"{_EXPERTS}{number}"
+            if name == "gate_up_proj":
+                parts[f"{prefix}.gate_proj.weight"] = rows.part(0, each // 2)
+                parts[f"{prefix}.up_proj.weight"] = rows.part(each // 2, each)
+            else:
+                parts[f"{prefix}.{name}.weight"] = rows
+    return parts
+
+
+def _take_expert(matrices: Mapping[str, Matrix], number: int) -> Expert:
+    gate, up, down = (matrices[f"{_EXPERTS}{number}.{name}.weight"] for name in _PROJECTIONS)
+    return Expert(gate, up, down)

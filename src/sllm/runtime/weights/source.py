@@ -1,0 +1,60 @@
+"""WeightSource: the protocol between a forward pass and its weights.
+
+A forward pass asks for one layer after another, in order, uses it and lets it go. What is under
+the protocol decides where a layer comes from and how long it stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    import torch
+
+    from sllm.runtime.quant.matrix import Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """One expert's MLP."""
+
+    gate: Matrix
+    up: Matrix
+    down: Matrix
+
+
+class ExpertSource(Protocol):
+    """The experts of one layer, fetched by number."""
+
+    def lease(self, numbers: Sequence[int]) -> AbstractContextManager[Mapping[int, Expert]]:
+        """Return these experts (distinct, ascending) for as long as the context is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Some tensors by name: matrices in their scheme, and vectors (norms, biases) as floats."""
+
+    matrices: Mapping[str, Matrix]
+    vectors: Mapping[str, torch.Tensor]
+    experts: ExpertSource | None = None
+
+    def project(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Return x through the linear layer of this name, with its bias if it has one."""
+        y = self.matrices[f"{name}.weight"].linear(x)
+        bias = self.vectors.get(f"{name}.bias")
+        return y if bias is None else y + bias.to(y.dtype)
+
+
+class WeightSource(Protocol):
+    """All weights of one model. `ends` has what is not in a layer: embedding, norm and head."""
+
+    @property
+    def ends(self) -> Weights:
+        """Return the weights before the first layer and after the last one; always there."""
+
+    def layer(self, index: int) -> AbstractContextManager[Weights]:
+        """Return a layer's weights for as long as the context is open; names without prefix."""
