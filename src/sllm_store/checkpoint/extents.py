@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from sllm_store.checkpoint.fields import shown
-from sllm_store.checkpoint.model import Extent
 from sllm_store.errors import InvalidCheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from sllm_store.checkpoint.model import DataFile
+    from sllm_store.checkpoint.model import DataFile, Extent
 
 
 class Partitions:
@@ -47,26 +46,22 @@ class Partitions:
 
 
 def unique_extents(
-    ranges: Mapping[str, tuple[int, int, int]], *, source: str
-) -> tuple[tuple[Extent, ...], dict[tuple[int, int, int], int]]:
-    """Return extents, and the index of each (file, offset, size), from every tensor's range.
+    names: Sequence[str], extents: Sequence[Extent], *, source: str
+) -> tuple[tuple[Extent, ...], Sequence[int]]:
+    """Return a checkpoint's extents, and which of them each tensor has, from every tensor's own.
 
     Equal ranges are one extent. Raises InvalidCheckpointError naming two tensors that overlap.
     """
-    owners: dict[tuple[int, int, int], str] = {}
-    for name, place in ranges.items():
-        owners.setdefault(place, name)
-    ordered = sorted(owners)
-    previous: tuple[int, int, int] | None = None
-    for place in ordered:
-        file, offset, size = place
-        if not size:
-            continue
-        if previous and previous[0] == file and previous[1] + previous[2] > offset:
+    ordered = sorted(dict.fromkeys(extents))
+    solid = [extent for extent in ordered if extent.size_bytes]
+    for before, extent in pairwise(solid):
+        if before.file == extent.file and before.offset + before.size_bytes > extent.offset:
+            first, second = (names[extents.index(each)] for each in (before, extent))
             raise InvalidCheckpointError(
-                f"{source}: tensors {shown(owners[previous])} and {shown(owners[place])} overlap: "
-                f"offset {previous[1]} + {previous[2]} bytes reaches beyond offset {offset}"
+                f"{source}: tensors {shown(first)} and {shown(second)} overlap: offset "
+                f"{before.offset} + {before.size_bytes} bytes reaches beyond offset {extent.offset}"
             )
-        previous = place
-    extents = tuple(Extent(file=file, offset=at, size_bytes=size) for file, at, size in ordered)
-    return extents, {place: index for index, place in enumerate(ordered)}
+    if ordered == extents:
+        return tuple(ordered), range(len(ordered))
+    numbers = {extent: number for number, extent in enumerate(ordered)}
+    return tuple(ordered), [numbers[extent] for extent in extents]

@@ -9,7 +9,7 @@ from sllm_store.checkpoint.extents import unique_extents
 from sllm_store.checkpoint.fields import TENSORS_MAX, FieldError, shown
 from sllm_store.checkpoint.files import data_file
 from sllm_store.checkpoint.gguf_header import read_header
-from sllm_store.checkpoint.model import Checkpoint, Tensor, contiguous_stride
+from sllm_store.checkpoint.model import Checkpoint, Extent, Tensor, contiguous_stride
 from sllm_store.errors import InvalidCheckpointError
 
 if TYPE_CHECKING:
@@ -61,18 +61,13 @@ def open_gguf(path: Path, *, root: Path | None) -> Checkpoint:
             infos[info.name] = (number, info)
     if len(infos) > TENSORS_MAX:
         raise InvalidCheckpointError(f"{path}: more than {TENSORS_MAX} tensors")
-    ranges = {name: (file, info.offset, info.size_bytes) for name, (file, info) in infos.items()}
-    _refuse_shared(ranges, path)
-    extents, numbers = unique_extents(ranges, source=str(path))
+    names = list(infos)
+    ranges = [Extent(file, info.offset, info.size_bytes) for file, info in infos.values()]
+    _refuse_shared(names, ranges, path)
+    extents, numbers = unique_extents(names, ranges, source=str(path))
     tensors = {
-        name: Tensor(
-            name=name,
-            dtype=info.dtype,
-            shape=info.shape,
-            stride=contiguous_stride(info.shape),
-            extent=numbers[ranges[name]],
-        )
-        for name, (_, info) in infos.items()
+        name: Tensor(name, info.dtype, info.shape, contiguous_stride(info.shape), number)
+        for (name, (_, info)), number in zip(infos.items(), numbers, strict=True)
     }
     return Checkpoint(
         path=path,
@@ -84,14 +79,14 @@ def open_gguf(path: Path, *, root: Path | None) -> Checkpoint:
     )
 
 
-def _refuse_shared(ranges: dict[str, tuple[int, int, int]], path: Path) -> None:
+def _refuse_shared(names: list[str], ranges: list[Extent], path: Path) -> None:
     """Two tensors at one place are an overlap: GGUF knows no sharing."""
-    owners: dict[tuple[int, int, int], str] = {}
-    for name, place in ranges.items():
-        if place[2] and owners.setdefault(place, name) != name:
+    owners: dict[Extent, str] = {}
+    for name, place in zip(names, ranges, strict=True):
+        if place.size_bytes and owners.setdefault(place, name) != name:
             raise InvalidCheckpointError(
                 f"{path}: tensors {shown(owners[place])} and {shown(name)} overlap: "
-                f"both have offset {place[1]}"
+                f"both have offset {place.offset}"
             )
 
 

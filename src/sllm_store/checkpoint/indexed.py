@@ -105,14 +105,15 @@ def _open_upstream(
     """Build a checkpoint from the index alone, as ServerlessLLM writes it."""
     source = str(directory / INDEX_FILE)
     partitions = Partitions(files)
-    ranges: dict[str, tuple[int, int, int]] = {}
+    ranges: list[Extent] = []
     for name, entry in entries.items():
         try:
-            ranges[name] = (*partitions.locate(entry.offset, entry.size_bytes), entry.size_bytes)
+            file, start = partitions.locate(entry.offset, entry.size_bytes)
         except ValueError as error:
             raise InvalidCheckpointError(
                 f"{source}: tensor {shown(name)}: offset: {error}"
             ) from None
+        ranges.append(Extent(file, start, entry.size_bytes))
     # A partition longer than it was written (left from an older, larger save) shifts every
     # tensor after it. Then the tensors end before the data does.
     end = max((entry.offset + entry.size_bytes for entry in entries.values()), default=0)
@@ -121,8 +122,11 @@ def _open_upstream(
             f"{source}: its tensors end {format_size(partitions.total_bytes - end)} before the "
             "tensor.data_* files do; files of an older save are mixed in, save it again"
         )
-    extents, numbers = unique_extents(ranges, source=source)
-    tensors = {name: _tensor(name, entry, numbers[ranges[name]]) for name, entry in entries.items()}
+    extents, numbers = unique_extents(list(entries), ranges, source=source)
+    tensors = {
+        name: _tensor(name, entry, number)
+        for (name, entry), number in zip(entries.items(), numbers, strict=True)
+    }
     return Checkpoint(path=directory, format=FORMAT, files=files, extents=extents, tensors=tensors)
 
 
@@ -235,11 +239,4 @@ def _segments(stored: StoredExtent, start: int) -> tuple[Segment, ...]:
 
 
 def _tensor(name: str, entry: Entry, extent: int, *, storage_offset: int = 0) -> Tensor:
-    return Tensor(
-        name=name,
-        dtype=entry.dtype,
-        shape=entry.shape,
-        stride=entry.stride,
-        extent=extent,
-        storage_offset=storage_offset,
-    )
+    return Tensor(name, entry.dtype, entry.shape, entry.stride, extent, storage_offset)

@@ -11,6 +11,8 @@ Of a compressed checkpoint the image has the bytes as they are stored; arenas ha
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from operator import add, sub
 from typing import TYPE_CHECKING, NamedTuple
 
 from sllm_store.errors import InvalidRequestError
@@ -25,8 +27,7 @@ ALIGNMENT = 256
 PAGE = 4096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class Run(NamedTuple):
     """Bytes of a file that are contiguous in the image too."""
 
     file: int
@@ -48,8 +49,7 @@ class Image:
     segments: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class Piece(NamedTuple):
     """Bytes of the image that are contiguous in an arena too."""
 
     image_offset: int
@@ -86,26 +86,17 @@ def plan_image(checkpoint: Checkpoint, chunk_bytes: int) -> Image:
     """Lay every extent out once, file by file; no coded segment crosses a chunk's end."""
     if checkpoint.is_compressed:
         return _CompressedImage(chunk_bytes).plan(checkpoint)
-    offsets = [0] * len(checkpoint.extents)
+    extents = checkpoint.extents
+    offsets = [0] * len(extents)
     runs: list[Run] = []
     cursor = 0
-    for file, group in _by_file(checkpoint.extents):
-        cursor = align_up(cursor, PAGE)
-        aligned = all(extent.offset % ALIGNMENT == 0 for _, extent in group)
-        base = cursor - align_down(group[0][1].offset, PAGE)
-        for index, extent in group:
-            if base + extent.offset - cursor >= PAGE:  # A hole in the file is not kept.
-                base = align_up(cursor, PAGE) - align_down(extent.offset, PAGE)
-            start = base + extent.offset if aligned else align_up(cursor, ALIGNMENT)
+    for file, group in _by_file(extents):
+        places = [extents[index].offset for index in group]
+        sizes = [extents[index].size_bytes for index in group]
+        starts, cursor = _lay_out(places, sizes, align_up(cursor, PAGE))
+        for index, start in zip(group, starts, strict=True):
             offsets[index] = start
-            cursor = max(cursor, start + extent.size_bytes)
-            run = Run(
-                file=file,
-                file_offset=extent.offset,
-                size_bytes=extent.size_bytes,
-                image_offset=start,
-            )
-            _append_run(runs, run)
+        runs += _join(file, places, sizes, starts)
     return Image(size_bytes=align_up(cursor, PAGE), offsets=tuple(offsets), runs=tuple(runs))
 
 
@@ -113,31 +104,21 @@ def plan_arena(checkpoint: Checkpoint, image: Image, extents: Iterable[int]) -> 
     """Pack some of the image's extents into one arena, keeping neighbours together."""
     if checkpoint.is_compressed:
         return _plan_decoded_arena(checkpoint, image, extents)
-    wanted = sorted(set(extents), key=lambda index: (image.offsets[index], index))
-    offsets: dict[int, int] = {}
+    wanted = sorted(sorted(set(extents)), key=image.offsets.__getitem__)
+    # An empty extent takes no room, so it must not move the others either.
+    offsets = dict.fromkeys(wanted, 0)
+    solid = [index for index in wanted if checkpoint.extents[index].size_bytes]
+    starts = [image.offsets[index] for index in solid]
+    ends = [image.offsets[index] + checkpoint.extents[index].size_bytes for index in solid]
     pieces: list[Piece] = []
     cursor = 0
-    end_in_image = 0
-    for index in wanted:
-        start, size = image.offsets[index], checkpoint.extents[index].size_bytes
-        if size == 0:  # It takes no room, so it must not move the others either.
-            offsets[index] = 0
-            continue
-        gap = start - end_in_image
-        near = bool(pieces) and gap < PAGE
-        place = cursor + gap if near else align_up(cursor, ALIGNMENT)
-        offsets[index] = place
-        if near:
-            last = pieces[-1]
-            pieces[-1] = Piece(
-                image_offset=last.image_offset,
-                size_bytes=max(last.size_bytes, start + size - last.image_offset),
-                arena_offset=last.arena_offset,
-            )
-        else:
-            pieces.append(Piece(image_offset=start, size_bytes=size, arena_offset=place))
-        cursor = max(cursor, place + size)
-        end_in_image = max(end_in_image, start + size)
+    for first, last in _stretches(starts, ends):
+        cursor = align_up(cursor, ALIGNMENT)
+        shift = cursor - starts[first]
+        pieces.append(Piece(starts[first], ends[last - 1] - starts[first], cursor))
+        shifted = [start + shift for start in starts[first:last]]
+        offsets.update(zip(solid[first:last], shifted, strict=True))
+        cursor = ends[last - 1] + shift
     return Arena(size_bytes=align_up(cursor, ALIGNMENT), offsets=offsets, pieces=tuple(pieces))
 
 
@@ -155,8 +136,10 @@ class _CompressedImage:
         offsets = [0] * len(checkpoint.extents)
         segments: dict[int, tuple[int, ...]] = {}
         for file, group in _by_file(checkpoint.extents):
-            self._base = align_up(self._cursor, PAGE) - align_down(group[0][1].offset, PAGE)
-            for index, extent in group:
+            first = checkpoint.extents[group[0]]
+            self._base = align_up(self._cursor, PAGE) - align_down(first.offset, PAGE)
+            for index in group:
+                extent = checkpoint.extents[index]
                 if extent.segments:
                     segments[index] = tuple(self._place(file, part) for part in extent.segments)
                     offsets[index] = segments[index][0]
@@ -186,9 +169,22 @@ class _CompressedImage:
             self._base += room
         start = self._base + offset
         self._cursor = max(self._cursor, start + size_bytes)
-        run = Run(file=file, file_offset=offset, size_bytes=size_bytes, image_offset=start)
-        _append_run(self._runs, run)
+        self._append(Run(file, offset, size_bytes, start))
         return start
+
+    def _append(self, run: Run) -> None:
+        """Add a run, merged with the last one when both sides continue it across a small gap."""
+        if run.size_bytes == 0:
+            return
+        if self._runs and self._runs[-1].file == run.file:
+            last = self._runs[-1]
+            file_gap = run.file_offset - (last.file_offset + last.size_bytes)
+            image_gap = run.image_offset - (last.image_offset + last.size_bytes)
+            if file_gap == image_gap and 0 <= file_gap < PAGE:
+                size_bytes = last.size_bytes + file_gap + run.size_bytes
+                self._runs[-1] = last._replace(size_bytes=size_bytes)
+                return
+        self._runs.append(run)
 
 
 def _plan_decoded_arena(checkpoint: Checkpoint, image: Image, extents: Iterable[int]) -> Arena:
@@ -240,31 +236,53 @@ def _append_piece(
     pieces.append(Piece(image_offset=start, size_bytes=size_bytes, arena_offset=place))
 
 
-def _by_file(extents: Sequence[Extent]) -> list[tuple[int, list[tuple[int, Extent]]]]:
-    """Group extents by file, each group in order of offset. Empty extents come along."""
-    groups: dict[int, list[tuple[int, Extent]]] = {}
-    for index, extent in enumerate(extents):
-        groups.setdefault(extent.file, []).append((index, extent))
-    return [
-        (file, sorted(group, key=lambda entry: (entry[1].offset, entry[1].size_bytes)))
-        for file, group in sorted(groups.items())
-    ]
+def _by_file(extents: Sequence[Extent]) -> list[tuple[int, list[int]]]:
+    """Group the numbers of extents by file, each group in order of offset, with the empty ones."""
+    places = [extent[:3] for extent in extents]
+    groups: dict[int, list[int]] = {}
+    for index in sorted(range(len(places)), key=places.__getitem__):
+        groups.setdefault(places[index][0], []).append(index)
+    return list(groups.items())
 
 
-def _append_run(runs: list[Run], run: Run) -> None:
-    """Add a run, merged with the last one when both sides continue it across a small gap."""
-    if run.size_bytes == 0:
-        return
-    if runs and runs[-1].file == run.file:
-        last = runs[-1]
-        file_gap = run.file_offset - (last.file_offset + last.size_bytes)
-        image_gap = run.image_offset - (last.image_offset + last.size_bytes)
-        if file_gap == image_gap and 0 <= file_gap < PAGE:
-            runs[-1] = Run(
-                file=last.file,
-                file_offset=last.file_offset,
-                size_bytes=last.size_bytes + file_gap + run.size_bytes,
-                image_offset=last.image_offset,
-            )
-            return
-    runs.append(run)
+def _lay_out(places: list[int], sizes: list[int], cursor: int) -> tuple[list[int], int]:
+    """Return where each extent of a file starts in the image, and where the last one ends.
+
+    `places` are their offsets in the file, ascending; the image is free from `cursor` on.
+    """
+    if any(place % ALIGNMENT for place in places):
+        room = [size + -size % ALIGNMENT for size in sizes]
+        starts = list(accumulate(room[:-1], initial=align_up(cursor, ALIGNMENT)))
+        return starts, starts[-1] + sizes[-1]
+    starts = []
+    ends = list(accumulate(map(add, places, sizes), max))
+    for first, last in _stretches(places, ends):  # A hole in the file is not kept.
+        shift = align_up(cursor, PAGE) - align_down(places[first], PAGE)
+        starts += [place + shift for place in places[first:last]]
+        cursor = ends[last - 1] + shift
+    return starts, cursor
+
+
+def _join(file: int, places: list[int], sizes: list[int], starts: list[int]) -> list[Run]:
+    """Return a file's ranges and where they go, joined where both continue across a small gap."""
+    runs: list[Run] = []
+    run_place = run_start = end = 0
+    for place, size, start in zip(places, sizes, starts, strict=True):
+        if not size:
+            continue
+        if not end or start - run_start != place - run_place or place - end >= PAGE:
+            if end:
+                runs.append(Run(file, run_place, end - run_place, run_start))
+            run_place, run_start = place, start
+        end = place + size
+    if end:
+        runs.append(Run(file, run_place, end - run_place, run_start))
+    return runs
+
+
+def _stretches(starts: list[int], ends: list[int]) -> Iterable[tuple[int, int]]:
+    """Cut ascending ranges where a page or more lies between two: (first, one behind the last)."""
+    if not starts:
+        return ()
+    gaps = map(sub, starts[1:], ends)
+    return pairwise([0, *(index for index, gap in enumerate(gaps, 1) if gap >= PAGE), len(starts)])

@@ -46,12 +46,12 @@ class Segment(NamedTuple):
         return self.stored_bytes < self.raw_bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Extent:
+class Extent(NamedTuple):
     """A contiguous byte range of one file: the storage under one or more tensors.
 
     Of a compressed extent, `size_bytes` and `crc32c` are those of the bytes after decoding, and
-    `segments`, empty otherwise, say where the file has its parts.
+    `segments`, empty otherwise, say where the file has its parts. Extents, tensors and the parts of
+    plans are tuples, since a checkpoint has tens of thousands.
     """
 
     file: int
@@ -68,8 +68,7 @@ class Extent:
         return sum(segment.stored_bytes for segment in self.segments)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tensor:
+class Tensor(NamedTuple):
     """A typed, strided view of an extent. Strides and storage_offset count elements.
 
     A quantised GGUF tensor has dtype 'gguf:Q4_1' (and so on): its extent is the raw blocks, its

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sllm_store.checkpoint.dtype import ITEM_SIZES
 from sllm_store.checkpoint.fields import shown
@@ -11,7 +11,7 @@ from sllm_store.checkpoint.layout import Arena, plan_arena
 from sllm_store.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from sllm_store.checkpoint.layout import Image
     from sllm_store.checkpoint.model import Checkpoint, Tensor
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 CPU = "cpu"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlacedTensor:
+class PlacedTensor(NamedTuple):
     """A tensor of a load. `offset_bytes` is where its first element is in its arena."""
 
     name: str
@@ -56,37 +55,73 @@ def plan_load(checkpoint: Checkpoint, image: Image, device_map: Mapping[str, str
             f"{checkpoint.path} is compressed, and this version cannot load that yet: save it "
             "without --compress"
         )
-    chooser = _Chooser(device_map or {"": CPU})
-    placed = list(_place(checkpoint, chooser))
-    devices = tuple(dict.fromkeys(device for *_, device in placed))
-    extents: list[set[int]] = [set() for _ in devices]
-    numbers = {device: number for number, device in enumerate(devices)}
-    for _, tensor, _, device in placed:
-        extents[numbers[device]].add(tensor.extent)
+    chosen = _choose(checkpoint, device_map or {"": CPU})
+    devices = tuple(dict.fromkeys(chosen.devices))
+    numbers = list(map({device: i for i, device in enumerate(devices)}.__getitem__, chosen.devices))
+    extents: list[list[int]] = [[] for _ in devices]
+    for tensor, number in zip(chosen.tensors, numbers, strict=True):
+        extents[number].append(tensor.extent)
     arenas = tuple(
         _image_arena(image)
         if device == CPU and not checkpoint.is_compressed
         else plan_arena(checkpoint, image, wanted)
         for device, wanted in zip(devices, extents, strict=True)
     )
-    return LoadPlan(
-        checkpoint=checkpoint,
-        image=image,
-        devices=devices,
-        arenas=arenas,
-        tensors=tuple(
+    offsets = [arena.offsets for arena in arenas]
+    columns = zip(chosen.names, chosen.tensors, numbers, chosen.buffers, strict=True)
+    tensors = tuple(
+        [
             PlacedTensor(
-                name=name,
-                dtype=tensor.dtype,
-                shape=tensor.shape,
-                stride=tensor.stride,
-                arena=numbers[device],
-                offset_bytes=arenas[numbers[device]].offsets[tensor.extent] + _start_bytes(tensor),
-                buffer=is_buffer,
+                name,
+                dtype,
+                shape,
+                stride,
+                number,
+                offsets[number][extent] + (start * ITEM_SIZES[dtype] if start else 0),
+                is_buffer,
             )
-            for name, tensor, is_buffer, device in placed
-        ),
+            for name, (_, dtype, shape, stride, extent, start), number, is_buffer in columns
+        ]
     )
+    return LoadPlan(
+        checkpoint=checkpoint, image=image, devices=devices, arenas=arenas, tensors=tensors
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """What is placed, and on which device, column by column."""
+
+    names: list[str]
+    tensors: list[Tensor]
+    buffers: list[bool]
+    devices: list[str]
+
+
+def _choose(checkpoint: Checkpoint, device_map: Mapping[str, str]) -> _Chosen:
+    names = [*checkpoint.tensors, *checkpoint.buffers]
+    tensors = [*checkpoint.tensors.values(), *checkpoint.buffers.values()]
+    buffers = [False] * len(checkpoint.tensors) + [True] * len(checkpoint.buffers)
+    if device_map.keys() == {""}:  # So an alias has no place of its own either.
+        return _Chosen(names, tensors, buffers, [device_map[""]] * len(names))
+    chooser = _Chooser(device_map)
+    found = [chooser.find(name) for name in names]
+    devices = [device for device in found if device is not None]
+    if len(devices) < len(found):
+        raise InvalidRequestError(
+            f"the device map places no tensor {shown(names[found.index(None)])}: add an entry for "
+            "it or for a module above it, or '' for everything else"
+        )
+    if checkpoint.aliases:
+        numbers = {name: number for number, name in enumerate(names)}
+        for alias, canonical in checkpoint.aliases.items():
+            number, own = numbers[canonical], chooser.find(alias)
+            if own is not None and own != devices[number]:
+                names.append(alias)
+                tensors.append(tensors[number])
+                buffers.append(buffers[number])
+                devices.append(own)
+    return _Chosen(names, tensors, buffers, devices)
 
 
 class _Chooser:
@@ -105,31 +140,6 @@ class _Chooser:
         for module in missed[1:]:  # The name itself is asked for once.
             self._devices[module] = device
         return device
-
-
-def _place(checkpoint: Checkpoint, chooser: _Chooser) -> Iterator[tuple[str, Tensor, bool, str]]:
-    """Yield (name, tensor, is a buffer, device)."""
-    by_name: dict[str, tuple[Tensor, bool, str]] = {}
-    for tensors, is_buffer in ((checkpoint.tensors, False), (checkpoint.buffers, True)):
-        for name, tensor in tensors.items():
-            device = chooser.find(name)
-            if device is None:
-                raise InvalidRequestError(
-                    f"the device map places no tensor {shown(name)}: add an entry for it or for a "
-                    "module above it, or '' for everything else"
-                )
-            if checkpoint.aliases:
-                by_name[name] = (tensor, is_buffer, device)
-            yield name, tensor, is_buffer, device
-    for alias, canonical in checkpoint.aliases.items():
-        tensor, is_buffer, device = by_name[canonical]
-        own = chooser.find(alias)
-        if own is not None and own != device:
-            yield alias, tensor, is_buffer, own
-
-
-def _start_bytes(tensor: Tensor) -> int:
-    return tensor.storage_offset * ITEM_SIZES[tensor.dtype] if tensor.storage_offset else 0
 
 
 def _image_arena(image: Image) -> Arena:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from math import prod
+from operator import itemgetter, sub
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sllm_store.checkpoint import fields
 from sllm_store.checkpoint.dtype import ITEM_SIZES, SAFETENSORS_NAMES
 from sllm_store.checkpoint.extents import unique_extents
-from sllm_store.checkpoint.fields import TENSORS_MAX, FieldError, shown
+from sllm_store.checkpoint.fields import INT64_MAX, TENSORS_MAX, FieldError, shown
 from sllm_store.checkpoint.files import data_file, parse_json, read_json, read_range
-from sllm_store.checkpoint.model import Checkpoint, Tensor, contiguous_stride
+from sllm_store.checkpoint.model import Checkpoint, Extent, Tensor, contiguous_stride
 from sllm_store.errors import InvalidCheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 FORMAT = "safetensors"
@@ -23,29 +26,50 @@ SINGLE_FILE = "model.safetensors"
 HEADER_BYTES_MAX = 100_000_000
 METADATA_KEY = "__metadata__"
 
+_FIELDS = itemgetter("dtype", "shape", "data_offsets")
+
+
+class _Kind(NamedTuple):
+    """What the tensors of one element type and shape have in common."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    size_bytes: int
+
+
+class _Ranges(NamedTuple):
+    """The kind of each tensor of a file, and where in the data it starts and ends."""
+
+    kinds: Sequence[_Kind]
+    starts: Sequence[int]
+    ends: Sequence[int]
+
 
 class _Header:
-    """The tensors of one file: dtype, shape, and their range in the file."""
+    """The tensors of one file: the kind of each, and its extent in file `number`."""
 
-    def __init__(self, path: Path, *, root: Path | None) -> None:
+    def __init__(self, path: Path, number: int, *, root: Path | None) -> None:
         self.path = path
         self.file = data_file(path, root=root)
-        value, self.data_start = self._read(root)
+        value, data_start = self._read(root)
         try:
             raw = fields.mapping(value, "the header")
             self.metadata = {
                 key: fields.text(item, f"{METADATA_KEY}.{shown(key)}")
                 for key, item in fields.mapping(raw.pop(METADATA_KEY, {}), METADATA_KEY).items()
             }
+            ranges = _parse_together(raw) or _parse_each(raw)
+            _check_layout(list(raw), ranges, self.file.size_bytes - data_start)
         except FieldError as error:
             raise InvalidCheckpointError(f"{path}: {error}") from None
-        self.tensors: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
-        for name, item in raw.items():
-            try:
-                self.tensors[name] = _parse_tensor(item)
-            except FieldError as error:
-                raise InvalidCheckpointError(f"{path}: tensor {shown(name)}: {error}") from None
-        self._check_layout()
+        extents = [
+            Extent(number, data_start + start, kind.size_bytes)
+            for kind, start in zip(ranges.kinds, ranges.starts, strict=True)
+        ]
+        self.tensors: dict[str, tuple[_Kind, Extent]] = dict(
+            zip(raw, zip(ranges.kinds, extents, strict=True), strict=True)
+        )
 
     def _read(self, root: Path | None) -> tuple[object, int]:
         size = self.file.size_bytes
@@ -61,51 +85,94 @@ class _Header:
             raise InvalidCheckpointError(f"{self.path}: header does not begin with '{{'")
         return parse_json(data, source=f"{self.path}: header"), 8 + length
 
-    def _check_layout(self) -> None:
-        """The tensors must tile the data exactly: no hole, no overlap, no bytes left."""
-        end = 0
-        for name, (_, _, start, stop) in sorted(
-            self.tensors.items(), key=lambda entry: entry[1][2:]
-        ):
-            if start != end:
-                what = "overlaps the one before" if start < end else "leaves a hole before it"
-                raise InvalidCheckpointError(
-                    f"{self.path}: tensor {shown(name)}: data_offsets: {what} "
-                    f"({start} where {end} is expected)"
-                )
-            end = stop
-        if self.data_start + end != self.file.size_bytes:
-            raise InvalidCheckpointError(
-                f"{self.path}: data_offsets end at {end}, but the data has "
-                f"{self.file.size_bytes - self.data_start} bytes; it is truncated or was written to"
-            )
+
+def _parse_together(raw: Mapping[str, Any]) -> _Ranges | None:
+    """Check all entries at once, column by column; None where one of them is not as it should be.
+
+    There are tens of thousands of entries and few kinds. What is wrong, _parse_each finds.
+    """
+    try:
+        codes, shapes, offsets = zip(*map(_FIELDS, raw.values()), strict=True)
+        starts, ends = zip(*offsets, strict=True)
+        numbers = {*map(type, chain.from_iterable(shapes)), *map(type, starts), *map(type, ends)}
+        if numbers != {int} or {*map(type, shapes), *map(type, offsets)} != {list}:
+            return None
+        keys = list(zip(codes, map(tuple, shapes), strict=True))
+        by_key = {(code, shape): _kind(code, list(shape)) for code, shape in set(keys)}
+    except (KeyError, TypeError, ValueError):
+        return None
+    kinds = list(map(by_key.__getitem__, keys))
+    if min(starts) < 0 or max(ends) > INT64_MAX:
+        return None
+    if list(map(sub, ends, starts)) != [kind.size_bytes for kind in kinds]:
+        return None
+    return _Ranges(kinds, starts, ends)
 
 
-def _parse_tensor(item: object) -> tuple[str, tuple[int, ...], int, int]:
-    """Return (dtype, shape, start, stop) of one header entry."""
+def _parse_each(raw: dict[str, object]) -> _Ranges:
+    """Check one entry after the other; FieldError names the tensor."""
+    kinds, starts, ends = [], [], []
+    for name, item in raw.items():
+        try:
+            kind, start, end = _parse_tensor(item)
+        except FieldError as error:
+            raise FieldError(f"tensor {shown(name)}: {error}") from None
+        kinds.append(kind)
+        starts.append(start)
+        ends.append(end)
+    return _Ranges(kinds, starts, ends)
+
+
+def _parse_tensor(item: object) -> tuple[_Kind, int, int]:
+    """Return kind, start and end of one header entry."""
     raw = fields.mapping(item, "its entry")
     for key in ("dtype", "shape", "data_offsets"):
         if key not in raw:
             raise FieldError(f"has no {key}")
-    code = raw["dtype"]
-    dtype = SAFETENSORS_NAMES.get(code) if isinstance(code, str) else None
-    if dtype is None:
-        raise FieldError(f"dtype is {shown(code)}, which is not an element type this release reads")
-    shape = fields.shape(raw["shape"])
+    kind = _kind(raw["dtype"], raw["shape"])
     offsets = fields.integers(raw["data_offsets"], "data_offsets")
     if len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FieldError(f"data_offsets is {shown(raw['data_offsets'])}, not [begin, end]")
+    if offsets[1] - offsets[0] != kind.size_bytes:
+        raise FieldError(
+            f"data_offsets span {offsets[1] - offsets[0]} bytes, but shape "
+            f"{shown(list(kind.shape))} of {raw['dtype']} takes {kind.size_bytes}"
+        )
+    return kind, offsets[0], offsets[1]
+
+
+def _kind(code: object, dimensions: object) -> _Kind:
+    """Return what a header's dtype and shape say."""
+    dtype = SAFETENSORS_NAMES.get(code) if isinstance(code, str) else None
+    if dtype is None:
+        raise FieldError(f"dtype is {shown(code)}, which is not an element type this release reads")
+    shape = fields.shape(dimensions)
     if code == "F4":
         if not shape or shape[-1] % 2:
             raise FieldError(f"shape is {shown(list(shape))}, but two elements of F4 share a byte")
         shape = (*shape[:-1], shape[-1] // 2)
-    size = prod(shape) * ITEM_SIZES[dtype]
-    if offsets[1] - offsets[0] != size:
+    return _Kind(dtype, shape, contiguous_stride(shape), prod(shape) * ITEM_SIZES[dtype])
+
+
+def _check_layout(names: list[str], ranges: _Ranges, data_bytes: int) -> None:
+    """The tensors must tile the data exactly: no hole, no overlap, no bytes left."""
+    if (0, *ranges.ends) == (*ranges.starts, data_bytes):
+        return
+    end = 0
+    numbers = range(len(names))
+    for start, stop, number in sorted(zip(ranges.starts, ranges.ends, numbers, strict=True)):
+        if start != end:
+            what = "overlaps the one before" if start < end else "leaves a hole before it"
+            raise FieldError(
+                f"tensor {shown(names[number])}: data_offsets: {what} "
+                f"({start} where {end} is expected)"
+            )
+        end = stop
+    if end != data_bytes:
         raise FieldError(
-            f"data_offsets span {offsets[1] - offsets[0]} bytes, but shape {shown(list(shape))} "
-            f"of {code} takes {size}"
+            f"data_offsets end at {end}, but the data has {data_bytes} bytes; it is truncated or "
+            "was written to"
         )
-    return dtype, shape, offsets[0], offsets[1]
 
 
 def open_safetensors(path: Path, *, root: Path | None) -> Checkpoint:
@@ -114,25 +181,26 @@ def open_safetensors(path: Path, *, root: Path | None) -> Checkpoint:
     if path.is_dir() and index_path.exists():
         weight_map = _read_weight_map(index_path, root=root)
         names = sorted(set(weight_map.values()))
-        headers = {name: _Header(path / name, root=root) for name in names}
+        headers = {
+            name: _Header(path / name, number, root=root) for number, name in enumerate(names)
+        }
         for tensor, name in weight_map.items():
             if tensor not in headers[name].tensors:
                 raise InvalidCheckpointError(
                     f"{index_path}: weight_map: {shown(tensor)} is not in {name}"
                 )
-        return _build(
-            path, list(headers.values()), [(t, headers[f]) for t, f in weight_map.items()]
-        )
-    shards = [_Header(file, root=root) for file in _files_of(path)]
-    owners: dict[str, _Header] = {}
+        chosen = {tensor: headers[name].tensors[tensor] for tensor, name in weight_map.items()}
+        return _build(path, list(headers.values()), chosen)
+    shards = [_Header(file, number, root=root) for number, file in enumerate(_files_of(path))]
+    chosen = {}
     for header in shards:
-        for tensor in header.tensors:
-            if tensor in owners:
-                raise InvalidCheckpointError(
-                    f"{header.path}: tensor {shown(tensor)} is in {owners[tensor].path.name} too"
-                )
-            owners[tensor] = header
-    return _build(path, shards, list(owners.items()))
+        for tensor in header.tensors.keys() & chosen.keys():
+            owner = shards[chosen[tensor][1].file]
+            raise InvalidCheckpointError(
+                f"{header.path}: tensor {shown(tensor)} is in {owner.path.name} too"
+            )
+        chosen |= header.tensors
+    return _build(path, shards, chosen)
 
 
 def _files_of(path: Path) -> list[Path]:
@@ -162,26 +230,18 @@ def _read_weight_map(index_path: Path, *, root: Path | None) -> dict[str, str]:
     return weight_map
 
 
-def _build(path: Path, headers: list[_Header], chosen: list[tuple[str, _Header]]) -> Checkpoint:
+def _build(
+    path: Path, headers: list[_Header], chosen: dict[str, tuple[_Kind, Extent]]
+) -> Checkpoint:
     if len(chosen) > TENSORS_MAX:
         raise InvalidCheckpointError(f"{path}: more than {TENSORS_MAX} tensors")
-    numbers = {id(header): number for number, header in enumerate(headers)}
-    ranges = {}
-    for name, header in chosen:
-        _, _, start, stop = header.tensors[name]
-        ranges[name] = (numbers[id(header)], header.data_start + start, stop - start)
-    extents, extent_numbers = unique_extents(ranges, source=str(path))
-    tensors: dict[str, Tensor] = {}
+    ranges = [extent for _, extent in chosen.values()]
+    extents, numbers = unique_extents(list(chosen), ranges, source=str(path))
+    tensors = {
+        name: Tensor(name, kind.dtype, kind.shape, kind.stride, number)
+        for (name, (kind, _)), number in zip(chosen.items(), numbers, strict=True)
+    }
     metadata: dict[str, object] = {}
-    for name, header in chosen:
-        dtype, shape, _, _ = header.tensors[name]
-        tensors[name] = Tensor(
-            name=name,
-            dtype=dtype,
-            shape=shape,
-            stride=contiguous_stride(shape),
-            extent=extent_numbers[ranges[name]],
-        )
     for header in headers:
         metadata.update(header.metadata)
     return Checkpoint(

@@ -22,10 +22,10 @@ from sllm_store.tiers.device import device_error
 from sllm_store.units import div_ceil
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from sllm_store.checkpoint.layout import Decode, Image, Piece, Run
+    from sllm_store.checkpoint.layout import Decode, Image, Piece
     from sllm_store.checkpoint.model import Checkpoint
 
 
@@ -67,18 +67,14 @@ def cut_image(image: Image, chunk_bytes: int) -> ChunkedImage:
     reads: list[list[tuple[int, int, int, int]]] = [
         [] for _ in range(div_ceil(image.size_bytes, chunk_bytes))
     ]
-    for run in image.runs:
-        _cut_run(run, chunk_bytes, reads)
+    for file, file_offset, size_bytes, image_offset in image.runs:
+        chunk, offset = divmod(image_offset, chunk_bytes)
+        if offset + size_bytes <= chunk_bytes:  # As most of many small ones.
+            reads[chunk].append((file, file_offset, size_bytes, offset))
+        else:
+            for part, done, size, at in _cut(image_offset, size_bytes, chunk_bytes):
+                reads[part].append((file, file_offset + done, size, at))
     return ChunkedImage(image=image, chunk_bytes=chunk_bytes, reads=reads)
-
-
-def _cut_run(run: Run, chunk_bytes: int, reads: list[list[tuple[int, int, int, int]]]) -> None:
-    done = 0
-    while done < run.size_bytes:
-        chunk, offset = divmod(run.image_offset + done, chunk_bytes)
-        size = min(chunk_bytes - offset, run.size_bytes - done)
-        reads[chunk].append((run.file, run.file_offset + done, size, offset))
-        done += size
 
 
 def cut_pieces(
@@ -87,13 +83,9 @@ def cut_pieces(
     """Return per chunk the copies (target, device_offset, size, offset in the chunk)."""
     copies: list[list[tuple[int, int, int, int]]] = [[] for _ in range(chunks_total)]
     for index, target in enumerate(targets):
-        for piece in target.pieces:
-            done = 0
-            while done < piece.size_bytes:
-                chunk, offset = divmod(piece.image_offset + done, chunk_bytes)
-                size = min(chunk_bytes - offset, piece.size_bytes - done)
-                copies[chunk].append((index, piece.arena_offset + done, size, offset))
-                done += size
+        for image_offset, size_bytes, arena_offset in target.pieces:
+            for chunk, done, size, offset in _cut(image_offset, size_bytes, chunk_bytes):
+                copies[chunk].append((index, arena_offset + done, size, offset))
     return copies
 
 
@@ -111,6 +103,16 @@ def cut_decodes(
             assert offset + stored_bytes <= chunk_bytes
             decodes[chunk].append((index, arena_offset, raw_bytes, stored_bytes, offset))
     return decodes
+
+
+def _cut(start: int, size_bytes: int, chunk_bytes: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield the parts of a range: chunk, offset in the range, size, offset in the chunk."""
+    done = 0
+    while done < size_bytes:
+        chunk, offset = divmod(start + done, chunk_bytes)
+        size = min(chunk_bytes - offset, size_bytes - done)
+        yield chunk, done, size, offset
+        done += size
 
 
 @dataclass(slots=True)

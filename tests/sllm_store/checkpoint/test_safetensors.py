@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import safetensors
 import torch
+from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import save_file
 
 from sllm_store.checkpoint.dtype import SAFETENSORS_NAMES
@@ -18,6 +19,7 @@ from tests.checkpoint_memory import read_back
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from random import Random
 
     from sllm_store.checkpoint.model import Checkpoint
 
@@ -127,6 +129,64 @@ def test_a_wrong_header_names_file_and_field(tmp_path: Path, attack: str) -> Non
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("attack", HEADER_ATTACKS)
+def test_one_wrong_entry_among_many_is_the_one_that_is_named(tmp_path: Path, attack: str) -> None:
+    header, message = HEADER_ATTACKS[attack]
+    assert isinstance(header, dict)
+    sound = {f"sound.{number}": entry("BF16", [number, 0], 0, 0) for number in range(50)}
+    path = header_file(tmp_path / "a.safetensors", {**sound, **header}, bytes(8))
+    with pytest.raises(InvalidCheckpointError, match=message):
+        open_(path)
+
+
+ODD: st.SearchStrategy[object] = st.sampled_from(
+    [True, 1.0, -1, 0, 3, 2**63, "8", None, [], [1], {}, "F32", "U8"]
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.lists(st.integers(0, 3), min_size=1, max_size=8),
+    data=st.data(),
+    order=st.randoms(use_true_random=False),
+)
+def test_many_entries_are_judged_as_the_reference_judges_them(
+    tmp_path: Path, sizes: list[int], data: st.DataObject, order: Random
+) -> None:
+    header, end = {}, 0
+    for number, size in enumerate(sizes):
+        code = data.draw(st.sampled_from(["U8", "F32", "BF16"]))
+        start, end = end, end + 6 * size * {"U8": 1, "F32": 4, "BF16": 2}[code]
+        header[f"t{number}"] = entry(code, [2, size, 3], start, end)
+    if data.draw(st.booleans()):
+        wrong = header[data.draw(st.sampled_from(sorted(header)))]
+        field = data.draw(st.sampled_from(["dtype", "shape", "data_offsets", "other"]))
+        if field in {"shape", "data_offsets"} and data.draw(st.booleans()):
+            wrong[field][data.draw(st.integers(0, 1))] = data.draw(ODD)
+        else:
+            wrong[field] = data.draw(ODD)
+    shuffled = list(header.items())
+    order.shuffle(shuffled)
+    path = header_file(tmp_path / "a.safetensors", dict(shuffled), bytes(end))
+    try:
+        with safetensors.safe_open(path, "pt") as reference:
+            shapes = {name: tuple(reference.get_slice(name).get_shape()) for name in header}
+    except safetensors.SafetensorError:
+        with pytest.raises(InvalidCheckpointError):
+            open_(path)
+        return
+    checkpoint = open_(path)
+    assert list(checkpoint.tensors) == [name for name, _ in shuffled]
+    for name, tensor in checkpoint.tensors.items():
+        start, stop = header[name]["data_offsets"]
+        extent = checkpoint.extents[tensor.extent]
+        assert (tensor.name, tensor.shape) == (name, shapes[name])
+        assert (extent.offset, extent.size_bytes) == (
+            path.stat().st_size - end + start,
+            stop - start,
+        )
+
+
 @pytest.mark.parametrize(
     "attack",
     [name for name in HEADER_ATTACKS if name not in ("six bits", "huge")],
@@ -143,6 +203,24 @@ RAW_ATTACKS = {
         b'"a":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}}',
         "the key 'a' occurs twice",
     ),
+    "duplicate in an entry": (
+        b'{"a":{"dtype":"U8","shape":[9],"shape":[8],"data_offsets":[0,8]}}',
+        "the key 'shape' occurs twice",
+    ),
+    "duplicate in the metadata": (
+        b'{"__metadata__":{"x":"1","x":"2"},"a":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}}',
+        "the key 'x' occurs twice",
+    ),
+    "duplicate by escape": (
+        b'{"a":{"dtype":"U8","shape":[8],"data_offsets":[0,8]},'
+        b'"\\u0061":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}}',
+        "the key 'a' occurs twice",
+    ),
+    "duplicate and deep": (
+        b'{"a":{"dtype":"U8","shape":[8],"data_offsets":[0,8],"x":{"y":{"z":1}}},'
+        b'"a":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}}',
+        "the key 'a' occurs twice",
+    ),
     "NaN": (b'{"__metadata__":{"x":NaN}}', "NaN is not JSON"),
     "list": (b"[]", "header does not begin"),
     "leading space": (b" {}", "header does not begin"),
@@ -150,6 +228,7 @@ RAW_ATTACKS = {
     "nested": (b'{"a":' * 100_000, "nested too deeply"),
     "not UTF-8": (b'{"\xff":1}', "not valid JSON"),
     "surrogate": (b'{"\\ud800":1}', "surrogate"),
+    "surrogate in the metadata": (b'{"__metadata__":{"\\udfff":"1"}}', "surrogate"),
 }
 
 
