@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import sys
@@ -27,6 +28,7 @@ from sllm_store.errors import (
 )
 from sllm_store.proto import storage_pb2 as pb, storage_pb2_grpc as rpc
 from sllm_store.tiers.device import allocate_device, device_ordinal
+from sllm_store.tiers.leased import take_lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,8 +53,21 @@ Chunk = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResidentInfo:
+    """A model's arena in GPU memory as the store lists it; `device` is the GPU's UUID."""
+
+    device: str
+    size_bytes: int
+    pinned: bool
+    leases: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """A checkpoint as the store lists it. `error` says why a broken one cannot be loaded."""
+    """A checkpoint as the store lists it. `error` says why a broken one cannot be loaded.
+
+    `pinned` is in the host pool; `leases` are in the pool and in GPU memory.
+    """
 
     name: str
     format: str
@@ -62,11 +77,12 @@ class ModelInfo:
     leases: int
     tensors: int
     error: str
+    resident: tuple[ResidentInfo, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreStatus:
-    """What a store is and how busy."""
+    """What a store is and how busy. `resident_bytes` is GPU memory by the GPU's UUID."""
 
     version: str
     pid: int
@@ -80,6 +96,8 @@ class StoreStatus:
     loads_running: int
     storage_path: str
     devices: tuple[str, ...]
+    gpu_pool_bytes: int
+    resident_bytes: dict[str, int]
 
 
 def default_address() -> str:
@@ -198,8 +216,12 @@ class SllmStoreClient:
         )
         return self._call(self._storage.UnloadModel, request)
 
-    def unload_from_gpu(self, model_path: str, replica_uuid: str) -> Any:
-        """Forget a replica, and cancel its load if it runs; its memory is the client's."""
+    def unload_from_gpu(self, model_path: str, replica_uuid: str = "") -> Any:
+        """Free a model's memory on GPUs; raise InUseError saying who uses it.
+
+        With a replica_uuid only forget that replica, and cancel its load if it runs: its memory
+        is the client's.
+        """
         request = pb.UnloadModelRequest(
             model_path=model_path,
             replica_uuid=replica_uuid,
@@ -214,7 +236,7 @@ class SllmStoreClient:
         return size
 
     def clear_mem(self) -> None:
-        """Free the whole host pool; raise InUseError saying who uses what."""
+        """Free the host pool and the store's GPU memory; raise InUseError saying who uses what."""
         self._call(self._storage.ClearMem, pb.ClearMemRequest())
 
     def get_server_config(self) -> dict[str, int]:
@@ -235,6 +257,15 @@ class SllmStoreClient:
                 leases=model.leases,
                 tensors=model.tensors,
                 error=model.error,
+                resident=tuple(
+                    ResidentInfo(
+                        device=arena.device,
+                        size_bytes=arena.size_bytes,
+                        pinned=arena.pinned,
+                        leases=arena.leases,
+                    )
+                    for arena in model.resident
+                ),
             )
             for model in reply.models
         ]
@@ -243,11 +274,24 @@ class SllmStoreClient:
         """Return what the store is and how busy."""
         reply = self._call(self._store.GetStatus, pb.GetStatusRequest())
         fields = {field.name: getattr(reply, field.name) for field in reply.DESCRIPTOR.fields}
-        return StoreStatus(**{**fields, "devices": tuple(reply.devices)})
+        resident_bytes = dict(reply.resident_bytes)
+        fields |= {"devices": tuple(reply.devices), "resident_bytes": resident_bytes}
+        return StoreStatus(**fields)
 
-    def set_pinned(self, model: str, *, pinned: bool, timeout_s: float = 600.0) -> None:
-        """Load a model into the pool and keep it there, or stop keeping it."""
-        request = pb.SetPinnedRequest(model=model, pinned=pinned)
+    def set_pinned(
+        self,
+        model: str,
+        *,
+        pinned: bool,
+        device_map: Mapping[str, str] | None = None,
+        timeout_s: float = 600.0,
+    ) -> None:
+        """Load a model and keep it where device_map puts it, or stop keeping it there.
+
+        device_map is as for load; without one it is the host pool. On GPUs the store keeps what
+        shared loads with the same map get.
+        """
+        request = pb.SetPinnedRequest(model=model, pinned=pinned, device_map=device_map or {})
         self._call(self._store.SetPinned, request, timeout_s=timeout_s)
 
     def load(
@@ -255,6 +299,7 @@ class SllmStoreClient:
         model: str,
         device_map: Mapping[str, str] | None = None,
         *,
+        shared: bool = False,
         timeout_s: float | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Loaded:
@@ -262,8 +307,21 @@ class SllmStoreClient:
 
         device_map maps name prefixes to 'cpu' or a GPU's UUID; empty means everything on the
         host. Host memory is shared with every other process that loads the model and private when
-        written to. on_progress gets (bytes done, bytes in all).
+        written to. With `shared` so is GPU memory, but it is never private: CUDA cannot map it for
+        reading alone, so what one process writes all others see. on_progress gets (bytes done,
+        bytes in all).
         """
+        load = self._load_shared if shared else self._load_private
+        return load(model, device_map, timeout_s, on_progress)
+
+    def _load_private(
+        self,
+        model: str,
+        device_map: Mapping[str, str] | None,
+        timeout_s: float | None,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> Loaded:
+        """Plan, allocate, and let the store copy; what is on the host is mapped."""
         question = pb.PlanLoadRequest(model=model, device_map=dict(device_map or {}))
         planned = self._call(self._store.PlanLoad, question)
         buffers = [
@@ -290,16 +348,44 @@ class SllmStoreClient:
             events = self._store.Load(request, metadata=self._metadata)
         tensors = tuple(_placed(tensor) for tensor in planned.tensors)  # While the bytes move.
         done = self._finish_load(events, on_progress)
-        arenas: list[ArenaMemory | None] = [
-            _map_host(planned.descriptor_socket, done, arena.size_bytes)
-            if arena.device == "cpu" and arena.size_bytes
-            else buffer
-            for arena, buffer in zip(planned.arenas, buffers, strict=True)
-        ]
         return Loaded(
-            arenas=tuple(arenas),
+            arenas=_map_arenas(planned, done, buffers),
             devices=tuple(arena.device for arena in planned.arenas),
             tensors=tensors,
+            aliases=dict(planned.aliases),
+            directory=Path(planned.path),
+            format=planned.format,
+            tier=done.tier,
+            store=self.address,
+        )
+
+    def _load_shared(
+        self,
+        model: str,
+        device_map: Mapping[str, str] | None,
+        timeout_s: float | None,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> Loaded:
+        """Plan and load in one call, which is the session too, and map what the store has."""
+        request = pb.LoadRequest(
+            client=_own_name(),
+            question=pb.PlanLoadRequest(model=model, device_map=dict(device_map or {})),
+            shared=True,
+            timeout_s=timeout_s or 0.0,
+        )
+        with translated(self.address):
+            events = self._store.Load(request, metadata=self._metadata)
+            try:
+                first = next(events)
+                done = self._follow_load(itertools.chain([first], events), on_progress)
+                planned = first.plan
+                arenas = _map_arenas(planned, done)
+            finally:
+                events.cancel()
+        return Loaded(
+            arenas=arenas,
+            devices=tuple(arena.device for arena in planned.arenas),
+            tensors=tuple(_placed(tensor) for tensor in planned.tensors),
             aliases=dict(planned.aliases),
             directory=Path(planned.path),
             format=planned.format,
@@ -311,13 +397,16 @@ class SllmStoreClient:
         """Follow a load to its last event; leaving early, by any exception, cancels it."""
         try:
             with translated(self.address):
-                for event in events:
-                    if on_progress is not None:
-                        on_progress(event.bytes_done, event.bytes_total)
-                    if event.done:
-                        return event
+                return self._follow_load(events, on_progress)
         finally:
             events.cancel()
+
+    def _follow_load(self, events: Any, on_progress: Callable[[int, int], None] | None) -> Any:
+        for event in events:
+            if on_progress is not None:
+                on_progress(event.bytes_done, event.bytes_total)
+            if event.done:
+                return event
         raise StoreError("the store ended a load without saying how: see its log")
 
     def _open_session(self) -> _Session:
@@ -336,8 +425,8 @@ class _Session:
     """The stream that keeps a client's loads wanted."""
 
     def __init__(self, store: Any, metadata: list[tuple[str, str]]) -> None:
-        name = f"{Path(sys.argv[0] or 'python').name}[{os.getpid()}]"
-        self._stream = store.OpenSession(pb.OpenSessionRequest(client=name), metadata=metadata)
+        question = pb.OpenSessionRequest(client=_own_name())
+        self._stream = store.OpenSession(question, metadata=metadata)
         self.session_id: str = next(self._stream).session
 
     def close(self) -> None:
@@ -345,37 +434,26 @@ class _Session:
         self._stream.cancel()
 
 
-def _map_host(descriptor_socket: str, done: Any, size_bytes: int) -> native.PoolMapping:
-    """Map the chunks of a finished host load; the lease ends with the mapping."""
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(CONNECT_TIMEOUT_S)
-            connection.connect(descriptor_socket)
-            connection.sendall(done.lease.encode())
-            _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
-            if not descriptors:
-                raise StoreUnavailableError(
-                    f"{descriptor_socket} refused the lease: does the store run as another user?"
-                )
-            try:
-                return native.PoolMapping(
-                    descriptors[0],
-                    done.chunk_size,
-                    list(done.chunks),
-                    size_bytes,
-                    lease=connection.fileno(),
-                )
-            finally:
-                os.close(descriptors[0])
-    except StoreError:
-        raise
-    except native.NativeError as error:
-        raise StoreError(f"cannot map the store's memory: {error.strerror}") from error
-    except OSError as error:
-        raise StoreUnavailableError(
-            f"cannot get the store's memory from {descriptor_socket}: {error}; host loads work "
-            "only on the store's own machine, as its own user"
-        ) from error
+def _own_name() -> str:
+    """Return what the store calls this process in its messages."""
+    return f"{Path(sys.argv[0] or 'python').name}[{os.getpid()}]"
+
+
+def _map_arenas(
+    planned: Any, done: Any, own: Sequence[ArenaMemory | None] = ()
+) -> tuple[ArenaMemory | None, ...]:
+    """Map a finished load's arenas, those on GPUs unless they are `own`; the lease is theirs."""
+    if not done.lease:
+        return tuple(own) or (None,) * len(planned.arenas)
+    mapped = list(own) or [None] * len(planned.arenas)
+    shared = iter(done.arenas)
+    with take_lease(planned.descriptor_socket, done.lease) as lease:
+        for index, arena in enumerate(planned.arenas):
+            if arena.device == "cpu" and arena.size_bytes:
+                mapped[index] = lease.map_pool(done.chunk_size, done.chunks, arena.size_bytes)
+            elif arena.size_bytes and not own:
+                mapped[index] = lease.map_device(arena.device, next(shared).ipc_handle)
+    return tuple(mapped)
 
 
 @contextmanager

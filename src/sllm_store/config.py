@@ -27,7 +27,8 @@ class StoreConfig:
     """Everything the server needs to know, checked on construction.
 
     socket_path is the Unix socket, always open to its owner alone. host and port add a TCP
-    listener; a host that is not loopback needs a token. Sizes are in bytes.
+    listener; a host that is not loopback needs a token. Sizes are in bytes; gpu_pool_bytes is per
+    GPU.
     """
 
     storage_path: Path
@@ -37,6 +38,7 @@ class StoreConfig:
     token: str | None = None
     pool_bytes: int = 4 << 30
     chunk_bytes: int = 32 << 20
+    gpu_pool_bytes: int = 0
     disk_bytes: int | None = None
     threads: int = 8
     read_mode: str = "auto"
@@ -56,6 +58,8 @@ class StoreConfig:
                 f"pool size {format_size(self.pool_bytes)}: it must hold at least two chunks of "
                 f"{format_size(self.chunk_bytes)}; use a larger pool or a smaller chunk size"
             )
+        if self.gpu_pool_bytes < 0:
+            raise InvalidRequestError(f"GPU pool size {self.gpu_pool_bytes}: it is negative")
         if not 1 <= self.threads <= 64:
             raise InvalidRequestError(f"{self.threads} threads: use 1 to 64")
         if self.read_mode not in READ_MODES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import click
@@ -15,6 +16,7 @@ from sllm_store.cli import cli
 from sllm_store.proto import storage_pb2
 from sllm_store.server.metrics import StoreMetrics
 from sllm_store.tiers.host import HostTier
+from sllm_store.tiers.resident import DeviceTier
 from tests.docs.documents import (
     DOCS,
     DOCUMENTS,
@@ -36,7 +38,9 @@ def test_limits_are_those_of_the_code() -> None:
 
 
 def test_metrics_are_those_of_the_server() -> None:
-    metrics = StoreMetrics(HostTier(2, 1 << 20), 2 << 20)
+    with ThreadPoolExecutor(1) as frees:
+        devices = DeviceTier(0, frees)
+    metrics = StoreMetrics(HostTier(2, 1 << 20), 2 << 20, devices, ["a GPU"])
     real = {}
     for family in metrics.registry.collect():
         total = "_total" if family.type == "counter" else ""

@@ -26,7 +26,8 @@ class Loaded:
     """A checkpoint in memory. `arenas[i]` is None where the arena would be empty.
 
     `tensors` index into `arenas`; `directory` has the small files; `tier` tells where the bytes
-    came from ('host', 'disk', 'mixed'), `store` who moved them (an address, or 'in-process').
+    came from ('device', 'host', 'disk', 'mixed'), `store` who moved them (an address, or
+    'in-process').
     """
 
     arenas: tuple[ArenaMemory | None, ...]

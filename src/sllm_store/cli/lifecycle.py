@@ -110,8 +110,13 @@ def _facts(address: str, state: StoreStatus) -> list[tuple[str, object]]:
         ("clients", state.sessions),
         ("leases", state.leases),
         ("loads running", state.loads_running),
-        ("GPUs", ", ".join(state.devices) or "none"),
+        ("GPUs", ", ".join(_gpu(gpu, state) for gpu in state.devices) or "none"),
     ]
+
+
+def _gpu(gpu: str, state: StoreStatus) -> str:
+    used = state.resident_bytes[gpu]
+    return f"{gpu} ({format_size(used)} of models)" if used else gpu
 
 
 def _duration(seconds: float) -> str:

@@ -54,7 +54,7 @@ def list_command(*, address: str | None, storage_path: Path | None, as_json: boo
         note(f"no checkpoints under {root}: save one with `sllm-store save`")
         return
     say_table(
-        ("name", "format", ">size", ">tensors", ">in memory", ">leases", ""),
+        ("name", "format", ">size", ">tensors", ">in memory", ">on GPUs", ">leases", ""),
         [_row(model) for model in models],
     )
 
@@ -105,15 +105,20 @@ def _read_models(root: Path) -> list[dict[str, Any]]:
 
 def _row(model: dict[str, Any]) -> tuple[object, ...]:
     if model["error"]:
-        return (model["name"], "", "", "", "", "", f"broken: {model['error']}")
+        return (model["name"], "", "", "", "", "", "", f"broken: {model['error']}")
+    on_gpus = sum(arena["size_bytes"] for arena in model.get("resident", ()))
+    pinned_gpus = {arena["device"] for arena in model.get("resident", ()) if arena["pinned"]}
+    pins = ["pinned"] if model.get("pinned") else []
+    pins += [f"pinned on {len(pinned_gpus)} GPU{'s' * (len(pinned_gpus) > 1)}"] * bool(pinned_gpus)
     return (
         model["name"],
         model["format"],
         format_size(model["size_bytes"]),
         model["tensors"],
         format_size(model["host_bytes"]) if model.get("host_bytes") else "-",
+        format_size(on_gpus) if on_gpus else "-",
         model.get("leases") or "-",
-        "pinned" if model.get("pinned") else "",
+        ", ".join(pins),
     )
 
 
@@ -131,6 +136,7 @@ def _describe(found: Found, checkpoint: Checkpoint) -> dict[str, Any]:
         "format": checkpoint.format,
         "size_bytes": checkpoint.size_bytes,
         "tiers": {
+            "resident": [asdict(arena) for arena in served.resident] if served else [],
             "host_bytes": served.host_bytes if served else 0,
             "pinned": served.pinned if served else False,
             "leases": served.leases if served else 0,
@@ -169,19 +175,27 @@ def _small_files(checkpoint: Checkpoint) -> list[str]:
     )
 
 
+def _describe_arena(arena: dict[str, Any]) -> str:
+    pinned = ", pinned" if arena["pinned"] else ""
+    leases = f", {arena['leases']} leases" if arena["leases"] else ""
+    return f"{format_size(arena['size_bytes'])} on GPU {arena['device']}{pinned}{leases}"
+
+
 def _say_described(described: dict[str, Any]) -> None:
     tiers = described["tiers"]
     in_pool = format_size(tiers["host_bytes"])
     if tiers["pinned"]:
         in_pool += ", pinned"
-    if tiers["leases"]:
-        in_pool += f", {tiers['leases']} leases"
+    on_gpus = sum(arena["leases"] for arena in tiers["resident"])
+    if tiers["leases"] > on_gpus:
+        in_pool += f", {tiers['leases'] - on_gpus} leases"
     say_facts(
         [
             ("name", described["name"]),
             ("path", described["path"]),
             ("format", described["format"]),
             ("size", f"{format_size(described['size_bytes'])} in tensors"),
+            *(("in GPU memory", _describe_arena(arena)) for arena in tiers["resident"]),
             ("in the host pool", in_pool),
             ("in the page cache", format_size(tiers["page_cache_bytes"])),
             ("on disk", format_size(tiers["disk_bytes"])),

@@ -68,6 +68,12 @@ def _require_unused(found: Found) -> None:
         )
     if served.pinned:
         raise InUseError(f"{found.name} is pinned: run `sllm-store unpin {found.name}` first")
+    for arena in served.resident:
+        if arena.pinned:
+            raise InUseError(
+                f"{found.name} is pinned: run `sllm-store unpin {found.name} --device "
+                f"{arena.device}` first"
+            )
 
 
 def _count(number: int, what: str) -> str:
@@ -118,7 +124,11 @@ def _confirm(found: Found, paths: list[Path]) -> None:
 
 def _unload(found: Found, client: SllmStoreClient) -> None:
     """Free its memory; the store says who uses it if somebody began to."""
-    if found.served is not None and found.served.host_bytes:
+    if found.served is None:
+        return
+    if found.served.resident:
+        client.unload_from_gpu(found.served.name)
+    if found.served.host_bytes:
         client.unload_from_cpu(found.served.name)
 
 

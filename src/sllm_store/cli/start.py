@@ -50,6 +50,14 @@ _LOOPBACK = "127.0.0.1"
     help="Size of the host pool, in which models stay loaded.",
 )
 @click.option(
+    "--gpu-pool-size",
+    "gpu_pool_bytes",
+    type=Size(),
+    default="0",
+    show_default=True,
+    help="How much of each GPU's memory shared models may keep that nobody uses; pinned ones stay.",
+)
+@click.option(
     "--num-threads",
     "--num-thread",
     "threads",

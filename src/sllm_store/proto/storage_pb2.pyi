@@ -228,16 +228,22 @@ class TensorSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ..., arena: _Optional[int] = ..., offset_bytes: _Optional[int] = ..., buffer: bool = ...) -> None: ...
 
 class LoadRequest(_message.Message):
-    __slots__ = ("session", "plan", "targets", "timeout_s")
+    __slots__ = ("session", "plan", "targets", "timeout_s", "shared", "question", "client")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    QUESTION_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
     session: str
     plan: str
     targets: _containers.RepeatedCompositeFieldContainer[DeviceTarget]
     timeout_s: float
-    def __init__(self, session: _Optional[str] = ..., plan: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[DeviceTarget, _Mapping]]] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    shared: bool
+    question: PlanLoadRequest
+    client: str
+    def __init__(self, session: _Optional[str] = ..., plan: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[DeviceTarget, _Mapping]]] = ..., timeout_s: _Optional[float] = ..., shared: bool = ..., question: _Optional[_Union[PlanLoadRequest, _Mapping]] = ..., client: _Optional[str] = ...) -> None: ...
 
 class DeviceTarget(_message.Message):
     __slots__ = ("device", "ipc_handle", "offset_bytes")
@@ -250,7 +256,7 @@ class DeviceTarget(_message.Message):
     def __init__(self, device: _Optional[str] = ..., ipc_handle: _Optional[bytes] = ..., offset_bytes: _Optional[int] = ...) -> None: ...
 
 class LoadEvent(_message.Message):
-    __slots__ = ("bytes_done", "bytes_total", "done", "lease", "chunks", "chunk_size", "tier")
+    __slots__ = ("bytes_done", "bytes_total", "done", "lease", "chunks", "chunk_size", "tier", "plan", "arenas")
     BYTES_DONE_FIELD_NUMBER: _ClassVar[int]
     BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
@@ -258,6 +264,8 @@ class LoadEvent(_message.Message):
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    ARENAS_FIELD_NUMBER: _ClassVar[int]
     bytes_done: int
     bytes_total: int
     done: bool
@@ -265,7 +273,21 @@ class LoadEvent(_message.Message):
     chunks: _containers.RepeatedScalarFieldContainer[int]
     chunk_size: int
     tier: str
-    def __init__(self, bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., done: bool = ..., lease: _Optional[str] = ..., chunks: _Optional[_Iterable[int]] = ..., chunk_size: _Optional[int] = ..., tier: _Optional[str] = ...) -> None: ...
+    plan: PlanLoadResponse
+    arenas: _containers.RepeatedCompositeFieldContainer[SharedArena]
+    def __init__(self, bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., done: bool = ..., lease: _Optional[str] = ..., chunks: _Optional[_Iterable[int]] = ..., chunk_size: _Optional[int] = ..., tier: _Optional[str] = ..., plan: _Optional[_Union[PlanLoadResponse, _Mapping]] = ..., arenas: _Optional[_Iterable[_Union[SharedArena, _Mapping]]] = ...) -> None: ...
+
+class SharedArena(_message.Message):
+    __slots__ = ("device", "ipc_handle", "offset_bytes", "size_bytes")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    IPC_HANDLE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    ipc_handle: bytes
+    offset_bytes: int
+    size_bytes: int
+    def __init__(self, device: _Optional[str] = ..., ipc_handle: _Optional[bytes] = ..., offset_bytes: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()
@@ -278,7 +300,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "format", "size_bytes", "host_bytes", "pinned", "leases", "tensors", "error")
+    __slots__ = ("name", "format", "size_bytes", "host_bytes", "pinned", "leases", "tensors", "error", "resident")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -287,6 +309,7 @@ class Model(_message.Message):
     LEASES_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_FIELD_NUMBER: _ClassVar[int]
     name: str
     format: str
     size_bytes: int
@@ -295,15 +318,37 @@ class Model(_message.Message):
     leases: int
     tensors: int
     error: str
-    def __init__(self, name: _Optional[str] = ..., format: _Optional[str] = ..., size_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., pinned: bool = ..., leases: _Optional[int] = ..., tensors: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
+    resident: _containers.RepeatedCompositeFieldContainer[ResidentArena]
+    def __init__(self, name: _Optional[str] = ..., format: _Optional[str] = ..., size_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., pinned: bool = ..., leases: _Optional[int] = ..., tensors: _Optional[int] = ..., error: _Optional[str] = ..., resident: _Optional[_Iterable[_Union[ResidentArena, _Mapping]]] = ...) -> None: ...
+
+class ResidentArena(_message.Message):
+    __slots__ = ("device", "size_bytes", "pinned", "leases")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    size_bytes: int
+    pinned: bool
+    leases: int
+    def __init__(self, device: _Optional[str] = ..., size_bytes: _Optional[int] = ..., pinned: bool = ..., leases: _Optional[int] = ...) -> None: ...
 
 class SetPinnedRequest(_message.Message):
-    __slots__ = ("model", "pinned")
+    __slots__ = ("model", "pinned", "device_map")
+    class DeviceMapEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_MAP_FIELD_NUMBER: _ClassVar[int]
     model: str
     pinned: bool
-    def __init__(self, model: _Optional[str] = ..., pinned: bool = ...) -> None: ...
+    device_map: _containers.ScalarMap[str, str]
+    def __init__(self, model: _Optional[str] = ..., pinned: bool = ..., device_map: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class SetPinnedResponse(_message.Message):
     __slots__ = ()
@@ -314,7 +359,14 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "pid", "uptime_s", "pool_bytes", "pool_used_bytes", "chunk_size", "pool_pinned", "sessions", "leases", "loads_running", "storage_path", "devices")
+    __slots__ = ("version", "pid", "uptime_s", "pool_bytes", "pool_used_bytes", "chunk_size", "pool_pinned", "sessions", "leases", "loads_running", "storage_path", "devices", "gpu_pool_bytes", "resident_bytes")
+    class ResidentBytesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
@@ -327,6 +379,8 @@ class GetStatusResponse(_message.Message):
     LOADS_RUNNING_FIELD_NUMBER: _ClassVar[int]
     STORAGE_PATH_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
+    GPU_POOL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     uptime_s: float
@@ -339,4 +393,6 @@ class GetStatusResponse(_message.Message):
     loads_running: int
     storage_path: str
     devices: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_s: _Optional[float] = ..., pool_bytes: _Optional[int] = ..., pool_used_bytes: _Optional[int] = ..., chunk_size: _Optional[int] = ..., pool_pinned: bool = ..., sessions: _Optional[int] = ..., leases: _Optional[int] = ..., loads_running: _Optional[int] = ..., storage_path: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ...) -> None: ...
+    gpu_pool_bytes: int
+    resident_bytes: _containers.ScalarMap[str, int]
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_s: _Optional[float] = ..., pool_bytes: _Optional[int] = ..., pool_used_bytes: _Optional[int] = ..., chunk_size: _Optional[int] = ..., pool_pinned: bool = ..., sessions: _Optional[int] = ..., leases: _Optional[int] = ..., loads_running: _Optional[int] = ..., storage_path: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ..., gpu_pool_bytes: _Optional[int] = ..., resident_bytes: _Optional[_Mapping[str, int]] = ...) -> None: ...

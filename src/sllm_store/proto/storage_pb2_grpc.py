@@ -386,7 +386,7 @@ class StoreServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetPinned(self, request, context):
-        """A pinned model stays in the host pool whatever else is loaded.
+        """A pinned model stays in the host pool, or in GPU memory, whatever else is loaded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

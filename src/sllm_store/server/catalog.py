@@ -14,12 +14,11 @@ from sllm_store.errors import InvalidCheckpointError, InvalidRequestError, Store
 from sllm_store.tiers.transfer import ChunkedImage, ImageMap, cut_image
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from sllm_store.checkpoint.model import Checkpoint
     from sllm_store.checkpoint.plan import LoadPlan
-    from sllm_store.tiers.host import HostTier
 
 PLANS_MAX = 1024
 
@@ -52,11 +51,19 @@ class Catalog:
     """Names to checkpoints. Thread-safe; opening happens in the caller's thread."""
 
     def __init__(
-        self, root: Path, host: HostTier, *, chunk_bytes: int, registration_required: bool
+        self,
+        root: Path,
+        retire: Callable[[str], None],
+        *,
+        chunk_bytes: int,
+        registration_required: bool,
     ) -> None:
-        """Serve the checkpoints under `root`, which is resolved now."""
+        """Serve the checkpoints under `root`, which is resolved now.
+
+        `retire` is told the name of a model whose files changed.
+        """
         self.root = root.resolve()
-        self._host = host
+        self._retire = retire
         self._chunk_bytes = chunk_bytes
         self._registration_required = registration_required
         self._entries: dict[str, Entry] = {}
@@ -134,7 +141,7 @@ class Catalog:
                     found.checkpoint.require_unchanged()
                 except InvalidCheckpointError:
                     del self._entries[key]
-                    self._host.retire(key)
+                    self._retire(key)
                 else:
                     return found
             checkpoint = open_checkpoint(path, root=self.root)

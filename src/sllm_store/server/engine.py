@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+import traceback
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sllm_store import native
@@ -13,7 +15,10 @@ from sllm_store.server.catalog import Catalog
 from sllm_store.server.loads import Loader, LoadJob
 from sllm_store.server.metrics import StoreMetrics
 from sllm_store.server.sessions import Sessions
+from sllm_store.server.shared import SharedLoader
+from sllm_store.tiers.device import visible_gpus
 from sllm_store.tiers.host import HostTier, Patience
+from sllm_store.tiers.resident import DeviceTier
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,39 +29,50 @@ if TYPE_CHECKING:
 LOADS_MAX = 1024
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Executors:
+    """Threads for what must not block the event loop.
+
+    Loads wait for chunks and for disks in an executor of their own, so that the short calls that
+    free chunks always find a thread. `frees` has one thread: GPU memory is freed in it.
+    """
+
+    calls: Executor
+    loads: Executor
+    frees: Executor
+
+
 class Engine:
     """Owns the pool and everything that keeps books about it."""
 
-    def __init__(
-        self, config: StoreConfig, pool: native.SharedPool, *, calls: Executor, loads: Executor
-    ) -> None:
-        """Wire the parts; the pool is populated and pinned by the caller.
-
-        Loads wait for chunks and for disks in an executor of their own, so that the short calls
-        that free chunks always find a thread.
-        """
+    def __init__(self, config: StoreConfig, pool: native.SharedPool, executors: Executors) -> None:
+        """Wire the parts; the pool is populated and pinned by the caller."""
         self.config = config
         self.pool = pool
         self.host = HostTier(config.chunks_total, config.chunk_bytes)
-        self.metrics = StoreMetrics(self.host, pool.size)
+        self.devices = DeviceTier(config.gpu_pool_bytes, executors.frees)
+        self.gpus = visible_gpus()
+        self.metrics = StoreMetrics(self.host, pool.size, self.devices, self.gpus)
         self.catalog = Catalog(
             config.storage_path,
-            self.host,
+            self._retire,
             chunk_bytes=config.chunk_bytes,
             registration_required=config.registration_required,
         )
         self.loader = Loader(
             pool,
             self.host,
+            self.devices,
             mode=config.read_mode,
             threads=config.threads,
             on_load=self.metrics.on_load,
         )
-        self.sessions = Sessions(self.host)
+        self.shared = SharedLoader(self.loader, self.devices, self.metrics)
+        self.sessions = Sessions(self.wake)
         self.started_s = time.monotonic()
         self.running: dict[asyncio.Future[Any], native.Control] = {}
-        self._calls = calls
-        self._loads = loads
+        self._calls = executors.calls
+        self._loads = executors.loads
 
     async def blocking(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a short blocking call off the event loop."""
@@ -85,7 +101,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         timer = loop.call_later(timeout_s, job.control.cancel)
         try:
-            return await loop.run_in_executor(self._loads, function, job)
+            return await loop.run_in_executor(self._loads, _run_job, function, job)
         except LoadCancelledError as error:
             if time.monotonic() >= job.deadline_s:
                 raise DeadlineError(f"the load did not end within {timeout_s:.1f} s") from error
@@ -108,6 +124,30 @@ class Engine:
             await asyncio.wait(list(self.running), timeout=grace_s)
         for control in self.running.values():
             control.cancel()
-        self.host.wake()
+        self.wake()
         if self.running:
             await asyncio.wait(list(self.running))
+
+    def wake(self) -> None:
+        """Let everybody who waits for memory look again whether they still want it."""
+        self.host.wake()
+        self.devices.wake()
+
+    def _retire(self, model: str) -> None:
+        self.host.retire(model)
+        self.devices.retire(model)
+
+
+def _run_job(function: Callable[[LoadJob], Any], job: LoadJob) -> Any:
+    """Run a load; if it fails, what it had on its stack goes at once, GPU memory among it.
+
+    The error keeps the frames that it passed, in a cycle that only a garbage collection ends.
+    """
+    try:
+        return function(job)
+    except BaseException as error:
+        chained: BaseException | None = error
+        while chained is not None:
+            traceback.clear_frames(chained.__traceback__)
+            chained = chained.__context__
+        raise

@@ -1,12 +1,20 @@
-"""The loads themselves: claim chunks, run one transfer, settle the books. Blocking, thread-safe."""
+"""The loads themselves: claim chunks, run one transfer, settle the books. Blocking, thread-safe.
+
+A load to a GPU copies from a resident arena where one has its extents: at the memory's own speed on
+one GPU, over NVLink from another. Everything else comes through the host pool.
+"""
 
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from sllm_store import native
 from sllm_store.tiers.host import Claim, HostTier, Patience
+from sllm_store.tiers.resident import plan_copies
 from sllm_store.tiers.transfer import Target, TransferPlan, cut_pieces, open_files, run_plan
 
 if TYPE_CHECKING:
@@ -14,7 +22,7 @@ if TYPE_CHECKING:
 
     from sllm_store.native import Control, SharedPool
     from sllm_store.server.catalog import Entry
-    from sllm_store.tiers.host import Residency
+    from sllm_store.tiers.resident import DeviceTier, ResidentArena
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +40,20 @@ class LoadJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadResult:
-    """What a load did. `held` stays held for the caller, who releases it."""
+    """What a load did. The caller ends each of `holds`, on chunks and arenas, by calling it."""
 
     tier: str
     bytes_read: int
     bytes_copied: int
     total_s: float
     chunks: tuple[int, ...] = ()
-    held: Residency | None = None
+    arenas: tuple[ResidentArena, ...] = ()
+    holds: tuple[Callable[[], None], ...] = ()
+
+    def release(self) -> None:
+        """End the load's holds."""
+        for end_hold in self.holds:
+            end_hold()
 
 
 class Loader:
@@ -49,6 +63,7 @@ class Loader:
         self,
         pool: SharedPool,
         host: HostTier,
+        devices: DeviceTier,
         *,
         mode: str,
         threads: int,
@@ -57,6 +72,7 @@ class Loader:
         """on_load is told of every load that succeeded, with the model's name."""
         self._pool = pool
         self._host = host
+        self._devices = devices
         self._mode = mode
         self._threads = threads
         self._on_load = on_load
@@ -70,19 +86,81 @@ class Loader:
         assert len(chunks) == len(wanted)
         if not keep_held:
             self._host.release(residency, job.holder)
-        result = _result(claim, moved, chunks, residency if keep_held else None)
+        holds = (partial(self._host.release, residency, job.holder),) if keep_held else ()
+        result = LoadResult(
+            tier=_tier(claim),
+            bytes_read=moved.bytes_read,
+            bytes_copied=moved.bytes_copied,
+            total_s=moved.total_s,
+            chunks=chunks,
+            holds=holds,
+        )
         self._on_load(entry.name, result)
         return result
 
     def load_device(self, entry: Entry, targets: Sequence[Target], job: LoadJob) -> LoadResult:
-        """Copy pieces of an image to devices, through whichever chunks are or get resident."""
-        copies = cut_pieces(targets, entry.chunked.chunk_bytes, entry.chunked.chunks_total)
-        wanted = [chunk for chunk, pieces in enumerate(copies) if pieces]
-        claim, moved = self._fill(entry, targets, wanted, job, whole=False)
-        self._host.release(claim.residency, job.holder)
-        result = _result(claim, moved, (), None)
+        """Copy to devices, from resident arenas where they have what is wanted, else from the host.
+
+        What comes from the host passes through whichever chunks are or get resident.
+        """
+        started_s = time.monotonic()
+        rest = []
+        sourced = []
+        with ExitStack() as held:
+            for target in targets:
+                source = self._find_source(entry, target, job)
+                if source is None:
+                    rest.append(target)
+                    continue
+                held.callback(self._devices.release, source, job.holder)
+                sourced.append((source, target))
+            tiers = {"device"} if sourced else set()
+            read, copied = 0, self._copy_resident(entry, sourced, job)
+        if rest or not sourced:
+            copies = cut_pieces(rest, entry.chunked.chunk_bytes, entry.chunked.chunks_total)
+            wanted = [chunk for chunk, pieces in enumerate(copies) if pieces]
+            claim, moved = self._fill(entry, rest, wanted, job, whole=False)
+            self._host.release(claim.residency, job.holder)
+            tiers.add(_tier(claim))
+            read, copied = moved.bytes_read, copied + moved.bytes_copied
+        result = LoadResult(
+            tier=tiers.pop() if len(tiers) == 1 else "mixed",
+            bytes_read=read,
+            bytes_copied=copied,
+            total_s=time.monotonic() - started_s,
+        )
         self._on_load(entry.name, result)
         return result
+
+    def _find_source(self, entry: Entry, target: Target, job: LoadJob) -> ResidentArena | None:
+        if target.arena is None:
+            return None
+        return self._devices.hold_source(
+            entry.name,
+            entry.checkpoint.version,
+            target.arena.offsets,
+            gpu=native.device_uuid(target.device),
+            holder=job.holder,
+        )
+
+    def _copy_resident(
+        self, entry: Entry, sourced: Sequence[tuple[ResidentArena, Target]], job: LoadJob
+    ) -> int:
+        """Copy from resident arenas, one step each; return the bytes."""
+        plan = TransferPlan()
+        extents = entry.checkpoint.extents
+        for index, (source, target) in enumerate(sourced):
+            assert source.memory is not None
+            assert target.arena is not None
+            copies = plan_copies(source.arena, target.arena, lambda e: extents[e].size_bytes)
+            plan.add(
+                source.memory.address, copies=[(index, into, size, at) for at, into, size in copies]
+            )
+        if not plan.copies:
+            return 0
+        targets = [target for _, target in sourced]
+        run_plan(plan, [], targets, mode=self._mode, threads=self._threads, control=job.control)
+        return plan.bytes_total
 
     def _fill(
         self,
@@ -169,15 +247,8 @@ class _Moved:
     total_s: float
 
 
-def _result(
-    claim: Claim, moved: _Moved, chunks: tuple[int, ...], held: Residency | None
-) -> LoadResult:
-    mixed = "mixed" if claim.ready else "disk"
-    return LoadResult(
-        tier="host" if claim.is_ready else mixed,
-        bytes_read=moved.bytes_read,
-        bytes_copied=moved.bytes_copied,
-        total_s=moved.total_s,
-        chunks=chunks,
-        held=held,
-    )
+def _tier(claim: Claim) -> str:
+    """Say where the bytes of a claim came from."""
+    if claim.is_ready:
+        return "host"
+    return "mixed" if claim.ready else "disk"

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sllm_store.server.loads import LoadResult
     from sllm_store.tiers.host import HostTier
+    from sllm_store.tiers.resident import DeviceTier
 
 _LOAD_BUCKETS_S = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
 class StoreMetrics:
-    """What the server counts. Pool use is read when scraped."""
+    """What the server counts. The use of memory is read when scraped."""
 
-    def __init__(self, host: HostTier, pool_bytes: int) -> None:
+    def __init__(
+        self, host: HostTier, pool_bytes: int, devices: DeviceTier, gpus: Sequence[str]
+    ) -> None:
         """Register everything under names that start with sllm_store_."""
         self.registry = CollectorRegistry()
         self.loads = Counter(
@@ -48,6 +54,14 @@ class StoreMetrics:
         Gauge("sllm_store_pool_used_bytes", "Of it, in use.", registry=self.registry).set_function(
             lambda: host.used_bytes
         )
+        resident = Gauge(
+            "sllm_store_gpu_resident_bytes",
+            "GPU memory that the store keeps models in, by GPU.",
+            ["gpu"],
+            registry=self.registry,
+        )
+        for gpu in gpus:
+            resident.labels(gpu).set_function(partial(devices.used_bytes, gpu))
 
     def on_load(self, model: str, result: LoadResult) -> None:
         """Count a load; model names are not labels, there may be any number of them."""

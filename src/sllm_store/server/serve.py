@@ -21,7 +21,7 @@ from sllm_store.errors import DeviceError, InvalidRequestError
 from sllm_store.proto import storage_pb2 as pb, storage_pb2_grpc as rpc
 from sllm_store.server.descriptors import DescriptorServer
 from sllm_store.server.edge import OPTIONS, TokenInterceptor
-from sllm_store.server.engine import Engine
+from sllm_store.server.engine import Engine, Executors
 from sllm_store.server.service import StoreService
 from sllm_store.server.upstream import UpstreamService
 from sllm_store.tiers.device import visible_gpus
@@ -67,8 +67,9 @@ async def _serve(
     with (
         ThreadPoolExecutor(CALL_THREADS, "store-call") as calls,
         ThreadPoolExecutor(LOAD_THREADS, "store-load") as loads,
+        ThreadPoolExecutor(1, "store-free") as frees,
     ):
-        engine = Engine(config, pool, calls=calls, loads=loads)
+        engine = Engine(config, pool, Executors(calls=calls, loads=loads, frees=frees))
         descriptors = DescriptorServer(_descriptor_path(config.socket_path), pool, engine.sessions)
         descriptors.start(loop)
         server, health = _make_server(config, engine, descriptors.path, stopping)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 import uuid
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +16,9 @@ from sllm_store.errors import InvalidRequestError, StoreError
 from sllm_store.proto import storage_pb2 as pb, storage_pb2_grpc as rpc
 from sllm_store.server.edge import remaining_s, stream, unary
 from sllm_store.server.loads import LoadResult
+from sllm_store.server.sessions import Lease
+from sllm_store.server.shared import shared_arenas
 from sllm_store.server.upstream import open_handle
-from sllm_store.tiers.device import visible_gpus
 from sllm_store.tiers.transfer import Target
 
 if TYPE_CHECKING:
@@ -23,12 +26,25 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sllm_store import native
+    from sllm_store.checkpoint.layout import Arena
     from sllm_store.server.catalog import Entry, PlannedLoad
     from sllm_store.server.engine import Engine
     from sllm_store.server.loads import LoadJob
     from sllm_store.server.sessions import Session
+    from sllm_store.tiers.resident import ArenaKey
 
 PROGRESS_INTERVAL_S = 0.1
+LEASE_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """A load as a client asks for it; `plan` is the plan to send, if it has none yet."""
+
+    planned: PlannedLoad
+    plan: Any
+    targets: list[tuple[int, Any]]
+    shared: list[tuple[ArenaKey, Arena]]
 
 
 class StoreService(rpc.StoreServicer):
@@ -92,14 +108,53 @@ class StoreService(rpc.StoreServicer):
     @stream
     async def Load(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Move a planned load, telling how far it is; the last event is `done`."""
-        session = self._engine.sessions.get(request.session)
-        planned = self._engine.catalog.planned(request.plan)
-        targets = _match_targets(planned, request.targets)
-        default_s = request.timeout_s or self._engine.config.load_timeout_s
+        sessions = self._engine.sessions
+        if request.session:
+            session = sessions.get(request.session)
+        else:
+            session = sessions.open(request.client)
+        try:
+            wanted = await self._engine.blocking(self._wanted, request)
+            plan = wanted.plan
+            async for event in self._move(session, wanted, request.timeout_s, context):
+                if plan is not None:
+                    event.plan.CopyFrom(plan)
+                    plan = None
+                yield event
+            if not request.session and session.leases:  # Until the client has taken its lease.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), LEASE_TIMEOUT_S)
+        finally:
+            if not request.session:
+                sessions.close(session)
+
+    def _wanted(self, request: Any) -> _Wanted:
+        """Return what a request asks for, planned before or now."""
+        if request.shared and request.targets:
+            raise InvalidRequestError("a shared load has no targets: the arenas are the store's")
+        plan = None if request.plan else self._plan(request.question)
+        planned = self._engine.catalog.planned(request.plan if plan is None else plan.plan)
+        return _Wanted(
+            planned=planned,
+            plan=plan,
+            targets=[] if request.shared else _match_targets(planned, request.targets),
+            shared=shared_arenas(planned) if request.shared else [],
+        )
+
+    async def _move(
+        self, session: Session, wanted: _Wanted, timeout_s: float, context: Any
+    ) -> AsyncIterator[Any]:
+        """Yield the events of a load; what is resident already is answered at once."""
+        planned = wanted.planned
+        if wanted.shared and "cpu" not in planned.plan.devices:
+            held = self._engine.shared.try_hold(wanted.shared, session.holder)
+            if held is not None:
+                yield self._done_event(session, planned, held)
+                return
         future, control = self._engine.start_load(
-            lambda job: self._load(planned, targets, job),
+            lambda job: self._load(wanted, job),
             holder=session.holder,
-            timeout_s=remaining_s(context, default_s),
+            timeout_s=remaining_s(context, timeout_s or self._engine.config.load_timeout_s),
         )
         session.running.add(control)
         delivered = False
@@ -114,27 +169,32 @@ class StoreService(rpc.StoreServicer):
             session.running.discard(control)
             if not delivered:
                 control.cancel()
-                self._engine.host.wake()
-                future.add_done_callback(lambda ended: self._undo(session, ended))
+                self._engine.wake()
+                future.add_done_callback(_undo)
 
-    def _load(self, planned: PlannedLoad, targets: list[Any], job: LoadJob) -> LoadResult:
-        """Load the host part, then the devices from it; runs in a thread."""
-        loader, entry = self._engine.loader, planned.entry
+    def _load(self, wanted: _Wanted, job: LoadJob) -> LoadResult:
+        """Load the host part, then the devices; runs in a thread."""
+        engine, planned, entry = self._engine, wanted.planned, wanted.planned.entry
         held = None
         if "cpu" in planned.plan.devices and entry.chunked.chunks_total:
-            held = loader.load_host(entry, job, keep_held=True)
-        if not targets:
+            held = engine.loader.load_host(entry, job, keep_held=True)
+        if not wanted.targets and not wanted.shared:
             return held or LoadResult(tier="host", bytes_read=0, bytes_copied=0, total_s=0.0)
         try:
-            copied = self._load_devices(planned, targets, entry, job)
+            if wanted.shared:
+                moved = engine.shared.load(entry, wanted.shared, job)
+            else:
+                moved = self._load_devices(planned, wanted.targets, entry, job)
         except BaseException:
-            if held is not None and held.held is not None:
-                self._engine.host.release(held.held, job.holder)
+            if held is not None:
+                held.release()
             raise
-        return held or copied
+        if held is None:
+            return moved
+        return replace(held, arenas=moved.arenas, holds=(*held.holds, *moved.holds))
 
     def _load_devices(
-        self, planned: PlannedLoad, targets: list[Any], entry: Entry, job: LoadJob
+        self, planned: PlannedLoad, targets: list[tuple[int, Any]], entry: Entry, job: LoadJob
     ) -> LoadResult:
         with ExitStack() as stack:
             opened = []
@@ -152,17 +212,14 @@ class StoreService(rpc.StoreServicer):
                         device=mapping.device,
                         address=mapping.address + target.offset_bytes,
                         pieces=arena.pieces,
+                        decodes=arena.decodes,
+                        arena=arena,
                     )
                 )
             return self._engine.loader.load_device(entry, opened, job)
 
     def _done_event(self, session: Session, planned: PlannedLoad, result: LoadResult) -> Any:
-        lease = ""
-        if result.held is not None:
-            lease = self._engine.sessions.lease(session, result.held) or ""
-            if not lease:
-                self._engine.host.release(result.held, session.holder)
-                raise InvalidRequestError("the session ended while its load was running")
+        lease = self._engine.sessions.lease(session, Lease(result.holds)) if result.holds else ""
         bytes_total = _bytes_total(planned)
         return pb.LoadEvent(
             bytes_done=bytes_total,
@@ -172,15 +229,15 @@ class StoreService(rpc.StoreServicer):
             chunks=result.chunks,
             chunk_size=self._engine.config.chunk_bytes,
             tier=result.tier,
+            arenas=[
+                pb.SharedArena(
+                    device=arena.key.gpu,
+                    ipc_handle=arena.ipc_handle,
+                    size_bytes=arena.size_bytes,
+                )
+                for arena in result.arenas
+            ],
         )
-
-    def _undo(self, session: Session, ended: asyncio.Future[LoadResult]) -> None:
-        """Give back what a load got that nobody waited for."""
-        if ended.cancelled() or ended.exception() is not None:
-            return
-        held = ended.result().held
-        if held is not None:
-            self._engine.host.release(held, session.holder)
 
     @unary
     async def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -195,6 +252,7 @@ class StoreService(rpc.StoreServicer):
                 models.append(pb.Model(name=name, error=str(entry)))
                 continue
             residency = self._engine.host.find(entry.name)
+            resident = self._engine.devices.arenas(entry.name)
             models.append(
                 pb.Model(
                     name=entry.name,
@@ -205,28 +263,52 @@ class StoreService(rpc.StoreServicer):
                     if residency
                     else 0,
                     pinned=bool(residency and residency.pinned),
-                    leases=sum(residency.holders.values()) if residency else 0,
+                    leases=(residency.holders.total() if residency else 0)
+                    + sum(arena.leases for arena in resident),
+                    resident=[
+                        pb.ResidentArena(
+                            device=arena.gpu,
+                            size_bytes=arena.size_bytes,
+                            pinned=arena.pinned,
+                            leases=arena.leases,
+                        )
+                        for arena in resident
+                    ],
                 )
             )
         return pb.ListModelsResponse(models=models)
 
     @unary
     async def SetPinned(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Pin a model, loading it first, or unpin it."""
+        """Pin a model in the pool or on GPUs, loading it first, or unpin it."""
         engine = self._engine
-        entry = await engine.blocking(engine.catalog.get, request.model)
+        wanted = await engine.blocking(self._to_pin, request)
+        planned = wanted.planned
+        on_host = "cpu" in planned.plan.devices
         if request.pinned:
             future, _ = engine.start_load(
-                lambda job: engine.loader.load_host(entry, job, keep_held=True),
+                lambda job: self._load(wanted, job),
                 holder="a pin",
                 timeout_s=remaining_s(context, engine.config.load_timeout_s),
             )
-            held = (await future).held
-            engine.host.set_pinned(entry.name, pinned=True)
-            engine.host.release(held, "a pin")
+            result = await future
+            try:
+                if on_host:
+                    engine.host.set_pinned(planned.entry.name, pinned=True)
+                engine.devices.pin(result.arenas)
+            finally:
+                result.release()
         else:
-            engine.host.set_pinned(entry.name, pinned=False)
+            if on_host:
+                engine.host.set_pinned(planned.entry.name, pinned=False)
+            if wanted.shared:
+                gpus = [key.gpu for key, _ in wanted.shared]
+                engine.devices.unpin(planned.entry.name, gpus)
         return pb.SetPinnedResponse()
+
+    def _to_pin(self, request: Any) -> _Wanted:
+        question = pb.PlanLoadRequest(model=request.model, device_map=request.device_map)
+        return self._wanted(pb.LoadRequest(question=question, shared=True))
 
     @unary
     async def GetStatus(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -244,7 +326,9 @@ class StoreService(rpc.StoreServicer):
             leases=engine.sessions.lease_count,
             loads_running=len(engine.running),
             storage_path=str(engine.catalog.root),
-            devices=visible_gpus(),
+            devices=engine.gpus,
+            gpu_pool_bytes=engine.config.gpu_pool_bytes,
+            resident_bytes={gpu: engine.devices.used_bytes(gpu) for gpu in engine.gpus},
         )
 
 
@@ -273,6 +357,12 @@ def _bytes_total(planned: PlannedLoad) -> int:
         for piece in arena.pieces
     )
     return copied or planned.plan.image.size_bytes
+
+
+def _undo(ended: asyncio.Future[LoadResult]) -> None:
+    """Give back what a load got that nobody waited for."""
+    if not ended.cancelled() and ended.exception() is None:
+        ended.result().release()
 
 
 def _drop(mapping: native.DeviceMapping) -> None:

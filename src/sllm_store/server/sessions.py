@@ -1,7 +1,7 @@
 """Sessions and leases: what a client holds, given back when its connection ends, however it ends.
 
-A host load gives the session a lease. The client takes it to the descriptor socket, and from then
-on it belongs to that connection, which lives exactly as long as the client's mapping.
+A host load or a shared one gives the session a lease. The client takes it to the descriptor socket,
+and from then on it belongs to that connection, which lives exactly as long as the client's mapping.
 
 All of it belongs to the event loop; nothing here is called from another thread.
 """
@@ -15,19 +15,24 @@ from typing import TYPE_CHECKING
 from sllm_store.errors import InvalidRequestError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sllm_store.native import Control
-    from sllm_store.tiers.host import HostTier, Residency
 
 SESSIONS_MAX = 4096
 CLIENT_NAME_MAX = 128
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Lease:
-    """A hold on a model's chunks in somebody's name."""
+    """A client's holds on pool chunks and resident arenas; each is called once, to end it."""
 
-    residency: Residency
-    holder: str
+    holds: tuple[Callable[[], None], ...]
+
+    def release(self) -> None:
+        """Give it all back."""
+        for end_hold in self.holds:
+            end_hold()
 
 
 @dataclass(slots=True, eq=False)
@@ -48,9 +53,9 @@ class Session:
 class Sessions:
     """All open sessions."""
 
-    def __init__(self, host: HostTier) -> None:
-        """Leases are holds on `host`."""
-        self._host = host
+    def __init__(self, wake: Callable[[], None]) -> None:
+        """Call `wake` when loads were cancelled that may be waiting."""
+        self._wake = wake
         self._sessions: dict[str, Session] = {}
         self._attached = 0
 
@@ -77,17 +82,18 @@ class Sessions:
         self._sessions.pop(session.session_id, None)
         for control in session.running:
             control.cancel()
-        self._host.wake()
+        self._wake()
         while session.leases:
             _, lease = session.leases.popitem()
-            self._host.release(lease.residency, lease.holder)
+            lease.release()
 
-    def lease(self, session: Session, residency: Residency) -> str | None:
-        """Make a hold of the session's a lease; None if the session has ended meanwhile."""
+    def lease(self, session: Session, lease: Lease) -> str:
+        """Give a lease to a session; raise InvalidRequestError if that has ended meanwhile."""
         if session.session_id not in self._sessions:
-            return None
+            lease.release()
+            raise InvalidRequestError("the session ended while its load was running")
         lease_id = uuid.uuid4().hex
-        session.leases[lease_id] = Lease(residency=residency, holder=session.holder)
+        session.leases[lease_id] = lease
         return lease_id
 
     def attach(self, lease_id: str) -> Lease | None:
@@ -102,7 +108,7 @@ class Sessions:
     def detach(self, lease: Lease) -> None:
         """Give an attached lease back."""
         self._attached -= 1
-        self._host.release(lease.residency, lease.holder)
+        lease.release()
 
     @property
     def count(self) -> int:

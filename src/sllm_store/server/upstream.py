@@ -83,16 +83,18 @@ class UpstreamService(rpc.StorageServicer):
 
     @unary
     async def UnloadModel(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Free a model's host chunks, or forget a replica on a GPU."""
+        """Free a model's host chunks or resident arenas, or forget a replica on a GPU."""
         entry = await self._engine.blocking(self._engine.catalog.get, _path(request))
-        if request.target_device_type == pb.DEVICE_TYPE_GPU:
+        patience = self._engine.patience(remaining_s(context, UNLOAD_TIMEOUT_S))
+        if request.target_device_type == pb.DEVICE_TYPE_GPU and not request.replica_uuid:
+            await self._engine.blocking(self._engine.devices.unload, entry.name, patience)
+        elif request.target_device_type == pb.DEVICE_TYPE_GPU:
             future = self._replicas.pop((entry.name, request.replica_uuid), None)
             control = None if future is None else self._engine.running.get(future)
             if control is not None:
                 control.cancel()
-                self._engine.host.wake()
+                self._engine.wake()
         elif request.target_device_type == pb.DEVICE_TYPE_CPU:
-            patience = self._engine.patience(remaining_s(context, UNLOAD_TIMEOUT_S))
             await self._engine.blocking(self._engine.host.unload, entry.name, patience)
         else:
             raise InvalidRequestError("target_device_type must be CPU or GPU")
@@ -100,10 +102,11 @@ class UpstreamService(rpc.StorageServicer):
 
     @unary
     async def ClearMem(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Free every model's host chunks; an error names those that are in use."""
+        """Free every model's host chunks and resident arenas; an error names those in use."""
         patience = self._engine.patience(remaining_s(context, UNLOAD_TIMEOUT_S))
-        for model in self._engine.host.models():
-            await self._engine.blocking(self._engine.host.unload, model, patience)
+        for tier in (self._engine.host, self._engine.devices):
+            for model in tier.models():
+                await self._engine.blocking(tier.unload, model, patience)
         return pb.ClearMemResponse()
 
     @unary

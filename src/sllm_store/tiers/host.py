@@ -93,7 +93,7 @@ class Patience:
     def require_wanted(self) -> None:
         """Raise LoadCancelledError when nobody waits any more."""
         if self._control.cancelled:
-            raise LoadCancelledError("cancelled while waiting for room in the host pool")
+            raise LoadCancelledError("cancelled while waiting for memory or for another load")
 
 
 class HostTier:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from sllm_store.checkpoint.layout import Decode, Image, Piece
+    from sllm_store.checkpoint.layout import Arena, Decode, Image, Piece
     from sllm_store.checkpoint.model import Checkpoint
 
 
@@ -36,13 +36,15 @@ HOST_DEVICE = -1  # The native core's number of ordinary memory, where it expect
 class Target:
     """Memory that receives pieces of the image, and segments of it decoded.
 
-    Addresses are the device's, which may be HOST_DEVICE.
+    Addresses are the device's, which may be HOST_DEVICE. `arena` says which extents it gets whole,
+    where it is known.
     """
 
     device: int
     address: int
     pieces: tuple[Piece, ...]
     decodes: tuple[Decode, ...] = ()
+    arena: Arena | None = None
 
 
 @dataclass(slots=True)

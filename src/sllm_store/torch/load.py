@@ -22,8 +22,8 @@ class LoadedDict(dict[str, torch.Tensor]):
     """A state dict, with where it came from.
 
     `store` is the address of the store that loaded it, or 'in-process'; `tier` where the bytes
-    were ('host', 'disk', 'mixed'); `directory` has the checkpoint's small files; `buffers` are
-    the saved tensors that belong to the module but not to its state dict.
+    were ('device', 'host', 'disk', 'mixed'); `directory` has the checkpoint's small files;
+    `buffers` are the saved tensors that belong to the module but not to its state dict.
     """
 
     store: str
@@ -43,12 +43,13 @@ class LoadedDict(dict[str, torch.Tensor]):
         return state_dict
 
 
-def load_dict(
+def load_dict(  # noqa: PLR0913 - upstream's signature, and what it lacks
     model_path: str | os.PathLike[str],
     device_map: DeviceMap,
     storage_path: str | os.PathLike[str] | None = None,
     *,
     store: str | None = None,
+    shared: bool = False,
     timeout_s: float | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> LoadedDict:
@@ -62,9 +63,14 @@ def load_dict(
 
     Returns every byte or raises one of sllm_store.errors. The tensors share memory that lives
     until the last of them is gone, in whatever order; writing to them changes only this process.
+    With `shared` that is not so on GPUs: the tensors are in memory of the store that every process
+    which loads this way sees. It is there at once if it is there already. Treat it as read-only,
+    since CUDA cannot: an in-place write is seen by all. It goes with the store.
     """
     route = choose_route(model_path, storage_path, store=store)
     devices = {
         prefix: store_device(device) for prefix, device in parse_device_map(device_map).items()
     }
-    return LoadedDict.of(route.load(devices, timeout_s=timeout_s, on_progress=on_progress))
+    return LoadedDict.of(
+        route.load(devices, shared=shared, timeout_s=timeout_s, on_progress=on_progress)
+    )

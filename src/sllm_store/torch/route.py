@@ -47,14 +47,22 @@ class Route:
         self,
         device_map: Mapping[str, str],
         *,
+        shared: bool = False,
         timeout_s: float | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Loaded:
-        """Load the checkpoint, and log once who did."""
+        """Load the checkpoint, and log once who did; `shared` memory is the store's own."""
+        if shared and self.address is None:
+            raise InvalidRequestError(
+                f"{self.name}: shared=True wants memory of a store, and none serves it here: start "
+                "one with `sllm-store start`, or load without shared"
+            )
         started_s = time.monotonic()
         loaded = None
         if self.address is not None:
-            loaded = self._load_through_store(device_map, timeout_s, on_progress)
+            loaded = self._load_through_store(
+                device_map, shared=shared, timeout_s=timeout_s, on_progress=on_progress
+            )
         if loaded is None:
             assert self.path is not None
             loaded = load_checkpoint(
@@ -77,6 +85,8 @@ class Route:
     def _load_through_store(
         self,
         device_map: Mapping[str, str],
+        *,
+        shared: bool,
         timeout_s: float | None,
         on_progress: Callable[[int, int], None] | None,
     ) -> Loaded | None:
@@ -84,10 +94,14 @@ class Route:
         try:
             with SllmStoreClient(self.address) as client:
                 return client.load(
-                    self.name, device_map, timeout_s=timeout_s, on_progress=on_progress
+                    self.name,
+                    device_map,
+                    shared=shared,
+                    timeout_s=timeout_s,
+                    on_progress=on_progress,
                 )
         except (CheckpointNotFoundError, StoreUnavailableError, InvalidRequestError) as error:
-            if not self.or_in_process or self.path is None:
+            if shared or not self.or_in_process or self.path is None:
                 raise
             log.info("the store at %s does not serve %s: %s", self.address, self.name, error)
             return None

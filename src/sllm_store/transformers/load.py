@@ -55,6 +55,7 @@ def load_model(  # noqa: PLR0913, PLR0917 - upstream's signature, and what it la
     *,
     dtype: str | torch.dtype | None = None,
     store: str | None = None,
+    shared: bool = False,
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
     timeout_s: float | None = None,
@@ -62,7 +63,8 @@ def load_model(  # noqa: PLR0913, PLR0917 - upstream's signature, and what it la
 ) -> PreTrainedModel:
     """Load a model from the store's format, or from safetensors or GGUF as published.
 
-    name, storage_path, store, timeout_s and on_progress are as for sllm_store.torch.load_dict.
+    name, storage_path, store, shared, timeout_s and on_progress are as for
+    sllm_store.torch.load_dict.
     device_map is 'auto', 'balanced', 'balanced_low_0', 'sequential', a device, or a dictionary of
     modules to devices. dtype (or torch_dtype) 'auto' keeps what is stored; another one casts the
     floating tensors that `from_pretrained` would cast. With fully_parallel the module is built
@@ -71,7 +73,8 @@ def load_model(  # noqa: PLR0913, PLR0917 - upstream's signature, and what it la
 
     Returns the model in evaluation mode with its generation_config, tied weights and
     non-persistent buffers as they were saved. It is an ordinary module: it may be moved, cast,
-    trained and saved.
+    trained and saved. With `shared` its parameters need no gradient, because to train them in
+    place would train those of every process; what is cast or quantised is a private copy.
     """
     wish = _Wish(
         device_map=device_map,
@@ -81,6 +84,7 @@ def load_model(  # noqa: PLR0913, PLR0917 - upstream's signature, and what it la
         trust_remote_code=trust_remote_code,
         attn_implementation=attn_implementation,
         overlap=fully_parallel,
+        shared=shared,
     )
     route = choose_route(name, storage_path, store=store)
     return _Job(route, wish, timeout_s, on_progress).run()
@@ -97,6 +101,7 @@ class _Wish:
     trust_remote_code: bool
     attn_implementation: str | None
     overlap: bool
+    shared: bool
 
 
 class _Job:
@@ -131,6 +136,8 @@ class _Job:
         if described.generation_config is not None and model.can_generate():
             model.generation_config = described.generation_config
         model.name_or_path = str(self._route.path)
+        if self._wish.shared:
+            model.requires_grad_(requires_grad=False)
         model.train(mode=False)
         return model
 
@@ -212,7 +219,10 @@ class _Job:
         # A publisher's name may begin with none of the module's; it is moved when it is assigned.
         devices.setdefault("", next(iter(devices.values())))
         return self._route.load(
-            devices, timeout_s=self._timeout_s, on_progress=self._report_progress
+            devices,
+            shared=self._wish.shared,
+            timeout_s=self._timeout_s,
+            on_progress=self._report_progress,
         )
 
     def _report_progress(self, bytes_done: int, bytes_total: int) -> None:

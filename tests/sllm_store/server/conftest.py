@@ -37,6 +37,7 @@ def start_gpu_client(
         return subprocess.Popen(
             [sys.executable, str(HERE / "gpu_cases.py"), case, *map(str, arguments)],
             env=os.environ | gpu_environment | settings,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

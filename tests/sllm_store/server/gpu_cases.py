@@ -6,15 +6,24 @@ import ctypes
 import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import pytest
 
 from sllm_store import errors, native
 from sllm_store.client import SllmStoreClient
-from tests.store_process import random_tensors
+from sllm_store.proto import storage_pb2 as pb
+from sllm_store.tiers.leased import take_lease
+from tests.store_process import random_tensors, wait_until
+
+if TYPE_CHECKING:
+    from sllm_store.checkpoint.loaded import Loaded
 
 
-def on_device(buffer: native.DeviceBuffer, offset: int, size: int) -> bytes:
+COUNT, SIZE = 6, 700_001  # Of the model in test_shared.py.
+
+
+def on_device(buffer: native.DeviceBuffer | native.DeviceMapping, offset: int, size: int) -> bytes:
     host = ctypes.create_string_buffer(size)
     native.copy_from_device(buffer.device, buffer.address + offset, ctypes.addressof(host), size)
     return host.raw
@@ -125,6 +134,125 @@ def fails_once(address: str, message: str) -> None:
         with pytest.raises(errors.StoreError, match=message):
             check(client, {"": native.device_uuid(0)}, 4, 3_000_000)
         check(client, {"": native.device_uuid(0)}, 4, 3_000_000)
+
+
+def read_shared(loaded: Loaded, expected: dict[str, bytes]) -> None:
+    assert {t.name for t in loaded.tensors} == set(expected)
+    for tensor in loaded.tensors:
+        arena = loaded.arenas[tensor.arena]
+        if isinstance(arena, native.PoolMapping):
+            continue
+        assert isinstance(arena, native.DeviceMapping)
+        content = on_device(arena, tensor.offset_bytes, len(expected[tensor.name]))
+        assert content == expected[tensor.name], tensor.name
+
+
+def hold_shared(address: str, device: str = "0", seed: str = "0") -> None:
+    """Share a model, say where it came from, and keep it without a client until told to end."""
+    expected = random_tensors(COUNT, SIZE, seed=int(seed))
+    with SllmStoreClient(address) as client:
+        gpu = native.device_uuid(int(device))
+        loaded = client.load("m", {"": gpu}, shared=True, timeout_s=60)
+    read_shared(loaded, expected)
+    print(loaded.tier, flush=True)
+    sys.stdin.readline()
+    read_shared(loaded, expected)
+    print("still there", flush=True)
+
+
+def share_twice(address: str) -> None:
+    expected = random_tensors(COUNT, SIZE)
+    gpu = native.device_uuid(0)
+    with SllmStoreClient(address) as client:
+        loads = [client.load("m", {"": gpu}, shared=True) for _ in range(3)]
+        addresses = {arena.address for load in loads for arena in load.arenas}  # type: ignore[union-attr]
+        assert len(addresses) == 1
+        assert client.status().leases == 3
+        for left in (2, 1):
+            loads.pop()
+            wait_until(lambda left=left: client.status().leases == left)  # type: ignore[misc]
+            read_shared(loads[0], expected)
+        loads.clear()
+        wait_until(lambda: client.status().leases == 0)
+        read_shared(client.load("m", {"": gpu}, shared=True), expected)
+
+
+def share_split(address: str) -> None:
+    """A map over two GPUs and the host: two shared arenas and a private mapping, one lease."""
+    expected = random_tensors(COUNT, SIZE)
+    spread = {"": native.device_uuid(0), "layers.1": native.device_uuid(1), "layers.0": "cpu"}
+    with SllmStoreClient(address) as client:
+        for _ in range(2):
+            loaded = client.load("m", spread, shared=True)
+            read_shared(loaded, expected)
+            kinds = [type(arena).__name__ for arena in loaded.arenas]
+            assert sorted(kinds) == ["DeviceMapping", "DeviceMapping", "PoolMapping"]
+            assert client.status().leases == 1
+            del loaded
+            wait_until(lambda: client.status().leases == 0)
+
+
+def private(address: str, device: str, tier: str) -> None:
+    with SllmStoreClient(address) as client:
+        gpu = native.device_uuid(int(device))
+        assert check(client, {"": gpu}, COUNT, SIZE) == tier
+
+
+def private_part(address: str, tier: str) -> None:
+    """Some tensors of a model, at other places than in the arena that has them all."""
+    expected = random_tensors(COUNT, SIZE)
+    some = {"": "cpu", "layers.1": native.device_uuid(0), "layers.3": native.device_uuid(0)}
+    with SllmStoreClient(address) as client:
+        loaded = client.load("m", some)
+        found = 0
+        for tensor in loaded.tensors:
+            arena = loaded.arenas[tensor.arena]
+            if isinstance(arena, native.DeviceBuffer):
+                content = on_device(arena, tensor.offset_bytes, len(expected[tensor.name]))
+                assert content == expected[tensor.name], tensor.name
+                found += 1
+        assert found == 2
+        assert loaded.tier == tier
+
+
+def shared_forever(address: str) -> None:
+    """Start a slow shared load and say so; the parent kills this process."""
+    with SllmStoreClient(address) as client:
+        gpu = native.device_uuid(0)
+        client.load("m", {"": gpu}, shared=True, on_progress=lambda _a, _b: print("loading"))
+
+
+def share_fails(address: str, message: str) -> None:
+    with SllmStoreClient(address) as client:
+        with pytest.raises(errors.StoreError, match=message) as caught:
+            client.load("m", {"": native.device_uuid(0)}, shared=True)
+        print(type(caught.value).__name__)
+
+
+def lease_not_taken(address: str) -> None:
+    """A client that learns of its lease and dies before it takes it; then one that is bogus."""
+    question = pb.PlanLoadRequest(model="m", device_map={"": native.device_uuid(0)})
+    with SllmStoreClient(address) as client:
+        events = client._store.Load(pb.LoadRequest(question=question, shared=True))
+        done = [next(events)]
+        while not done[-1].done:
+            done.append(next(events))
+        assert done[0].plan.path
+        assert client.status().leases == 1
+        events.cancel()
+        wait_until(lambda: client.status().leases == 0)
+        with (
+            pytest.raises(errors.StoreUnavailableError, match="refused the lease"),
+            take_lease(done[0].plan.descriptor_socket, done[-1].lease),
+        ):
+            pass
+        target = pb.DeviceTarget(device="gpu", ipc_handle=bytes(64))
+        wrong = pb.LoadRequest(question=question, shared=True, targets=[target])
+        with pytest.raises(errors.InvalidRequestError, match="no targets"):
+            client._finish_load(client._store.Load(wrong), None)
+        with pytest.raises(errors.InvalidRequestError, match="model is empty"):
+            client._finish_load(client._store.Load(pb.LoadRequest()), None)
+        assert client.status().sessions == 0
 
 
 if __name__ == "__main__":
