@@ -3,6 +3,7 @@
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -17,6 +18,7 @@
 #include <system_error>
 #include <tuple>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "bindings/arguments.hpp"
@@ -44,6 +46,11 @@ namespace {
 using Pair = std::tuple<std::int64_t, std::int64_t>;
 using Triple = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
 using Quintuple = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+using Sextuple =
+    std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+// A device and its base; and those to go via.
+using Device =
+    std::variant<Pair, std::tuple<std::int64_t, std::int64_t, std::vector<std::int64_t>>>;
 using ReleaseGil = nb::call_guard<nb::gil_scoped_release>;
 using sllm::bindings::checked_memory;
 using sllm::bindings::checked_size;
@@ -233,11 +240,20 @@ void bind_file(nb::module_& module) {
           "offset"_a, "address"_a, "size"_a, ReleaseGil());
 }
 
+sllm::io::TransferDevice to_device(const Device& device) {
+  if (const auto* pair = std::get_if<Pair>(&device)) {
+    return {std::get<0>(*pair), std::get<1>(*pair), {}};
+  }
+  const auto& [ordinal, base, via] = std::get<1>(device);
+  return {ordinal, base, via};
+}
+
 sllm::io::TransferReport run_transfer(const std::vector<std::shared_ptr<sllm::io::File>>& files,
                                       const std::vector<Pair>& steps,
                                       const std::vector<Quintuple>& reads,
                                       const std::vector<Quintuple>& copies,
-                                      const std::vector<Pair>& devices, const std::string& mode,
+                                      const std::vector<Device>& devices,
+                                      const std::vector<Sextuple>& decodes, const std::string& mode,
                                       std::int64_t threads, sllm::io::Control& control,
                                       std::shared_ptr<sllm::io::Tuner> tuner) {
   sllm::io::TransferRequest request;
@@ -258,7 +274,10 @@ sllm::io::TransferReport run_transfer(const std::vector<std::shared_ptr<sllm::io
   for (const auto& [step, device, device_offset, size, step_offset] : copies) {
     request.copies.push_back({step, device, device_offset, size, step_offset});
   }
-  for (const auto& [ordinal, base] : devices) request.devices.push_back({ordinal, base});
+  for (const auto& [step, device, device_offset, raw_size, stored_size, step_offset] : decodes) {
+    request.decodes.push_back({step, device, device_offset, raw_size, stored_size, step_offset});
+  }
+  for (const Device& device : devices) request.devices.push_back(to_device(device));
   return sllm::io::run_transfer(request, control);
 }
 
@@ -277,8 +296,8 @@ void bind_transfer(nb::module_& module) {
       .def_rw("copy_s", &TransferReport::copy_s)
       .def_rw("total_s", &TransferReport::total_s);
   module.def("run_transfer", &run_transfer, "files"_a, "steps"_a, "reads"_a, "copies"_a,
-             "devices"_a, nb::kw_only(), "mode"_a, "threads"_a, "control"_a, "tuner"_a = nb::none(),
-             ReleaseGil());
+             "devices"_a, nb::kw_only(), "decodes"_a = std::vector<Sextuple>(), "mode"_a,
+             "threads"_a, "control"_a, "tuner"_a = nb::none(), ReleaseGil());
   module.def(
       "checksum_ranges",
       [](const std::shared_ptr<sllm::io::File>& file, const std::vector<Pair>& ranges,

@@ -10,16 +10,14 @@
 #include <exception>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <stop_token>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "io/deliveries.hpp"
 #include "io/read_batches.hpp"
 #include "io/tuner.hpp"
-#include "shim/copy_lane.hpp"
-#include "shim/peer_access.hpp"
 
 namespace sllm::io {
 namespace {
@@ -41,15 +39,18 @@ double seconds(Clock::duration duration) {
 class Transfer {
  public:
   Transfer(const TransferRequest& request, Control& control)
-      : request_(request),
+      : start_(Clock::now()),
+        request_(request),
         control_(control),
         plan_(make_plan(request)),
         states_(plan_.steps.size()),
         tuner_(request.tuner != nullptr ? request.tuner : fixed_tuner(has_queues(request.mode))),
-        start_(Clock::now()) {
+        steps_left_(plan_.steps.size()),
+        deliveries_(request_, plan_, control,
+                    {[this](std::size_t step) { step_done(step); }, [this] { wake(); },
+                     [this](std::exception_ptr error) { fail(std::move(error)); }}) {
     for (std::size_t i = 0; i < states_.size(); ++i) {
       states_[i].pieces_left = plan_.steps[i].piece_count;
-      states_[i].lanes_left = plan_.steps[i].device_count;
     }
   }
 
@@ -58,7 +59,6 @@ class Transfer {
  private:
   struct StepState {
     std::atomic<std::uint32_t> pieces_left{0};
-    std::atomic<std::uint32_t> lanes_left{0};
     std::atomic<bool> done{false};
   };
 
@@ -76,7 +76,7 @@ class Transfer {
     std::uint64_t counted = 0;  // bytes of its reader that the tuner knows of
   };
 
-  void open_lanes();
+  void run_steps();
   void run_threads();
   void work(unsigned index);
   bool try_claim(Worker& worker, Batch& batch);
@@ -84,72 +84,74 @@ class Transfer {
   void count_bytes(Worker& worker);
   bool wait_until_ready(std::size_t step, Worker& worker);
   void retire(Worker& worker);
+  void help();
   void piece_done(const TransferPlan::Piece& piece);
-  void issue_copies(std::size_t step);
-  void lane_done(std::size_t step, std::uint64_t bytes);
   void step_done(std::size_t step);
   void fail(std::exception_ptr error);
   void wake();
   bool stopped() const { return stopped_.load() || control_.cancelled(); }
 
+  const Clock::time_point start_;
   const TransferRequest& request_;
   Control& control_;
   const TransferPlan plan_;
   std::vector<StepState> states_;
-  Clock::time_point start_;
-  std::vector<std::unique_ptr<cuda::CopyLane>> lanes_;  // by device; null where nothing goes
   BatchQueues queues_;
   std::shared_ptr<Tuner> tuner_;
   unsigned threads_ = 0;
+  std::atomic<std::size_t> steps_left_;
   std::atomic<bool> stopped_{false};
 
   std::mutex mutex_;  // of the members below
   std::condition_variable changed_;
   std::exception_ptr error_;
   TransferReport report_;
-  std::optional<Clock::time_point> first_copy_;
+
+  Deliveries deliveries_;  // its threads use all the others
 };
 
 TransferReport Transfer::run() {
   {
-    const std::stop_callback on_cancel(control_.token(), [this] { wake(); });
+    const std::stop_callback on_cancel(control_.token(), [this] {
+      deliveries_.stop();
+      wake();
+    });
     try {
-      if (!stopped()) open_lanes();
-      run_threads();
+      run_steps();
     } catch (...) {
       fail(std::current_exception());
     }
-    for (const auto& lane : lanes_) {
-      if (lane != nullptr) lane->finish();
-    }
-    lanes_.clear();
+    deliveries_.finish();
   }
   const auto end = Clock::now();
   if (error_ != nullptr) std::rethrow_exception(error_);
-  const bool complete = std::all_of(states_.begin(), states_.end(),
-                                    [](const StepState& state) { return state.done.load(); });
-  if (!complete) throw CancelledError();
-  if (first_copy_) report_.copy_s = seconds(end - *first_copy_);
+  if (steps_left_.load() != 0) throw CancelledError();
+  report_.bytes_copied = deliveries_.bytes();
+  if (report_.bytes_copied != 0) report_.copy_s = seconds(end - deliveries_.begin());
   report_.total_s = seconds(end - start_);
   return report_;
 }
 
-void Transfer::open_lanes() {
-  lanes_.resize(request_.devices.size());
-  for (const TransferPlan::Copy& copy : plan_.copies) {
-    std::unique_ptr<cuda::CopyLane>& lane = lanes_[copy.device];
-    if (lane != nullptr) continue;
-    lane = std::make_unique<cuda::CopyLane>(
-        static_cast<int>(request_.devices[copy.device].ordinal),
-        cuda::CopyLane::Events{
-            [this](std::size_t step, std::uint64_t bytes) { lane_done(step, bytes); },
-            [this](std::exception_ptr error) { fail(std::move(error)); }});
+// What is in memory already goes out before anything is read, and takes no reader.
+void Transfer::run_steps() {
+  deliveries_.start();
+  for (std::size_t i = 0; i < plan_.steps.size() && !stopped(); ++i) {
+    if (!TransferPlan::is_ready(plan_.steps[i])) continue;
+    if (plan_.steps[i].bytes_out == 0) {
+      step_done(i);
+    } else {
+      deliveries_.deliver(i);
+    }
   }
+  run_threads();
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return steps_left_.load() == 0 || stopped(); });
 }
 
 void Transfer::run_threads() {
-  threads_ = static_cast<unsigned>(
-      std::min<std::size_t>(checked_threads(request_.threads), plan_.pieces.size()));
+  threads_ = static_cast<unsigned>(std::min<std::size_t>(checked_threads(request_.threads),
+                                                         plan_.pieces.size() + plan_.tasks.size()));
+  report_.setting = tuner_->setting();
   if (threads_ == 0) return;
   sort_batches(plan_, request_.mode, threads_, control_, queues_);
   // One thread at least is left for what is cached.
@@ -170,15 +172,21 @@ void Transfer::work(unsigned index) {
   try {
     const IoSetting setting = tuner_->setting();
     Worker worker{index, Reader(request_.mode, kWarmDepth, setting.size), {}};
-    for (Batch batch{}; !stopped() && try_claim(worker, batch);) read_batch(worker, batch);
+    for (Batch batch{}; !stopped() && try_claim(worker, batch);) {
+      read_batch(worker, batch);
+      if (batch.source != Source::kDisk) deliveries_.do_host_work();  // the disk shall not wait
+    }
     while (worker.reader.in_flight() != 0 && !stopped()) {
       worker.reader.reap(true);
       retire(worker);
     }
-    std::lock_guard lock(mutex_);
-    report_.bytes_direct += worker.reader.bytes_direct();
-    report_.bytes_buffered += worker.reader.bytes_buffered();
-    report_.read_s = std::max(report_.read_s, seconds(Clock::now() - start_));
+    {
+      std::lock_guard lock(mutex_);
+      report_.bytes_direct += worker.reader.bytes_direct();
+      report_.bytes_buffered += worker.reader.bytes_buffered();
+      report_.read_s = std::max(report_.read_s, seconds(Clock::now() - start_));
+    }
+    help();
   } catch (...) {
     fail(std::current_exception());
   }
@@ -203,9 +211,11 @@ bool Transfer::try_claim(Worker& worker, Batch& batch) {
       worker.reader.reap(true);
       retire(worker);
     }
+    deliveries_.do_host_work();
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] {
-      return stopped() || queues_.cold.exhausted() || worker.index < tuner_->setting().threads;
+      return stopped() || queues_.cold.exhausted() || deliveries_.has_host_work() ||
+             worker.index < tuner_->setting().threads;
     });
     if (stopped()) return false;
   }
@@ -244,10 +254,24 @@ bool Transfer::wait_until_ready(std::size_t step, Worker& worker) {
     worker.reader.reap(true);
     retire(worker);
   }
-  if (awaited.done.load()) return !stopped();
-  std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return awaited.done.load() || stopped(); });
+  while (!awaited.done.load() && !stopped()) {
+    deliveries_.do_host_work();
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock,
+                  [&] { return awaited.done.load() || deliveries_.has_host_work() || stopped(); });
+  }
   return !stopped();
+}
+
+// For a thread that has nothing left to read: takes part in the host's work until it is over.
+void Transfer::help() {
+  while (!deliveries_.is_host_work_over() && !stopped()) {
+    deliveries_.do_host_work();
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] {
+      return deliveries_.is_host_work_over() || deliveries_.has_host_work() || stopped();
+    });
+  }
 }
 
 void Transfer::retire(Worker& worker) {
@@ -263,50 +287,19 @@ void Transfer::retire(Worker& worker) {
 
 void Transfer::piece_done(const TransferPlan::Piece& piece) {
   const TransferPlan::Step& step = plan_.steps[piece.step];
-  if (step.copy_count == 0 && piece.bytes != 0) control_.add_bytes(piece.bytes);
+  if (step.bytes_out == 0 && piece.bytes != 0) control_.add_bytes(piece.bytes);
   if (states_[piece.step].pieces_left.fetch_sub(1) != 1) return;
-  if (step.copy_count == 0) {
+  if (step.bytes_out == 0) {
     step_done(piece.step);
   } else if (!stopped()) {
-    issue_copies(piece.step);
+    deliveries_.deliver(piece.step);
   }
-}
-
-void Transfer::issue_copies(std::size_t index) {
-  const TransferPlan::Step& step = plan_.steps[index];
-  {
-    std::lock_guard lock(mutex_);
-    if (!first_copy_) first_copy_ = Clock::now();
-  }
-  // What was read is the host's; what was there already may be another arena in device memory.
-  const std::byte* buffer = request_.steps[index].buffer;
-  const int from = step.has_reads
-                       ? cuda::kHostMemory
-                       : cuda::memory_device(reinterpret_cast<cuda::DevicePointer>(buffer));
-  std::vector<cuda::LaneCopy> batch;
-  for (std::size_t i = 0; i < step.copy_count; ++i) {
-    const TransferPlan::Copy& copy = plan_.copies[step.first_copy + i];
-    batch.push_back({copy.source, copy.destination, copy.size});
-    const bool last_of_device =
-        i + 1 == step.copy_count || plan_.copies[step.first_copy + i + 1].device != copy.device;
-    if (!last_of_device) continue;
-    lanes_[copy.device]->issue(index, from, batch);
-    batch.clear();
-  }
-}
-
-void Transfer::lane_done(std::size_t step, std::uint64_t bytes) {
-  {
-    std::lock_guard lock(mutex_);
-    report_.bytes_copied += bytes;
-  }
-  control_.add_bytes(bytes);
-  if (states_[step].lanes_left.fetch_sub(1) == 1) step_done(step);
 }
 
 void Transfer::step_done(std::size_t step) {
   states_[step].done.store(true);
-  wake();
+  const bool is_last = steps_left_.fetch_sub(1) == 1;
+  if (is_last || plan_.steps[step].is_awaited) wake();
 }
 
 void Transfer::fail(std::exception_ptr error) {
@@ -315,6 +308,7 @@ void Transfer::fail(std::exception_ptr error) {
     if (error_ == nullptr) error_ = std::move(error);
   }
   stopped_.store(true);
+  deliveries_.stop();
   wake();
 }
 

@@ -1,10 +1,12 @@
 #include "io/transfer_plan.hpp"
 
 #include <algorithm>
-#include <limits>
 #include <stdexcept>
 #include <string>
 #include <utility>
+
+#include "io/delivery_plan.hpp"
+#include "io/request_checks.hpp"
 
 namespace sllm::io {
 namespace {
@@ -13,42 +15,6 @@ namespace {
 // together: on an H200 machine, reads of 512 KiB from memory beat larger and smaller ones.
 constexpr std::uint64_t kPieceSize = 512 << 10;
 constexpr std::int64_t kThreadsMax = 64;
-constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
-
-[[noreturn]] void refuse(const char* what, std::size_t index, const std::string& why) {
-  throw std::invalid_argument(std::string(what) + " " + std::to_string(index) + ": " + why);
-}
-
-std::size_t checked_index(const char* what, std::size_t index, const char* field,
-                          std::int64_t value, std::size_t count) {
-  if (value < 0 || static_cast<std::uint64_t>(value) >= count) {
-    refuse(what, index,
-           std::string("there is no ") + field + " " + std::to_string(value) + " among " +
-               std::to_string(count));
-  }
-  return static_cast<std::size_t>(value);
-}
-
-void check_extent(const char* what, std::size_t index, const char* field, std::int64_t offset,
-                  std::int64_t size) {
-  if (offset < 0 || size < 0 || offset > kMax - size) {
-    refuse(what, index,
-           std::string(field) + " " + std::to_string(offset) + " with size " +
-               std::to_string(size) + " is out of range");
-  }
-}
-
-// The buffer's address plus an extent of it.
-std::byte* checked_memory(const char* what, std::size_t index, std::byte* buffer,
-                          std::int64_t offset, std::int64_t size) {
-  check_extent(what, index, "step_offset", offset, size);
-  const auto address = reinterpret_cast<std::uintptr_t>(buffer);
-  if (buffer == nullptr) refuse(what, index, "its step has no buffer");
-  if (address > static_cast<std::uintptr_t>(kMax - offset - size)) {
-    refuse(what, index, "it ends beyond the address space");
-  }
-  return buffer + offset;
-}
 
 void add_steps(const TransferRequest& request, TransferPlan& plan) {
   plan.steps.resize(request.steps.size());
@@ -58,54 +24,8 @@ void add_steps(const TransferRequest& request, TransferPlan& plan) {
       refuse("step", i, "it can only wait for an earlier step, not " + std::to_string(after));
     }
     plan.steps[i].after = after;
+    if (after >= 0) plan.steps[static_cast<std::size_t>(after)].is_awaited = true;
   }
-}
-
-void add_copies(const TransferRequest& request, TransferPlan& plan) {
-  std::size_t previous = 0;
-  for (std::size_t i = 0; i < request.copies.size(); ++i) {
-    const TransferCopy& copy = request.copies[i];
-    const std::size_t step = checked_index("copy", i, "step", copy.step, request.steps.size());
-    const std::size_t device =
-        checked_index("copy", i, "device", copy.device, request.devices.size());
-    if (step < previous) refuse("copy", i, "copies are not sorted by step");
-    previous = step;
-    check_extent("copy", i, "device_offset", copy.device_offset, copy.size);
-    const std::int64_t base = request.devices[device].base;
-    check_extent("device", device, "base address", base, copy.device_offset + copy.size);
-    if (copy.size == 0) continue;
-    const std::byte* source =
-        checked_memory("copy", i, request.steps[step].buffer, copy.step_offset, copy.size);
-    TransferPlan::Step& planned = plan.steps[step];
-    if (planned.copy_count++ == 0) planned.first_copy = plan.copies.size();
-    plan.copies.push_back({device, static_cast<std::uint64_t>(base + copy.device_offset), source,
-                           static_cast<std::uint64_t>(copy.size)});
-  }
-}
-
-// Sorts each step's copies by device and joins those that continue one another.
-void merge_copies(TransferPlan& plan) {
-  std::vector<TransferPlan::Copy> merged;
-  merged.reserve(plan.copies.size());
-  for (TransferPlan::Step& step : plan.steps) {
-    const auto first = plan.copies.begin() + static_cast<std::ptrdiff_t>(step.first_copy);
-    const auto last = first + static_cast<std::ptrdiff_t>(step.copy_count);
-    std::stable_sort(first, last, [](const auto& a, const auto& b) { return a.device < b.device; });
-    step.first_copy = merged.size();
-    for (auto copy = first; copy != last; ++copy) {
-      const bool is_first = merged.size() == step.first_copy;
-      const bool same_device = !is_first && merged.back().device == copy->device;
-      if (!same_device) ++step.device_count;
-      if (same_device && merged.back().destination + merged.back().size == copy->destination &&
-          merged.back().source + merged.back().size == copy->source) {
-        merged.back().size += copy->size;
-      } else {
-        merged.push_back(*copy);
-      }
-    }
-    step.copy_count = merged.size() - step.first_copy;
-  }
-  plan.copies = std::move(merged);
 }
 
 // Cuts a step's reads into pieces: big ones at multiples of the piece size in the file, which
@@ -133,8 +53,11 @@ class PieceCutter {
     }
   }
 
+  // A step without reads that waits for another one gets an empty piece: somebody has to wait.
   void end() {
-    if (piece_.range_count != 0 || plan_.pieces.size() == pieces_before_) close();
+    const bool none_yet = plan_.pieces.size() == pieces_before_;
+    const bool is_ready = TransferPlan::is_ready(plan_.steps[piece_.step]);
+    if (piece_.range_count != 0 || (none_yet && !is_ready)) close();
     plan_.steps[piece_.step].piece_count =
         static_cast<std::uint32_t>(plan_.pieces.size() - pieces_before_);
   }
@@ -195,14 +118,13 @@ TransferPlan make_plan(const TransferRequest& request) {
   checked_threads(request.threads);
   TransferPlan plan;
   add_steps(request, plan);
-  add_copies(request, plan);
-  merge_copies(plan);
+  plan_deliveries(request, plan);
   const auto reads = merged_reads(request);
   PieceCutter cutter(plan);
   std::size_t next = 0;
   for (std::size_t step = 0; step < plan.steps.size(); ++step) {
-    cutter.begin(step);
     plan.steps[step].has_reads = next < reads.size() && reads[next].first == step;
+    cutter.begin(step);
     for (; next < reads.size() && reads[next].first == step; ++next) cutter.add(reads[next].second);
     cutter.end();
   }

@@ -7,8 +7,10 @@
 #include <vector>
 
 #include "io/file.hpp"
+#include "io/host_work.hpp"
 #include "io/reader.hpp"
 #include "io/tuner.hpp"
+#include "lanes/slot_layout.hpp"
 
 namespace sllm::io {
 
@@ -33,9 +35,22 @@ struct TransferCopy {
   std::int64_t step_offset;
 };
 
+// A coded segment in the step's buffer.
+struct TransferDecode {
+  std::int64_t step;
+  std::int64_t device;
+  std::int64_t device_offset;
+  std::int64_t raw_size;
+  std::int64_t stored_size;
+  std::int64_t step_offset;
+};
+
+inline constexpr std::int64_t kHostOrdinal = -1;
+
 struct TransferDevice {
-  std::int64_t ordinal;
+  std::int64_t ordinal;  // kHostOrdinal: memory of this process
   std::int64_t base;
+  std::vector<std::int64_t> via;  // devices through whose links bytes may go too
 };
 
 // Numbers as they come from the caller: make_plan checks them all.
@@ -44,6 +59,7 @@ struct TransferRequest {
   std::vector<TransferStep> steps;
   std::vector<TransferRead> reads;
   std::vector<TransferCopy> copies;
+  std::vector<TransferDecode> decodes;
   std::vector<TransferDevice> devices;
   ReadMode mode = ReadMode::kAuto;
   std::int64_t threads = 1;
@@ -64,18 +80,35 @@ struct TransferPlan {
     const std::byte* source;
     std::uint64_t size;
   };
+  // Consecutive `segments` of a step, for one GPU.
+  struct SegmentGroup {
+    std::size_t device;
+    std::size_t first_segment;
+    std::size_t segment_count;
+  };
   struct Step {
     std::int64_t after = -1;
+    bool is_awaited = false;  // by a later step
+    bool has_reads = false;
     std::uint32_t piece_count = 0;
-    std::uint32_t device_count = 0;  // distinct devices among its copies
+    std::uint64_t bytes_out = 0;  // raw ones, that its copies and decodes deliver
     std::size_t first_copy = 0;
     std::size_t copy_count = 0;  // sorted by device
-    bool has_reads = false;
+    std::size_t first_group = 0;
+    std::size_t group_count = 0;
+    std::size_t first_task = 0;
+    std::size_t task_count = 0;
   };
 
+  // Whether a step can be issued without a thread that reads or waits.
+  static bool is_ready(const Step& step) { return !step.has_reads && step.after < 0; }
+
   std::vector<ReadRange> ranges;
-  std::vector<Piece> pieces;  // sorted by step; a step without reads has one empty piece
-  std::vector<Copy> copies;
+  std::vector<Piece> pieces;  // sorted by step; none for a step that is ready
+  std::vector<Copy> copies;   // to GPUs, as are the segments
+  std::vector<lanes::CodedSegment> segments;
+  std::vector<SegmentGroup> groups;
+  std::vector<HostTask> tasks;  // copies to the host, and segments decoded there
   std::vector<Step> steps;
 };
 

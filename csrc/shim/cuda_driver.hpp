@@ -36,6 +36,7 @@ inline constexpr Result kNotInitialized = 3;
 inline constexpr Result kNoDevice = 100;
 inline constexpr Result kInvalidDevice = 101;
 inline constexpr Result kInvalidContext = 201;
+inline constexpr Result kPeerAccessUnsupported = 217;
 inline constexpr Result kNotReady = 600;
 inline constexpr Result kPeerAccessAlreadyEnabled = 704;
 inline constexpr Result kNotSupported = 801;
@@ -108,5 +109,12 @@ std::string unavailable_reason();
 
 // Throws DriverError "<what> failed: NAME (text)" unless the result is success.
 void check(Result result, const std::string& what);
+
+// The function, unless this driver has none of that name: then throws DriverError.
+template <typename Function>
+Function require(Function function, const char* name) {
+  if (function != nullptr) return function;
+  throw DriverError(kNotSupported, std::string("the CUDA driver is too old: it has no ") + name);
+}
 
 }  // namespace sllm::cuda

@@ -61,17 +61,14 @@ bool try_enable_peer_access(int ordinal, int peer) {
 
 void copy_between_devices(DevicePlace from, DevicePlace to, std::size_t size, StreamHandle stream) {
   const Driver& d = driver();
-  const bool within_one = from.ordinal == to.ordinal;
-  const std::string what = "the copy of " + std::to_string(size) + " bytes from device " +
-                           std::to_string(from.ordinal) + " to device " +
-                           std::to_string(to.ordinal);
-  if (within_one ? d.copy_on_device_async == nullptr : d.memcpy_peer_async == nullptr) {
-    throw DriverError(kNotSupported, what + " failed: the CUDA driver has no call for it");
-  }
-  check(within_one ? d.copy_on_device_async(to.address, from.address, size, stream)
-                   : d.memcpy_peer_async(to.address, primary_context(to.ordinal), from.address,
-                                         primary_context(from.ordinal), size, stream),
-        what);
+  const Result result = from.ordinal == to.ordinal
+                            ? require(d.copy_on_device_async, "cuMemcpyDtoDAsync")(
+                                  to.address, from.address, size, stream)
+                            : require(d.memcpy_peer_async, "cuMemcpyPeerAsync")(
+                                  to.address, primary_context(to.ordinal), from.address,
+                                  primary_context(from.ordinal), size, stream);
+  check(result, "the copy of " + std::to_string(size) + " bytes from device " +
+                    std::to_string(from.ordinal) + " to device " + std::to_string(to.ordinal));
 }
 
 }  // namespace sllm::cuda

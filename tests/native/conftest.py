@@ -42,9 +42,15 @@ def run_case(fake_cuda: Path, tmp_path: Path) -> Callable[..., None]:
     def run(case: str, **settings: str) -> None:
         environment = os.environ | {"SLLM_CUDA_LIBRARY": str(fake_cuda)} | settings
         file, function = case.split(":") if ":" in case else ("cuda_cases", case)
-        command = [sys.executable, str(HERE / f"{file}.py"), function, str(tmp_path)]
+        command = [sys.executable, "-m", f"tests.native.{file}", function, str(tmp_path)]
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=120, check=False
+            command,
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stderr == ""

@@ -164,6 +164,7 @@ struct State {
   std::vector<std::unique_ptr<Module>> modules;
   std::vector<std::unique_ptr<Function>> functions;
   std::vector<std::size_t> used;
+  std::vector<std::size_t> sent;  // bytes from the host
   std::map<std::string, int> calls;
 
   State() {
@@ -171,6 +172,7 @@ struct State {
     for (int device = 0; device < devices; ++device) contexts.push_back({device});
     retained.resize(contexts.size());
     used.resize(contexts.size());
+    sent.resize(contexts.size());
   }
 };
 
@@ -422,7 +424,12 @@ int cuMemGetAddressRange_v2(std::uint64_t* base, std::size_t* size, std::uint64_
 
 int cuMemcpyHtoDAsync_v2(std::uint64_t to, const void* from, std::size_t size, Stream* stream) {
   if (const int error = enter("cuMemcpyHtoDAsync_v2")) return error;
-  if (!is_device_range(to, size)) return kInvalidValue;
+  const int device = device_of(to, size);
+  if (device < 0) return kInvalidValue;
+  {
+    std::lock_guard lock(state().mutex);
+    state().sent[static_cast<std::size_t>(device)] += size;
+  }
   return enqueue_copy(stream, to, reinterpret_cast<std::uintptr_t>(from), size);
 }
 
@@ -773,6 +780,10 @@ int fake_cuda_retained(int device) {
 int fake_cuda_peer_enabled(int device, int peer) {
   std::lock_guard lock(state().mutex);
   return state().peers.contains({device, peer}) ? 1 : 0;
+}
+int fake_cuda_mib_sent_to(int device) {
+  std::lock_guard lock(state().mutex);
+  return static_cast<int>(state().sent.at(static_cast<std::size_t>(device)) >> 20);
 }
 int fake_cuda_context_depth() {
   return static_cast<int>(context_stack.size());

@@ -28,6 +28,7 @@
 #include "pool/host_memory.hpp"
 #include "shim/cuda_device.hpp"
 #include "shim/cuda_memory.hpp"
+#include "stress_deliveries.hpp"
 
 namespace {
 
@@ -281,6 +282,11 @@ int main(int argc, char** argv) {
     for (const io::ReadMode mode : modes) check_ranges(file, bytes, mode);
     share_memory();
     code_segments(static_cast<unsigned>(round));
+    for (int i = 0; i < 3; ++i) {
+      loads.emplace_back(
+          [&, i] { stress_deliveries(directory, static_cast<unsigned>(round * 3 + i)); });
+    }
+    loads.clear();
   }
   for (const io::ReadMode mode : modes) {
     write_file(path + "-short", bytes);

@@ -22,7 +22,7 @@ def test_host_and_device_sources_mix(run_case: Run) -> None:
 
 # The second attribute asked for is the ordinal of what is known to be device memory.
 @pytest.mark.parametrize(
-    "failure", ["cuMemcpyPeerAsync:2", "cuPointerGetAttribute:2", "cuDeviceCanAccessPeer"]
+    "failure", ["cuMemcpyPeerAsync", "cuPointerGetAttribute:2", "cuDeviceCanAccessPeer"]
 )
 def test_a_failing_copy_fails_the_transfer(run_case: Run, failure: str) -> None:
     run_case(f"{CASES}:a_failing_copy_fails_the_transfer", FAKE_CUDA_FAIL=failure)

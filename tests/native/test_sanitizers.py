@@ -15,9 +15,10 @@ HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 SOURCES = sorted(
     str(path)
-    for folder in ("codec", "io", "pool", "shim")
+    for folder in ("codec", "io", "lanes", "pool", "shim")
     for path in (CSRC / folder).glob("*.cpp")
 )
+STRESS = [str(HERE / "stress.cpp"), str(HERE / "stress_deliveries.cpp")]
 
 
 def compile_with(flags: list[str], directory: Path) -> Path:
@@ -32,7 +33,7 @@ def compile_with(flags: list[str], directory: Path) -> Path:
     embedded.write_text(template.replace("@SLLM_DECODE_SEGMENTS_PTX@", ptx))
     options = ["-D_GNU_SOURCE", f"-I{CSRC}", "-ldl", "-o", str(program)]
     built = subprocess.run(
-        [*shared, str(HERE / "stress.cpp"), *SOURCES, str(embedded), *options],
+        [*shared, *STRESS, *SOURCES, str(embedded), *options],
         capture_output=True,
         text=True,
         check=False,

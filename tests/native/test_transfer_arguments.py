@@ -70,6 +70,12 @@ def test_the_plain_request_works(file: native.File) -> None:
             {"copies": [(1, 0, 0, 1, 0), (0, 0, 0, 1, 0)], "devices": [(0, 1)]},
             "copy 1: copies are not sorted",
         ),
+        ({"devices": [(-2, 1)]}, "device 0: its ordinal is -2"),
+        ({"devices": [(0, 1, [0])]}, "device 0: it cannot go via 0"),
+        ({"devices": [(0, 1, [-1])]}, "device 0: it cannot go via -1"),
+        ({"devices": [(0, 1, [2, 1, 2])]}, "device 0: it cannot go via 2"),
+        ({"devices": [(0, 1, range(1, 17))]}, "device 0: it names more than 15 GPUs"),
+        ({"devices": [(-1, 1, [0])]}, "device 0: nothing goes to host memory via GPUs"),
     ],
 )
 def test_a_bad_request_says_what_is_wrong(
@@ -79,9 +85,44 @@ def test_a_bad_request_says_what_is_wrong(
         run(file, **changes)
 
 
+SEGMENT = native.SEGMENT_BYTES
+
+
+@pytest.mark.parametrize(
+    ("decodes", "message"),
+    [
+        ([(2, 0, 0, 1, 1, 0)], "decode 0: there is no step 2 among 2"),
+        ([(0, 2, 0, 1, 1, 0)], "decode 0: there is no device 2 among 2"),
+        ([(1, 0, 0, 1, 1, 0), (0, 0, 0, 1, 1, 0)], "decode 1: decodes are not sorted by step"),
+        ([(0, 0, 0, 0, 1, 0)], f"decode 0: raw_size is 0, not 1 to {SEGMENT}"),
+        ([(0, 0, 0, SEGMENT + 1, 1, 0)], f"decode 0: raw_size is {SEGMENT + 1}"),
+        ([(0, 0, 0, 1, 0, 0)], "decode 0: stored_size is 0"),
+        ([(0, 0, 0, 1, -1, 0)], "decode 0: stored_size is -1"),
+        ([(0, 0, 0, 1, SEGMENT + 1, 0)], "decode 0: stored_size is 1048577"),
+        ([(0, 0, -1, 1, 1, 0)], "decode 0: device_offset -1 with size 1"),
+        ([(0, 0, MAX, 1, 1, 0)], "decode 0: device_offset"),
+        ([(0, 0, MAX - 9, 9, 1, 0)], "device 0: base address"),
+        ([(0, 0, 0, 1, 1, -1)], "decode 0: step_offset -1"),
+        ([(0, 0, 0, 1, 1, MAX)], "decode 0: step_offset"),
+        ([(0, 0, 0, 1, 1, 100)], "decode 0: its segment is not within what its step reads"),
+        ([(0, 0, 0, 1, 2, 99)], "decode 0: its segment is not within what its step reads"),
+        ([(0, 1, 8, 1, 2, 0)], "decode 0: its destination is not a multiple of 16"),
+        ([(0, 1, 0, 1, 2, 8)], "decode 0: its place in memory is not a multiple of 16"),
+    ],
+)
+def test_a_bad_decode_says_what_is_wrong(
+    file: native.File, decodes: list[tuple[int, int, int, int, int, int]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(file, decodes=decodes, devices=[(-1, BUFFER.address), (0, BUFFER.address)])
+
+
 @pytest.mark.parametrize(
     "changes",
     [
+        {"devices": [(0,)]},
+        {"devices": [(0, 1, 2)]},
+        {"decodes": [(0, 0, 0, 1, 1)]},
         {"files": [None]},
         {"steps": [(1,)]},
         {"reads": 5},

@@ -120,8 +120,9 @@ def run_transfer(
     steps: Sequence[tuple[int, int]],
     reads: Sequence[tuple[int, int, int, int, int]],
     copies: Sequence[tuple[int, int, int, int, int]],
-    devices: Sequence[tuple[int, int]],
+    devices: Sequence[tuple[int, int] | tuple[int, int, Sequence[int]]],
     *,
+    decodes: Sequence[tuple[int, int, int, int, int, int]] = (),
     mode: str,
     threads: int,
     control: Control,
@@ -136,16 +137,26 @@ def run_transfer(
     reads:   (step, file, file_offset, size, step_offset), sorted by step. A step without reads has
              its bytes already.
     copies:  (step, device, device_offset, size, step_offset), sorted by step.
-    devices: (device ordinal, base address of the destination arena on it).
+    devices: (device ordinal, base address of the destination arena on it), or (ordinal, base, via):
+             the GPUs in `via` lend their links, and pass on over peer access what comes through
+             them; CudaError where one cannot reach the target. Ordinal -1 is memory of this
+             process: the workers copy to it and decode into it.
+    decodes: (step, device, device_offset, raw_size, stored_size, step_offset), sorted by step:
+             coded segments in the step's buffer, decoded on the device into its arena. On a GPU,
+             places in the buffer and in the arena are multiples of 16, and at most 128 MiB of its
+             memory are used meanwhile. A corrupt segment raises NativeError (EBADMSG) naming its
+             step, its place and, where the step reads it, the file.
     mode:    'auto' (per range: page cache when resident, else direct), 'buffered', 'direct'
              (threads), 'io_uring'. 'auto' falls back by itself; a forced mode that is not
              available raises NativeError(EOPNOTSUPP).
     tuner:   of the disk with the files; without one a setting that suits most disks is kept.
-    Steps start in order; `threads` (1 to 64) workers read, and share big steps. Copies of one device
-    go to one stream, each step's as soon as its reads are done: steps may overtake one another
-    unless `after` says otherwise. Returns when every copy has completed. On the first error, or cancellation, waits for
-    the operations in flight (no buffer is touched afterwards), then raises NativeError (a short
-    read is errno EIO with a message naming file, offset and both sizes), CudaError or Cancelled.
+    Steps without reads that wait for nothing are sent first, and take no worker. The others start
+    in order; `threads` (1 to 64) workers read, and share big steps. Each step is sent as soon as its
+    reads are done: steps may overtake one another unless `after` says otherwise. bytes_done and
+    bytes_copied count bytes as they arrive, decoded. Returns when every copy has completed.
+    On the first error, or cancellation, waits for the operations in flight (no buffer is touched
+    afterwards), then raises NativeError (a short read is errno EIO with a message naming file,
+    offset and both sizes), CudaError or Cancelled.
     """
 
 def checksum_ranges(

@@ -1,0 +1,242 @@
+#include "lanes/link.hpp"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "shim/cuda_device.hpp"
+#include "shim/peer_access.hpp"
+
+namespace sllm::lanes {
+
+struct Link::Resources {
+  Resources(int ordinal, const std::vector<Service>& services) : copies(ordinal) {
+    for (unsigned i = 0; i < kInFlight; ++i) slots.push_back(std::make_unique<Slot>(ordinal));
+    std::uint64_t slot_bytes = 0;
+    for (const Service& service : services) {
+      if (service.target == ordinal) continue;
+      slot_bytes = std::max({slot_bytes, service.limits.raw_bytes, service.limits.coded_bytes});
+    }
+    if (slot_bytes != 0) {
+      staging_slot_bytes = slot_bytes;
+      staging = std::make_unique<cuda::DeviceBuffer>(ordinal, kInFlight * slot_bytes);
+      moves.emplace(ordinal);
+    }
+    for (const Service& service : services) {
+      sites.push_back(!service.decodes
+                          ? nullptr
+                          : std::make_unique<DecodeSite>(service.target, service.limits.coded_bytes,
+                                                         kInFlight));
+    }
+  }
+
+  // Everything that is enqueued ends before any memory goes.
+  ~Resources() {
+    copies.drain();
+    if (moves) moves->drain();
+    for (const auto& site : sites) {
+      if (site != nullptr) site->drain();
+    }
+  }
+
+  Resources(const Resources&) = delete;
+  Resources& operator=(const Resources&) = delete;
+
+  cuda::DevicePointer staging_slot(unsigned index) const {
+    return staging->address() + index * staging_slot_bytes;
+  }
+
+  std::vector<std::unique_ptr<Slot>> slots;
+  std::uint64_t staging_slot_bytes = 0;
+  std::unique_ptr<cuda::DeviceBuffer> staging;     // where batches for other devices pass through
+  std::vector<std::unique_ptr<DecodeSite>> sites;  // by service; null where nothing is coded
+  cuda::Stream copies;
+  std::optional<cuda::Stream> moves;  // to other devices
+};
+
+Link::Link(int ordinal, std::vector<Service> services, const Events& events)
+    : ordinal_(ordinal), services_(std::move(services)), events_(events) {}
+
+Link::~Link() {
+  finish();
+}
+
+void Link::start() {
+  thread_ = std::thread([this] { run(); });
+}
+
+void Link::finish() {
+  {
+    std::lock_guard lock(mutex_);
+    closed_ = true;
+  }
+  changed_.notify_all();
+  if (thread_.joinable()) thread_.join();
+}
+
+// What the thread made it also frees: links open and close side by side.
+void Link::run() {
+  try {
+    resources_ = std::make_unique<Resources>(ordinal_, services_);
+    {
+      std::lock_guard lock(mutex_);
+      open_ = true;
+    }
+    pump();
+  } catch (...) {
+    events_.failed(std::current_exception());
+  }
+  watch();
+  resources_.reset();
+}
+
+void Link::pump() {
+  if (full_.load()) return;  // the thread pumps as soon as a slot is free
+  std::lock_guard lock(mutex_);
+  pump_locked();
+}
+
+void Link::pump_locked() {
+  while (open_ && !closed_ && issued_ - done_ < kInFlight) {
+    const auto index = static_cast<unsigned>(issued_ % kInFlight);
+    Batch& batch = resources_->slots[index]->batch;
+    std::size_t service = 0;
+    while (service < services_.size() &&
+           !services_[service].queue->try_claim(services_[service].limits, batch)) {
+      ++service;
+    }
+    if (service == services_.size()) return;
+    try {
+      enqueue(index, service);
+    } catch (...) {
+      open_ = false;  // what was enqueued in part uses the slot
+      throw;
+    }
+    ++issued_;
+    full_.store(issued_ - done_ == kInFlight);
+    changed_.notify_one();
+  }
+}
+
+void Link::watch() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    changed_.wait(lock, [&] { return closed_ || issued_ != done_; });
+    if (issued_ == done_) return;
+    Slot& slot = *resources_->slots[done_ % kInFlight];
+    lock.unlock();
+    std::exception_ptr error;
+    bool is_corrupt = false;
+    try {
+      slot.done->wait();
+      const auto index = static_cast<unsigned>(done_ % kInFlight);
+      is_corrupt = slot.site != nullptr && slot.site->found_corrupt(index);
+    } catch (...) {
+      error = std::current_exception();
+    }
+    lock.lock();
+    const Batch batch = std::move(slot.batch);
+    ++done_;
+    full_.store(false);
+    try {
+      if (error == nullptr && !is_corrupt) pump_locked();
+    } catch (...) {
+      error = std::current_exception();
+    }
+    lock.unlock();
+    if (error != nullptr) {
+      events_.failed(error);
+    } else {
+      report(batch, is_corrupt);
+    }
+    lock.lock();
+  }
+}
+
+void Link::report(const Batch& batch, bool is_corrupt) {
+  if (is_corrupt) {
+    events_.corrupt(batch.parts.front().step, batch.segments);
+    return;
+  }
+  for (const Batch::Part& part : batch.parts) events_.complete(part.step, part.bytes);
+}
+
+void Link::enqueue(unsigned index, std::size_t service) {
+  const int target = services_[service].target;
+  Slot& slot = *resources_->slots[index];
+  slot.site = nullptr;
+  cuda::ContextScope scope(ordinal_);
+  if (!slot.batch.segments.empty()) {
+    enqueue_coded(index, target, *resources_->sites[service]);
+  } else if (target == ordinal_) {
+    enqueue_raw(slot);
+  } else {
+    enqueue_through(index, target);
+  }
+}
+
+void Link::send(const RawCopy& copy, int source_device) {
+  if (source_device != cuda::kHostMemory) {
+    cuda::copy_between_devices({source_device, copy.source}, {ordinal_, copy.destination},
+                               copy.size, resources_->copies.handle());
+    return;
+  }
+  cuda::check(cuda::driver().copy_to_device_async(copy.destination,
+                                                  reinterpret_cast<const void*>(copy.source),
+                                                  copy.size, resources_->copies.handle()),
+              "cuMemcpyHtoDAsync of " + std::to_string(copy.size) + " bytes to device " +
+                  std::to_string(ordinal_));
+}
+
+void Link::enqueue_raw(Slot& slot) {
+  const int from = slot.batch.source_device;
+  if (from != cuda::kHostMemory && from != ordinal_) {
+    static_cast<void>(cuda::try_enable_peer_access(ordinal_, from));  // without, the driver stages
+  }
+  for (const RawCopy& copy : slot.batch.copies) send(copy, from);
+  slot.copied.record(resources_->copies);
+  slot.done = &slot.copied;
+}
+
+void Link::enqueue_through(unsigned index, int target) {
+  Slot& slot = *resources_->slots[index];
+  const cuda::DevicePointer staging = resources_->staging_slot(index);
+  std::uint64_t offset = 0;
+  for (const RawCopy& copy : slot.batch.copies) {
+    send({copy.source, staging + offset, copy.size}, cuda::kHostMemory);
+    offset += padded(copy.size);
+  }
+  slot.copied.record(resources_->copies);
+  slot.copied.hold(*resources_->moves);
+  offset = 0;
+  for (const RawCopy& copy : slot.batch.copies) {
+    cuda::copy_between_devices({ordinal_, staging + offset}, {target, copy.destination}, copy.size,
+                               resources_->moves->handle());
+    offset += padded(copy.size);
+  }
+  slot.moved.record(*resources_->moves);
+  slot.done = &slot.moved;
+}
+
+void Link::enqueue_coded(unsigned index, int target, DecodeSite& site) {
+  Slot& slot = *resources_->slots[index];
+  const SlotLayout& layout = slot.batch.layout;
+  const bool is_own = target == ordinal_;
+  const cuda::DevicePointer first = is_own ? site.slot(index) : resources_->staging_slot(index);
+  for (const SlotLayout::Run& run : layout.runs) {
+    const auto source = reinterpret_cast<cuda::DevicePointer>(run.source);
+    send({source, first + run.offset, run.size}, cuda::kHostMemory);
+  }
+  slot.copied.record(resources_->copies);
+  if (!is_own) {
+    slot.copied.hold(*resources_->moves);
+    cuda::copy_between_devices({ordinal_, first}, {target, site.slot(index)}, layout.size,
+                               resources_->moves->handle());
+    slot.moved.record(*resources_->moves);
+  }
+  site.decode(index, slot.batch.segments, layout, is_own ? slot.copied : slot.moved);
+  slot.done = &site.done(index);
+  slot.site = &site;
+}
+
+}  // namespace sllm::lanes

@@ -1,0 +1,8 @@
+// The part of the stress test that sends raw and coded bytes to several places at once.
+#pragma once
+
+#include <string>
+
+// Loads a file of coded and raw pieces to two GPUs, each over both links, and to host memory;
+// every third time it is cancelled, every third time a segment is corrupt. Aborts on a wrong byte.
+void stress_deliveries(const std::string& directory, unsigned seed);
