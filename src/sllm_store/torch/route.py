@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,14 +34,14 @@ log = logging.getLogger(__name__)
 class Route:
     """One checkpoint and the way to its bytes.
 
-    `path` is where the checkpoint is on this machine, None if only a store knows it. With an
-    `address` the store there is asked for `name`; if `or_in_process`, this process loads what that
-    store does not serve.
+    `path` is where the checkpoint is on this machine, None if only a store knows it. With a `store`
+    that is asked for `name`; if `or_in_process`, this process loads what the store does not serve.
+    A route serves one load, which closes the connection to the store.
     """
 
     name: str
     path: Path | None
-    address: str | None
+    store: SllmStoreClient | None
     or_in_process: bool
 
     def load(
@@ -52,16 +53,16 @@ class Route:
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Loaded:
         """Load the checkpoint, and log once who did; `shared` memory is the store's own."""
-        if shared and self.address is None:
+        if shared and self.store is None:
             raise InvalidRequestError(
                 f"{self.name}: shared=True wants memory of a store, and none serves it here: start "
                 "one with `sllm-store start`, or load without shared"
             )
         started_s = time.monotonic()
         loaded = None
-        if self.address is not None:
+        if self.store is not None:
             loaded = self._load_through_store(
-                device_map, shared=shared, timeout_s=timeout_s, on_progress=on_progress
+                self.store, device_map, shared=shared, timeout_s=timeout_s, on_progress=on_progress
             )
         if loaded is None:
             assert self.path is not None
@@ -84,6 +85,7 @@ class Route:
 
     def _load_through_store(
         self,
+        store: SllmStoreClient,
         device_map: Mapping[str, str],
         *,
         shared: bool,
@@ -92,8 +94,8 @@ class Route:
     ) -> Loaded | None:
         """Ask the store; None if it does not serve this checkpoint and this process may load."""
         try:
-            with SllmStoreClient(self.address) as client:
-                return client.load(
+            with store:
+                return store.load(
                     self.name,
                     device_map,
                     shared=shared,
@@ -103,7 +105,7 @@ class Route:
         except (CheckpointNotFoundError, StoreUnavailableError, InvalidRequestError) as error:
             if shared or not self.or_in_process or self.path is None:
                 raise
-            log.info("the store at %s does not serve %s: %s", self.address, self.name, error)
+            log.info("the store at %s does not serve %s: %s", store.address, self.name, error)
             return None
 
 
@@ -121,8 +123,24 @@ def choose_route(
     or a store's address. Raises StoreUnavailableError if that store does not answer,
     CheckpointNotFoundError if nobody has the checkpoint.
     """
-    name = os.fspath(name)
     running = None if store == IN_PROCESS else _find_store(store)
+    unused = None if running is None else running.client
+    try:
+        route = _decide(os.fspath(name), storage_path, store, running)
+        if route.store is not None:
+            unused = None
+        return route
+    finally:
+        if unused is not None:
+            unused.close()
+
+
+def _decide(
+    name: str,
+    storage_path: str | os.PathLike[str] | None,
+    store: str | None,
+    running: _RunningStore | None,
+) -> Route:
     places = _places(name, storage_path, running, named=store is not None)
     path = next((place for place in places if place.exists()), None)
     if path is None and (running is None or storage_path is not None):
@@ -139,15 +157,15 @@ def choose_route(
                 f"store={IN_PROCESS!r}, or start the store with another --storage-path"
             )
     if running is None or served is None:
-        return Route(name=name, path=path, address=None, or_in_process=True)
-    return Route(name=served, path=path, address=running.address, or_in_process=store is None)
+        return Route(name=name, path=path, store=None, or_in_process=True)
+    return Route(name=served, path=path, store=running.client, or_in_process=store is None)
 
 
 @dataclass(frozen=True, slots=True)
 class _RunningStore:
-    """A store that answers, and the directory whose checkpoints it serves."""
+    """A connection to a store that answers, and the directory whose checkpoints it serves."""
 
-    address: str
+    client: SllmStoreClient
     root: Path
 
 
@@ -160,8 +178,12 @@ def _find_store(store: str | None) -> _RunningStore | None:
                 f"no store is running at {address}: start one with `sllm-store start`, or pass "
                 f"store={IN_PROCESS!r}"
             )
-        with SllmStoreClient(address) as client:
-            return _RunningStore(address, Path(client.status().storage_path))
+        client = SllmStoreClient(address)
+        with ExitStack() as failed:
+            failed.callback(client.close)
+            root = Path(client.status().storage_path)
+            failed.pop_all()
+        return _RunningStore(client, root)
     except StoreUnavailableError:
         if store is not None:
             raise

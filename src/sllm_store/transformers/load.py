@@ -123,8 +123,9 @@ class _Job:
     def run(self) -> PreTrainedModel:
         """Load the model, and give it what else its checkpoint says of it."""
         if self._route.path is None:
+            assert self._route.store is not None
             raise InvalidCheckpointError(
-                f"{self._route.name}: the store at {self._route.address} knows it, but its "
+                f"{self._route.name}: the store at {self._route.store.address} knows it, but its "
                 "config.json cannot be reached from here"
             )
         described = self._describe(open_checkpoint(self._route.path))
