@@ -15,10 +15,12 @@ from pathlib import Path
 
 SUITE: dict[str, list[str]] = {
     "load_time": ["--shapes", "llama-8b,weights,many,few"],
+    "resident": [],
     "codec_rate": [],
 }
 SMALL: dict[str, list[str]] = {
     "load_time": ["--small", "--pool", "256MB", "--runs", "1"],
+    "resident": ["--small", "--pool", "256MB", "--processes", "1,2", "--runs", "1"],
     "codec_rate": ["--size", "8MB", "--threads", "1", "--runs", "1"],
 }
 WITHOUT_FILES = {"codec_rate"}

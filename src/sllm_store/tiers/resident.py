@@ -20,7 +20,7 @@ from sllm_store.errors import DeadlineError, InUseError, InvalidRequestError
 from sllm_store.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from concurrent.futures import Executor
 
     from sllm_store.checkpoint.layout import Arena
@@ -155,17 +155,16 @@ class DeviceTier:
         self._free(gone)
 
     def hold_source(
-        self, model: str, version: str, extents: Iterable[int], *, gpu: str, holder: str
+        self, model: str, version: str, extents: Collection[int], *, gpu: str, holder: str
     ) -> ResidentArena | None:
         """Hold a filled arena that has these extents, preferably on `gpu`; None if none has."""
-        wanted = frozenset(extents)
         with self._changed:
             covering = [
                 arena
                 for key, arena in self._arenas.items()
                 if (key.model, key.version) == (model, version)
                 and not arena.filling
-                and wanted <= key.extents
+                and key.extents.issuperset(extents)
             ]
             if not covering:
                 return None
@@ -348,6 +347,8 @@ def plan_copies(
     `source` has all of the target's extents. Bytes between neighbours, which nobody reads, come
     along.
     """
+    if (source.size_bytes, source.offsets) == (target.size_bytes, target.offsets):
+        return [(0, 0, target.size_bytes)] if target.size_bytes else []
     copies: list[tuple[int, int, int]] = []
     for extent, place in sorted(target.offsets.items(), key=lambda item: item[1]):
         size, start = extent_bytes(extent), source.offsets[extent]

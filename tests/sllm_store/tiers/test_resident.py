@@ -289,7 +289,10 @@ def test_copies_between_arenas_bring_every_extent(sizes: list[int], data: st.Dat
 def test_neighbours_are_copied_at_once() -> None:
     offsets = {extent: extent * 512 for extent in range(1000)}
     whole = Arena(size_bytes=512_000, offsets=offsets, pieces=())
-    assert plan_copies(whole, whole, lambda _: 300) == [(0, 0, 999 * 512 + 300)]
+    assert plan_copies(whole, whole, lambda _: 300) == [(0, 0, 512_000)]
+    middle = {extent: extent * 512 - 51_200 for extent in range(100, 900)}
+    part = Arena(size_bytes=800 * 512, offsets=middle, pieces=())
+    assert plan_copies(whole, part, lambda _: 300) == [(51_200, 0, 799 * 512 + 300)]
 
 
 class Books(RuleBasedStateMachine):

@@ -65,6 +65,26 @@ def test_a_running_store_is_used_and_named(
     assert sum(store.address in record.getMessage() for record in caplog.records) == 2
 
 
+def test_shared_memory_needs_a_store(
+    models: Path,
+    tmp_path: Path,
+    start_store: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for how in (None, "in-process"):
+        with pytest.raises(InvalidRequestError, match="start one with `sllm-store start`"):
+            load_dict(models / "org" / "a", "cpu", store=how, shared=True)
+    store = start_store(models)
+    monkeypatch.setenv("SLLM_STORE_ADDRESS", store.address)
+    shared = load_dict(models / "org" / "a", "cpu", shared=True)
+    assert shared.store == store.address
+    shared["w"].zero_()  # On the host it is private.
+    assert torch.equal(load_dict("org/a", "cpu", shared=True)["w"], torch.ones(1000))
+    save_dict({"w": torch.ones(10)}, tmp_path / "elsewhere")
+    with pytest.raises(InvalidRequestError, match="shared=True wants memory of a store"):
+        load_dict(tmp_path / "elsewhere", "cpu", shared=True)
+
+
 def test_in_process_never_asks_a_store(
     models: Path, start_store: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
