@@ -28,7 +28,7 @@ class StoreConfig:
 
     socket_path is the Unix socket, always open to its owner alone. host and port add a TCP
     listener; a host that is not loopback needs a token. Sizes are in bytes; gpu_pool_bytes is per
-    GPU.
+    GPU. fan_in names the GPUs that lend their links to loads of others; None names all.
     """
 
     storage_path: Path
@@ -41,6 +41,7 @@ class StoreConfig:
     gpu_pool_bytes: int = 0
     disk_bytes: int | None = None
     threads: int = 8
+    fan_in: tuple[int, ...] | None = ()
     read_mode: str = "auto"
     registration_required: bool = False
     reflection: bool = False

@@ -44,7 +44,6 @@ TESTED_THROUGH = {
     "sllm_store/server/descriptors.py": "server/test_service.py",
     "sllm_store/server/edge.py": "server/test_serve.py",
     "sllm_store/server/engine.py": "server/test_service.py",
-    "sllm_store/server/loads.py": "server/test_service.py",
     "sllm_store/server/metrics.py": "server/test_serve.py",
     "sllm_store/server/sessions.py": "server/test_service.py",
     "sllm_store/server/structured_log.py": "server/test_serve.py",

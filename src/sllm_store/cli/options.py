@@ -9,6 +9,8 @@ import click
 
 from sllm_store.cli.edge import VERBOSE
 from sllm_store.config import ADDRESS_VARIABLE, STORAGE_VARIABLE
+from sllm_store.errors import InvalidRequestError
+from sllm_store.tiers.fan_in import parse_fan_in
 from sllm_store.units import parse_size
 
 if TYPE_CHECKING:
@@ -34,6 +36,21 @@ class Size(click.ParamType):  # type: ignore[type-arg]
         try:
             return parse_size(value)
         except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class FanIn(click.ParamType):  # type: ignore[type-arg]
+    """GPUs by number, or all of them."""
+
+    name = "gpus"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...] | None:
+        """Return the numbers, None for all; fail saying what a list looks like."""
+        try:
+            return parse_fan_in(value)
+        except InvalidRequestError as error:
             self.fail(str(error), param, ctx)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sllm_store.cli.disk_quota import used_bytes
-from sllm_store.cli.options import Size, UserPath, disk_size_option, verbose_option
+from sllm_store.cli.options import FanIn, Size, UserPath, disk_size_option, verbose_option
 from sllm_store.cli.terminal import say
 from sllm_store.config import (
     ADDRESS_VARIABLE,
@@ -65,6 +65,13 @@ _LOOPBACK = "127.0.0.1"
     default=8,
     show_default=True,
     help="Threads that read.",
+)
+@click.option(
+    "--fan-in",
+    type=FanIn(),
+    default="",
+    metavar="GPUS",
+    help="GPUs that lend their links to loads of other GPUs: 'all', or numbers, as in '0,2'.",
 )
 @click.option(
     "--chunk-size",

@@ -286,6 +286,10 @@ def cuda_unavailable_reason() -> str:
     """Empty when available; otherwise which library or call failed."""
 
 def device_count() -> int: ...
+def enable_peer_access(device: int, peer: int) -> bool:
+    """Let copies by `device` reach the memory of `peer` directly, in this process, from now on.
+    False where the machine does not offer it."""
+
 def device_uuid(device: int) -> str:
     """'xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx', lower case, without 'GPU-'."""
 

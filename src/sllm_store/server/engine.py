@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 from sllm_store import native
 from sllm_store.errors import DeadlineError, InvalidRequestError, LoadCancelledError
 from sllm_store.server.catalog import Catalog
-from sllm_store.server.loads import Loader, LoadJob
+from sllm_store.server.loads import Loader, LoadJob, Means
 from sllm_store.server.metrics import StoreMetrics
 from sllm_store.server.sessions import Sessions
 from sllm_store.server.shared import SharedLoader
 from sllm_store.tiers.device import visible_gpus
+from sllm_store.tiers.fan_in import plan_neighbours
 from sllm_store.tiers.host import HostTier, Patience
 from sllm_store.tiers.resident import DeviceTier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from concurrent.futures import Executor
 
     from sllm_store.config import StoreConfig
@@ -63,8 +64,11 @@ class Engine:
             pool,
             self.host,
             self.devices,
-            mode=config.read_mode,
-            threads=config.threads,
+            means=Means(
+                mode=config.read_mode,
+                threads=config.threads,
+                neighbours=_neighbours(config, len(self.gpus)),
+            ),
             on_load=self.metrics.on_load,
         )
         self.shared = SharedLoader(self.loader, self.devices, self.metrics)
@@ -136,6 +140,13 @@ class Engine:
     def _retire(self, model: str) -> None:
         self.host.retire(model)
         self.devices.retire(model)
+
+
+def _neighbours(config: StoreConfig, gpus: int) -> Mapping[int, tuple[int, ...]]:
+    """Return whose links each GPU's loads may use, with everything ready for it."""
+    if config.fan_in == ():
+        return {}
+    return plan_neighbours(config.fan_in, gpus=gpus, reaches=native.enable_peer_access)
 
 
 def _run_job(function: Callable[[LoadJob], Any], job: LoadJob) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,9 +18,9 @@ from sllm_store.tiers.resident import plan_copies
 from sllm_store.tiers.transfer import Target, TransferPlan, cut_pieces, open_files, run_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from sllm_store.native import Control, SharedPool
+    from sllm_store.native import Control, File, SharedPool, TransferReport
     from sllm_store.server.catalog import Entry
     from sllm_store.tiers.resident import DeviceTier, ResidentArena
 
@@ -56,6 +56,18 @@ class LoadResult:
             end_hold()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """How a loader moves bytes: how and with how many threads it reads, and over which links.
+
+    neighbours[gpu] are the GPUs that lend theirs to loads of that GPU.
+    """
+
+    mode: str
+    threads: int
+    neighbours: Mapping[int, tuple[int, ...]]
+
+
 class Loader:
     """Runs loads against one pool."""
 
@@ -65,16 +77,14 @@ class Loader:
         host: HostTier,
         devices: DeviceTier,
         *,
-        mode: str,
-        threads: int,
+        means: Means,
         on_load: Callable[[str, LoadResult], None],
     ) -> None:
         """on_load is told of every load that succeeded, with the model's name."""
         self._pool = pool
         self._host = host
         self._devices = devices
-        self._mode = mode
-        self._threads = threads
+        self._means = means
         self._on_load = on_load
 
     def load_host(self, entry: Entry, job: LoadJob, *, keep_held: bool) -> LoadResult:
@@ -159,7 +169,7 @@ class Loader:
         if not plan.copies:
             return 0
         targets = [target for _, target in sourced]
-        run_plan(plan, [], targets, mode=self._mode, threads=self._threads, control=job.control)
+        self._run(plan, [], targets, job)
         return plan.bytes_total
 
     def _fill(
@@ -228,13 +238,21 @@ class Loader:
         if not plan.steps:
             return _Moved(0, 0, time.monotonic() - started_s)
         files = open_files(entry.checkpoint) if plan.reads else []
-        report = run_plan(
-            plan, files, targets, mode=self._mode, threads=self._threads, control=job.control
-        )
+        neighbours = self._means.neighbours
+        over = [replace(target, via=neighbours.get(target.device, ())) for target in targets]
+        report = self._run(plan, files, over, job)
         if plan.reads:
             entry.checkpoint.require_unchanged()
         read = report.bytes_direct + report.bytes_buffered
         return _Moved(read, report.bytes_copied, time.monotonic() - started_s)
+
+    def _run(
+        self, plan: TransferPlan, files: Sequence[File], targets: Sequence[Target], job: LoadJob
+    ) -> TransferReport:
+        means = self._means
+        return run_plan(
+            plan, files, targets, mode=means.mode, threads=means.threads, control=job.control
+        )
 
     def _address(self, pool_chunk: int) -> int:
         return self._pool.address + pool_chunk * self._host.chunk_bytes

@@ -37,7 +37,7 @@ class Target:
     """Memory that receives pieces of the image, and segments of it decoded.
 
     Addresses are the device's, which may be HOST_DEVICE. `arena` says which extents it gets whole,
-    where it is known.
+    where it is known. `via` names GPUs whose links bytes may take too.
     """
 
     device: int
@@ -45,6 +45,7 @@ class Target:
     pieces: tuple[Piece, ...]
     decodes: tuple[Decode, ...] = ()
     arena: Arena | None = None
+    via: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -180,7 +181,7 @@ def run_plan(
                 plan.steps,
                 plan.reads,
                 plan.copies,
-                [(target.device, target.address) for target in targets],
+                [(target.device, target.address, target.via) for target in targets],
                 mode=mode,
                 threads=threads,
                 control=control,

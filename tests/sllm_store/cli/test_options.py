@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from sllm_store.cli.options import Backend, Size, UserPath
+from sllm_store.cli.options import Backend, FanIn, Size, UserPath
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,3 +77,9 @@ def test_names_of_checkpoints_are_completed(
         }
     )
     assert done.out.split() == ["plain,org/model"]
+
+
+def test_fan_in_is_all_gpus_or_some() -> None:
+    assert parse(FanIn(), "all") is None
+    assert parse(FanIn(), "0,2") == (0, 2)
+    assert "name GPUs by number, as in '0,2'" in parse(FanIn(), "two")

@@ -128,12 +128,12 @@ def refused(address: str) -> None:
         assert client.status().loads_running == 0
 
 
-def fails_once(address: str, message: str) -> None:
+def fails_once(address: str, message: str, count: str = "4") -> None:
     """The first load fails with the store's error, the next one works."""
     with SllmStoreClient(address) as client:
         with pytest.raises(errors.StoreError, match=message):
-            check(client, {"": native.device_uuid(0)}, 4, 3_000_000)
-        check(client, {"": native.device_uuid(0)}, 4, 3_000_000)
+            check(client, {"": native.device_uuid(0)}, int(count), 3_000_000)
+        check(client, {"": native.device_uuid(0)}, int(count), 3_000_000)
 
 
 def read_shared(loaded: Loaded, expected: dict[str, bytes]) -> None:
