@@ -307,8 +307,8 @@ class SllmStoreClient:
 
         device_map maps name prefixes to 'cpu' or a GPU's UUID; empty means everything on the
         host. Host memory is shared with every other process that loads the model and private when
-        written to. With `shared` so is GPU memory, but it is never private: CUDA cannot map it for
-        reading alone, so what one process writes all others see. on_progress gets (bytes done,
+        written to. With `shared` so is GPU memory, but it is never private: CUDA IPC has no mapping
+        for reading alone, so what one process writes all others see. on_progress gets (bytes done,
         bytes in all).
         """
         load = self._load_shared if shared else self._load_private

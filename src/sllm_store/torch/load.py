@@ -64,8 +64,8 @@ def load_dict(  # noqa: PLR0913 - upstream's signature, and what it lacks
     Returns every byte or raises one of sllm_store.errors. The tensors share memory that lives
     until the last of them is gone, in whatever order; writing to them changes only this process.
     With `shared` that is not so on GPUs: the tensors are in memory of the store that every process
-    which loads this way sees. It is there at once if it is there already. Treat it as read-only,
-    since CUDA cannot: an in-place write is seen by all. It goes with the store.
+    which loads this way sees. It is there at once if it is there already. Treat it as read-only:
+    CUDA IPC has no such mapping, and an in-place write is seen by all. It goes with the store.
     """
     route = choose_route(model_path, storage_path, store=store)
     devices = {
