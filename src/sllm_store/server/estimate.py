@@ -1,0 +1,288 @@
+"""How long a load will take: what it has to move, what its lanes are known to do, who is ahead.
+
+A load takes the time of its calls (planning, allocating, messages) and of its transfer. Reading
+and copying overlap, so a transfer takes as long as its slowest lane: the roofline of S. Williams,
+A. Waterman and D. Patterson ("Roofline", 2009), with lanes for arithmetic units. Lanes are learned
+from finished loads (lane_fit.py); mixtures of sources also have a factor of their own, the median
+of what the last few took against what their lanes said.
+
+Loads that run at once share a lane equally, as in processor sharing (L. Kleinrock, 1967): a load
+of w seconds beside others with r_i seconds left ends after w + sum(min(r_i, w)). The same rule
+turns the time of a finished load into what it would have taken alone.
+
+Everything here is arithmetic on a few dozen numbers; nothing waits.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import threading
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from sllm_store.server.lane_fit import LaneFit, Prior, Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+DISK, CACHE, HOST, DEVICE = "disk", "cache", "host", "device"
+CPU = "cpu"
+PURE_PART = 0.98
+_ALONE_PART = 0.8
+_MIXTURES_KEPT = 5
+_REMAINING_MIN_PART = 0.05
+_CALLS = "calls"
+_SEPARATOR = ">"
+
+_PRIORS = {
+    (DISK, CPU): Prior(fixed_s=0.003, per_tensor_s=1e-6, bytes_per_s=2e9),
+    (DISK, "gpu"): Prior(fixed_s=0.003, per_tensor_s=1e-6, bytes_per_s=2e9),
+    (CACHE, CPU): Prior(fixed_s=0.003, per_tensor_s=1e-6, bytes_per_s=8e9),
+    (CACHE, "gpu"): Prior(fixed_s=0.003, per_tensor_s=1e-6, bytes_per_s=16e9),
+    (HOST, CPU): Prior(fixed_s=0.001, per_tensor_s=1e-7, bytes_per_s=1e13),
+    (HOST, "gpu"): Prior(fixed_s=0.001, per_tensor_s=1e-6, bytes_per_s=25e9),
+    (DEVICE, "gpu"): Prior(fixed_s=0.001, per_tensor_s=1e-6, bytes_per_s=500e9),
+    (_CALLS, CPU): Prior(fixed_s=0.005, per_tensor_s=5e-6, bytes_per_s=1e13),
+    (_CALLS, "gpu"): Prior(fixed_s=0.008, per_tensor_s=5e-6, bytes_per_s=5e12),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What a load moves: bytes by where they are now, and bytes by the GPU that gets them.
+
+    Without GPUs the bytes stay in host memory. `coded` bytes are decoded where they arrive.
+    """
+
+    model: str
+    sources: Mapping[str, int]
+    gpus: Mapping[str, int] = field(default_factory=dict)
+    tensors: int = 0
+    coded: bool = False
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes to move, wherever they are."""
+        return sum(self.sources.values())
+
+    @property
+    def reads(self) -> bool:
+        """Whether anything comes from files."""
+        return bool(self.sources.get(DISK) or self.sources.get(CACHE))
+
+    def from_host(self) -> Demand:
+        """Return the same load once everything is in the host pool."""
+        return replace(self, sources={HOST: self.size_bytes})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A prediction. `wait_s` of `seconds` is due to loads that run already, `loads_ahead` of them.
+
+    `samples` counts the loads that the slowest lane was learned from: 0 is a guess.
+    """
+
+    seconds: float
+    wait_s: float
+    loads_ahead: int
+    samples: int
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """A transfer that runs: how long it would take alone, and how much of that is done."""
+
+    demand: Demand
+    lane: str
+    alone_s: float
+    started_s: float
+    done_s: float = 0.0
+
+    def remaining_s(self) -> float:
+        """Seconds that it still needs alone; one that is late is about to end."""
+        return max(self.alone_s - self.done_s, self.alone_s * _REMAINING_MIN_PART)
+
+
+class Estimator:
+    """Learns from loads and predicts them. Thread-safe."""
+
+    def __init__(
+        self, clock: Callable[[], float], remembered: Mapping[str, Iterable[Sample]] | None = None
+    ) -> None:
+        """Start with what an earlier estimator of this machine remembered, by lane."""
+        self._clock = clock
+        self._fits = {
+            lane: LaneFit(_prior(lane), samples) for lane, samples in (remembered or {}).items()
+        }
+        self._mixtures: dict[str, deque[float]] = {}
+        self._running: list[Running] = []
+        self._moved_on_s = clock()
+        self._lock = threading.Lock()
+
+    def estimate(self, demand: Demand) -> Estimate:
+        """Return how long a load that starts now will take."""
+        with self._lock:
+            self._move_on()
+            wait_s, ahead = 0.0, 0
+            filler = next((one for one in self._running if _fills_same(one, demand)), None)
+            if filler is not None:
+                ahead = len(self._beside(filler.lane))
+                wait_s = filler.remaining_s() * ahead
+                demand = demand.from_host()
+            lane, alone_s = self._alone(demand)
+            beside = [one for one in self._beside(lane) if one is not filler]
+            shared_s = sum(min(one.remaining_s(), alone_s) for one in beside)
+            calls_s = self._fit(_calls(demand)).seconds(
+                tensors=demand.tensors, size_bytes=demand.size_bytes
+            )
+            return Estimate(
+                seconds=calls_s + wait_s + alone_s + shared_s,
+                wait_s=wait_s + shared_s,
+                loads_ahead=ahead + len(beside),
+                samples=len(self._fit(lane).samples),
+            )
+
+    def begin(self, demand: Demand) -> Running:
+        """Note that a transfer starts now; end it with finish, whatever becomes of it."""
+        with self._lock:
+            now_s = self._move_on()
+            lane, alone_s = self._alone(demand)
+            running = Running(demand=demand, lane=lane, alone_s=alone_s, started_s=now_s)
+            self._running.append(running)
+            return running
+
+    def finish(self, running: Running, moved: Mapping[str, int] | None) -> None:
+        """Note that a transfer has ended, and learn from it; `moved` is None where it failed.
+
+        Otherwise it says where the bytes did come from, which its demand could only expect.
+        """
+        with self._lock:
+            wall_s = self._move_on() - running.started_s
+            self._running.remove(running)
+            if moved is None or wall_s <= 0:
+                return
+            demand = replace(running.demand, sources=moved)
+            lane, alone_s = self._alone(demand)
+            mostly_alone = running.done_s >= _ALONE_PART * wall_s
+            if not mostly_alone and self._fit(lane).samples:
+                return
+            if _mixture(demand) is None:
+                taken = Sample(demand.tensors, demand.size_bytes, running.done_s)
+                self._fit(lane).add(taken)
+            else:
+                self._learn_mixture(demand, running.done_s, alone_s)
+
+    def calls_took(self, demand: Demand, seconds: float) -> None:
+        """Learn what a load took besides its transfer."""
+        with self._lock:
+            taken = Sample(demand.tensors, demand.size_bytes, max(seconds, 1e-6))
+            self._fit(_calls(demand)).add(taken)
+
+    def remember(self) -> dict[str, tuple[Sample, ...]]:
+        """Return what was learned, by lane, for another life."""
+        with self._lock:
+            return {lane: fit.samples for lane, fit in self._fits.items() if fit.samples}
+
+    def _move_on(self) -> float:
+        """Let time pass for those that run: who shares a lane with others does a part of it."""
+        now_s = self._clock()
+        passed_s = now_s - self._moved_on_s
+        for one in self._running:
+            one.done_s += passed_s / len(self._beside(one.lane))
+        self._moved_on_s = now_s
+        return now_s
+
+    def _beside(self, lane: str) -> list[Running]:
+        """Return who uses what bounds a lane: the disk is one for all, a link is one a GPU."""
+        bound = _bound(lane)
+        return [one for one in self._running if _bound(one.lane) == bound]
+
+    def _alone(self, demand: Demand) -> tuple[str, float]:
+        """Return the slowest lane of a demand and the seconds it takes with nobody beside it."""
+        times = {
+            lane: self._fit(lane).seconds(tensors=demand.tensors, size_bytes=size_bytes)
+            for lane, size_bytes in _lanes(demand)
+        }
+        slowest = max(times, key=lambda lane: times[lane])
+        mixture = _mixture(demand)
+        ratios = self._mixtures.get(mixture or "")
+        factor = math.exp(statistics.median(ratios)) if ratios else 1.0
+        return slowest, times[slowest] * factor
+
+    def _learn_mixture(self, demand: Demand, took_s: float, said_s: float) -> None:
+        mixture = _mixture(demand)
+        assert mixture is not None
+        ratios = self._mixtures.setdefault(mixture, deque(maxlen=_MIXTURES_KEPT))
+        factor = statistics.median(ratios) if ratios else 0.0
+        ratios.append(math.log(took_s / said_s) + factor)
+
+    def _fit(self, lane: str) -> LaneFit:
+        """Return a lane's fit; a new GPU's starts where another GPU's is."""
+        if lane not in self._fits:
+            alike = (fit for known, fit in self._fits.items() if _kind(known) == _kind(lane))
+            learned = next((fit for fit in alike if fit.samples), None)
+            self._fits[lane] = LaneFit(_prior(lane) if learned is None else learned.as_prior())
+        return self._fits[lane]
+
+
+def _lanes(demand: Demand) -> list[tuple[str, int]]:
+    """Return the lanes of a demand with the bytes on each.
+
+    The disk is read once for all GPUs; every link carries its GPU's part of all sources. What
+    comes from memory shares a link, so it counts for the slower of its sources.
+    """
+    suffix = "+coded" if demand.coded else ""
+    destinations = demand.gpus or {CPU: demand.size_bytes}
+    total = sum(destinations.values()) or 1
+    first = next(iter(destinations))
+    lanes: dict[str, int] = {}
+    from_memory = {
+        source: size for source, size in demand.sources.items() if source != DISK and size
+    }
+    if disk_bytes := demand.sources.get(DISK):
+        lanes[f"{DISK}{_SEPARATOR}{first}{suffix}"] = disk_bytes
+    for destination, size_bytes in destinations.items():
+        if from_memory:
+            slower = max(from_memory, key=lambda source: (from_memory[source], source))
+            part = sum(from_memory.values()) * size_bytes // total
+            lanes[f"{slower}{_SEPARATOR}{destination}{suffix}"] = part
+    return list(lanes.items()) or [(f"{HOST}{_SEPARATOR}{first}{suffix}", 0)]
+
+
+def _mixture(demand: Demand) -> str | None:
+    """Return what names a load with several sources or destinations; None for a pure one."""
+    total = demand.size_bytes
+    large = [source for source, size in demand.sources.items() if size > (1 - PURE_PART) * total]
+    pure = len(large) <= 1 or max(demand.sources.values()) >= PURE_PART * total
+    if pure and len(demand.gpus) <= 1:
+        return None
+    return f"{'+'.join(sorted(large))}{_SEPARATOR}{len(demand.gpus)}"
+
+
+def _calls(demand: Demand) -> str:
+    return f"{_CALLS}{_SEPARATOR}{'gpu' if demand.gpus else CPU}"
+
+
+def _fills_same(one: Running, demand: Demand) -> bool:
+    """Whether a running load reads the model that another one would read: only one may."""
+    return one.demand.model == demand.model and one.demand.reads and demand.reads
+
+
+def _kind(lane: str) -> tuple[str, str, bool]:
+    """Return what lanes have in common that differ by their GPU alone."""
+    source, _, destination = lane.partition(_SEPARATOR)
+    name, _, coded = destination.partition("+")
+    return source, CPU if name == CPU else "gpu", bool(coded)
+
+
+def _bound(lane: str) -> str:
+    """Return what loads over this lane share: the disk, the memory, or one GPU's link."""
+    source, _, destination = lane.partition(_SEPARATOR)
+    return DISK if source == DISK else destination.partition("+")[0]
+
+
+def _prior(lane: str) -> Prior:
+    source, destination, _ = _kind(lane)
+    return _PRIORS[source, destination]
