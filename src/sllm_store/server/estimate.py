@@ -114,7 +114,9 @@ class Estimator:
         """Start with what an earlier estimator of this machine remembered, by lane."""
         self._clock = clock
         self._fits = {
-            lane: LaneFit(_prior(lane), samples) for lane, samples in (remembered or {}).items()
+            lane: LaneFit(_prior(lane), samples)
+            for lane, samples in (remembered or {}).items()
+            if _kind(lane)[:2] in _PRIORS
         }
         self._mixtures: dict[str, deque[float]] = {}
         self._running: list[Running] = []
