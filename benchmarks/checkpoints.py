@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -135,6 +136,11 @@ def make_smollm2(directory: Path, gguf: Path, *, device: str) -> dict[str, int]:
             if (imported / name).is_file():
                 shutil.copy(imported / name, directory / name)
     return checksums(tensors)
+
+
+def make_compressed(directory: Path, source: Path) -> None:
+    """Save a checkpoint compressed, as `sllm-store save --compress` does."""
+    import_checkpoint(source, directory, compress=True, threads=os.cpu_count() or 1)
 
 
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:

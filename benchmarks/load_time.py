@@ -28,32 +28,44 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks import page_cache
-from benchmarks.checkpoints import KINDS, make_checkpoint, make_smollm2
+from benchmarks.checkpoints import KINDS, make_checkpoint, make_compressed, make_smollm2
 from benchmarks.peers import LOADERS, PREFETCH
 from benchmarks.result import Result
 from benchmarks.store import BenchStore
 from sllm_store import native
 from sllm_store.cli.bench_limits import best, link_bytes_per_s, read_rates
+from sllm_store.errors import StoreError
+from sllm_store.torch.devices import store_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-STATES = ("cold disk", "mixed", "page cache", "tmpfs", "host pool")
+STATES = ("cold disk", "mixed", "page cache", "tmpfs", "host pool", "resident")
+COMPRESSED_KINDS = ("weights", "smollm2")
 TMPFS = Path("/dev/shm/sllm-bench")
 LOADER_TIMEOUT_S = 300
 UNTOUCHED_BYTES = 8 << 30
+_FILES = ("cold disk", "mixed", "page cache", "tmpfs")
 _MODES = ("ours, direct reads", "ours, buffered reads")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """A checkpoint on disk; `sums` names the file with its tensors' checksums."""
+    """A checkpoint on disk, and compressed if anybody loads it so.
+
+    `sums` names the file with its tensors' checksums.
+    """
 
     kind: str
     directory: Path
     sums: Path
     size_bytes: int
     tensors: int
+    compressed: Path | None = None
+
+    def directory_for(self, loader: str) -> Path | None:
+        """Return what a loader loads, None if that was not made."""
+        return self.compressed if LOADERS[loader].compressed else self.directory
 
 
 class Run:
@@ -78,33 +90,55 @@ class Run:
     def measure_states(self, made: Made) -> None:
         """Measure every loader in every state of one checkpoint."""
         for state in self.args.states:
-            if state == "tmpfs":
-                self._in_tmpfs(made)
-            elif state == "host pool":
-                fill_s = self.store.fill(made.directory.name)
-                for loader in self._loaders(made, state):
-                    self._measure(loader, state, made, facts={"store_fill_s": fill_s})
+            loaders = list(self._loaders(made, state))
+            if state == "tmpfs" and loaders:
+                self._in_tmpfs(loaders, made)
+            elif state in {"host pool", "resident"}:
+                self._in_store(loaders, state, made)
             else:
-                for loader in self._loaders(made, state):
+                for loader in loaders:
                     self._measure(loader, state, made)
-            if self._store is not None:
-                self._store.forget(made.directory.name)
+            self._forget(made)
 
-    def _in_tmpfs(self, made: Made) -> None:
-        copy = TMPFS / made.directory.name
-        shutil.copytree(made.directory, copy, dirs_exist_ok=True)
+    def _in_store(self, loaders: list[str], state: str, made: Made) -> None:
+        """Measure while the store keeps the checkpoint in the pool, or in GPU memory."""
+        for loader in loaders:
+            directory = made.directory_for(loader)
+            assert directory is not None
+            gpu = ""
+            if state == "resident":
+                gpu = store_device(torch.device(self.args.device))
+            try:
+                fill_s = self.store.fill(directory.name, gpu)
+            except StoreError as error:
+                self._note(loader, state, made, {"error": str(error)})
+                continue
+            self._measure(loader, state, made, facts={"store_fill_s": fill_s})
+
+    def _in_tmpfs(self, loaders: list[str], made: Made) -> None:
         try:
-            for loader in self._loaders(made, "tmpfs"):
+            for loader in loaders:
+                directory = made.directory_for(loader)
+                assert directory is not None
+                copy = TMPFS / directory.name
+                if not copy.is_dir():
+                    shutil.copytree(directory, copy)
                 self._measure(loader, "tmpfs", made, directory=copy)
         finally:
-            shutil.rmtree(TMPFS)
+            shutil.rmtree(TMPFS, ignore_errors=True)
+
+    def _forget(self, made: Made) -> None:
+        if self._store is not None:
+            for directory in (made.directory, made.compressed):
+                if directory is not None:
+                    self._store.forget(directory.name)
 
     def _loaders(self, made: Made, state: str) -> Iterator[str]:
         """Yield who can load this checkpoint out of this state, ours first."""
         for name, loader in LOADERS.items():
-            if self.args.loaders and name not in self.args.loaders:
+            if not chosen(name, self.args) or made.directory_for(name) is None:
                 continue
-            fits = loader.is_installed and state in _states_of(name)
+            fits = loader.is_installed and state in _states_of(name, self.args.device)
             if name == PREFETCH:
                 fits = fits and bool(self.args.prefetch_path)
             if name == "transformers":
@@ -122,20 +156,23 @@ class Run:
         facts: dict[str, Any] | None = None,
     ) -> None:
         """Run a loader in a process of its own and note its figures, or why there are none."""
-        row: dict[str, Any] = {"checkpoint": made.kind, "loader": loader, "state": state}
         store = self.store.address if LOADERS[loader].through_store else ""
         command = [sys.executable, "-m", "benchmarks.timed_load", "--loader", loader]
-        command += ["--checkpoint", str(directory or made.directory), "--sums", str(made.sums)]
+        place = directory or made.directory_for(loader)
+        command += ["--checkpoint", str(place), "--sums", str(made.sums)]
         command += ["--state", state, "--device", self.args.device, "--store", store]
         command += ["--runs", str(self.args.runs)]
         command += ["--memory"] if state == "page cache" else []
-        told = self._told(command, loader)
-        row |= (facts or {}) | told
+        self._note(loader, state, made, (facts or {}) | self._told(command, loader))
+
+    def _note(self, loader: str, state: str, made: Made, told: dict[str, Any]) -> None:
+        row: dict[str, Any] = {"checkpoint": made.kind, "loader": loader, "state": state} | told
         if seconds := told.get("seconds"):
             row["gb_per_s_first"] = made.size_bytes / seconds[0] / 1e9
             row["gb_per_s_median"] = made.size_bytes / statistics.median(seconds) / 1e9
         self.result.add(row)
-        rate, error = row.get("gb_per_s_median", 0.0), row.get("error", "")
+        rate = row.get("gb_per_s_median", 0.0)
+        error = (row.get("error", "").strip().splitlines() or [""])[-1]
         print(f"{made.kind:10} {state:11} {loader:26} {rate:8.2f} GB/s {error}", flush=True)
 
     def _told(self, command: list[str], loader: str) -> dict[str, Any]:
@@ -160,13 +197,23 @@ class Run:
         return told
 
 
-def _states_of(loader: str) -> tuple[str, ...]:
+def chosen(loader: str, args: argparse.Namespace) -> bool:
+    """Whether a loader is to be timed at all."""
+    return not args.loaders or loader in args.loaders
+
+
+def _states_of(loader: str, device: str) -> tuple[str, ...]:
     """Return the states from which a loader is timed."""
+    resident = () if device == "cpu" else ("resident",)
     if loader in _MODES:
         return ("mixed",)
+    if loader == "ours, shared":
+        return resident
+    if LOADERS[loader].compressed:
+        return ("cold disk", "host pool") if LOADERS[loader].through_store else _FILES
     if LOADERS[loader].through_store:
-        return ("cold disk", "host pool")
-    return ("cold disk", "mixed", "page cache", "tmpfs")
+        return ("cold disk", "host pool", *resident)
+    return _FILES
 
 
 def make(kind: str, args: argparse.Namespace) -> Made:
@@ -183,12 +230,19 @@ def make(kind: str, args: argparse.Namespace) -> Made:
         print(f"{kind:10} made in {time.perf_counter() - started_s:.1f} s", flush=True)
         if args.device != "cpu":
             torch.cuda.empty_cache()
+    wanted = any(chosen(name, args) for name, loader in LOADERS.items() if loader.compressed)
+    compressed = args.work / "models" / f"{kind}-compressed"
+    if kind in COMPRESSED_KINDS and wanted and not compressed.is_dir():
+        started_s = time.perf_counter()
+        make_compressed(compressed, directory)
+        print(f"{kind:10} compressed in {time.perf_counter() - started_s:.1f} s", flush=True)
     return Made(
         kind=kind,
         directory=directory,
         sums=sums,
         size_bytes=sum(path.stat().st_size for path in page_cache.data_files(directory)),
         tensors=len(json.loads(sums.read_text())),
+        compressed=compressed if compressed.is_dir() else None,
     )
 
 
@@ -273,6 +327,9 @@ def main() -> None:
         for kind in args.shapes:
             made = make(kind, args)
             checkpoints[kind] = {"size_bytes": made.size_bytes, "tensors": made.tensors}
+            if made.compressed is not None:
+                stored = sum(path.stat().st_size for path in page_cache.data_files(made.compressed))
+                checkpoints[kind]["compressed_bytes"] = stored
             result.describe(checkpoints=checkpoints)
             measure_limits(made, args, result)
             run.measure_states(made)

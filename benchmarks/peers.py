@@ -34,6 +34,11 @@ def ours_store(directory: Path, device: str, store: str) -> Tensors:
     return dict(load_dict(directory, device, store=store))
 
 
+def ours_shared(directory: Path, device: str, store: str) -> Tensors:
+    """Map what a running store has in GPU memory."""
+    return dict(load_dict(directory, device, store=store, shared=True))
+
+
 def ours_in_process(directory: Path, device: str, store: str) -> Tensors:
     """Load without a store."""
     return dict(load_dict(directory, device, store="in-process"))
@@ -122,11 +127,15 @@ def _load_by_mode(directory: Path, device: str, mode: str) -> Tensors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loader:
-    """A way to load. `modules` are imported before the clock starts."""
+    """A way to load. `modules` are imported before the clock starts.
+
+    A compressed one loads the checkpoint as it was saved with --compress.
+    """
 
     load: Callable[[Path, str, str], Tensors]
     modules: tuple[str, ...]
     through_store: bool = False
+    compressed: bool = False
 
     @property
     def is_installed(self) -> bool:
@@ -140,7 +149,12 @@ LOADERS: dict[str, Loader] = {
     "ours, in-process": Loader(load=ours_in_process, modules=OURS),
     "ours, direct reads": Loader(load=ours_direct, modules=OURS),
     "ours, buffered reads": Loader(load=ours_buffered, modules=OURS),
+    "ours, in-process, compressed": Loader(load=ours_in_process, modules=OURS, compressed=True),
     "ours, store": Loader(load=ours_store, modules=OURS, through_store=True),
+    "ours, store, compressed": Loader(
+        load=ours_store, modules=OURS, through_store=True, compressed=True
+    ),
+    "ours, shared": Loader(load=ours_shared, modules=OURS, through_store=True),
     "safetensors": Loader(load=safetensors, modules=("safetensors.torch",)),
     PREFETCH: Loader(load=safetensors_prefetch, modules=("safetensors.torch",)),
     "transformers": Loader(load=transformers, modules=("transformers",)),

@@ -64,16 +64,21 @@ class BenchStore:
         """Its process."""
         return self._process.pid
 
-    def fill(self, model: str) -> float:
-        """Bring a model into the pool and keep it there; return the seconds that took."""
+    def fill(self, model: str, device: str = "") -> float:
+        """Bring a model into the pool, or into a GPU's memory, and keep it there.
+
+        Returns the seconds that took.
+        """
+        where = {"": device} if device else None
         started_s = time.perf_counter()
         with SllmStoreClient(self.address) as client:
-            client.set_pinned(model, pinned=True)
+            client.set_pinned(model, pinned=True, device_map=where)
         return time.perf_counter() - started_s
 
     def forget(self, model: str) -> None:
-        """Let the pool drop a model that nobody uses any more."""
+        """Let the store drop a model that nobody uses any more from all its memory."""
         with SllmStoreClient(self.address) as client:
+            client.unload_from_gpu(model)
             client.unload_from_cpu(model)
 
     def stop(self) -> None:

@@ -182,7 +182,22 @@ def _many_columns(results: dict[str, Any]) -> list[Verdict]:
     return [*judged, *_resident(many, "4 GB in 20,000 tensors in 100 ms", wanted_ms=100.0)]
 
 
+def _weights_columns(results: dict[str, Any]) -> list[Verdict]:
+    columns = Columns(results, "weights")
+    return [
+        verdict
+        for loader, state in ((IN_PROCESS, "cold disk"), (STORE, "host pool"))
+        for verdict in at_least(
+            f"compressed, {state}",
+            "1.35 times the rate without compression",
+            columns.median(f"{loader}, compressed", state),
+            _scaled(columns.median(loader, state), 1.35),
+        )
+    ]
+
+
 _JUDGES: tuple[tuple[Callable[[dict[str, Any]], list[Verdict]], str], ...] = (
     (_main_columns, MAIN),
     (_many_columns, "many"),
+    (_weights_columns, "weights"),
 )

@@ -66,9 +66,9 @@ def demand(model: str, *, gpu: bool = True, **parts: float) -> Demand:
 
 
 KINDS: list[tuple[bool, dict[str, float]]] = [
-    *((gpu, parts) for gpu in (True, False) for parts in ({DISK: 1}, {CACHE: 1}, {HOST: 1})),
+    *((gpu, {source: 1.0}) for gpu in (True, False) for source in (DISK, CACHE, HOST)),
     *((gpu, {DISK: 0.5, CACHE: 0.5}) for gpu in (True, False)),
-    (True, {DEVICE: 1}),
+    (True, {DEVICE: 1.0}),
 ]
 
 
@@ -216,7 +216,7 @@ def test_what_was_remembered_predicts_the_same() -> None:
     machine, estimator = calibrated()
     again = Estimator(machine.clock, estimator.remember())
     for source in (DISK, CACHE, HOST, DEVICE):
-        wanted = demand("a", **{source: 1.0})
+        wanted = demand("a", gpu=True, **{source: 1.0})
         assert again.estimate(wanted) == estimator.estimate(wanted)
 
 
