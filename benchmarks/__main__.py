@@ -13,16 +13,21 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 SUITE: dict[str, list[str]] = {
     "load_time": ["--shapes", "llama-8b,weights,many,few"],
     "resident": [],
     "codec_rate": [],
+    "links": [],
 }
 SMALL: dict[str, list[str]] = {
     "load_time": ["--small", "--pool", "256MB", "--runs", "1"],
     "resident": ["--small", "--pool", "256MB", "--processes", "1,2", "--runs", "1"],
+    "links": ["--small", "--size", "64MB", "--coded-size", "8MB", "--pool", "256MB", "--runs", "1"],
     "codec_rate": ["--size", "8MB", "--threads", "1", "--runs", "1"],
 }
+GPUS_MIN = {"links": 2}
 WITHOUT_FILES = {"codec_rate"}
 
 
@@ -37,6 +42,9 @@ def main() -> None:
     args = parser.parse_args()
     failed = []
     for name in args.names or SUITE:
+        if torch.cuda.device_count() < GPUS_MIN.get(name, 0):
+            print(f"::: {name} needs {GPUS_MIN[name]} GPUs", flush=True)
+            continue
         work = args.work / name
         work.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", f"benchmarks.{name}"]

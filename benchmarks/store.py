@@ -19,14 +19,16 @@ import sys
 from pathlib import Path
 from sllm_store.config import StoreConfig
 from sllm_store.server.serve import serve
+from sllm_store.tiers.fan_in import parse_fan_in
 from sllm_store.units import parse_size
-storage, socket, pool, threads = sys.argv[1:]
+storage, socket, pool, threads, fan_in = sys.argv[1:]
 serve(
     StoreConfig(
         storage_path=Path(storage),
         socket_path=Path(socket),
         pool_bytes=parse_size(pool),
         threads=int(threads),
+        fan_in=parse_fan_in(fan_in),
     ),
     on_ready=lambda addresses: print(addresses, flush=True),
 )
@@ -36,13 +38,15 @@ serve(
 class BenchStore:
     """A running store; `ready_s` is how long it took to start."""
 
-    def __init__(self, storage: Path, pool: str, *, threads: int = THREADS) -> None:
+    def __init__(
+        self, storage: Path, pool: str, *, threads: int = THREADS, fan_in: str = ""
+    ) -> None:
         """Start it over the checkpoints in `storage` and wait until it answers."""
         socket = storage / "bench.sock"
         self.address = f"unix:{socket}"
         started_s = time.perf_counter()
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _SERVE, str(storage), str(socket), pool, str(threads)],
+            [sys.executable, "-c", _SERVE, str(storage), str(socket), pool, str(threads), fan_in],
             stdout=subprocess.PIPE,
             text=True,
         )
