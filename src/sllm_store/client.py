@@ -6,7 +6,6 @@ import itertools
 import os
 import socket
 import sys
-import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 
 from sllm_store import native
+from sllm_store.checkpoint.columns import from_columns
 from sllm_store.checkpoint.loaded import Loaded
-from sllm_store.checkpoint.plan import PlacedTensor
+from sllm_store.checkpoint.plan import CPU
 from sllm_store.config import TOKEN_VARIABLE, default_address as configured_address
 from sllm_store.errors import (
     BY_NAME,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from sllm_store.checkpoint.loaded import ArenaMemory
+    from sllm_store.checkpoint.plan import PlacedTensor
 
 ERROR_KEY = "sllm-error"
 CALL_TIMEOUT_S = 60.0
@@ -140,8 +141,6 @@ class SllmStoreClient:
         self._channel = grpc.insecure_channel(self.address, options=_OPTIONS)
         self._storage = rpc.StorageStub(self._channel)
         self._store = rpc.StoreStub(self._channel)
-        self._session: _Session | None = None
-        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         """Return the client."""
@@ -153,10 +152,6 @@ class SllmStoreClient:
 
     def close(self) -> None:
         """End the connection and the loads that are running. Idempotent."""
-        with self._lock:
-            session, self._session = self._session, None
-        if session is not None:
-            session.close()
         self._channel.close()
 
     def load_into_cpu(self, model_path: str) -> Any:
@@ -311,127 +306,78 @@ class SllmStoreClient:
         for reading alone, so what one process writes all others see. on_progress gets (bytes done,
         bytes in all).
         """
-        load = self._load_shared if shared else self._load_private
-        return load(model, device_map, timeout_s, on_progress)
+        question = pb.PlanLoadRequest(model=model, device_map=dict(device_map or {}))
+        request = pb.LoadRequest(client=_own_name(), shared=shared, timeout_s=timeout_s or 0.0)
+        if shared or set(question.device_map.values()) <= {CPU}:
+            request.question.CopyFrom(question)
+            return self._load_mapped(request, on_progress)
+        return self._load_copied(question, request, on_progress)
 
-    def _load_private(
-        self,
-        model: str,
-        device_map: Mapping[str, str] | None,
-        timeout_s: float | None,
-        on_progress: Callable[[int, int], None] | None,
+    def _load_mapped(self, request: Any, on_progress: Callable[[int, int], None] | None) -> Loaded:
+        """Plan and load in one call, and map what the store has."""
+        with self._loading(request) as events:
+            first = next(events)
+            done = _follow(itertools.chain([first], events), on_progress)
+            own: list[ArenaMemory | None] = [None] * len(first.plan.arenas)
+            arenas = _map_arenas(first.plan, done, own)
+        return self._loaded(first.plan, arenas, from_columns(first.plan.tensors), done.tier)
+
+    def _load_copied(
+        self, question: Any, request: Any, on_progress: Callable[[int, int], None] | None
     ) -> Loaded:
         """Plan, allocate, and let the store copy; what is on the host is mapped."""
-        question = pb.PlanLoadRequest(model=model, device_map=dict(device_map or {}))
         planned = self._call(self._store.PlanLoad, question)
         buffers = [
             allocate_device(device_ordinal(arena.device), arena.size_bytes)
-            if arena.device != "cpu" and arena.size_bytes
+            if arena.device != CPU and arena.size_bytes
             else None
             for arena in planned.arenas
         ]
-        session = self._open_session()
-        targets = [
+        request.plan = planned.plan
+        request.targets.extend(
             pb.DeviceTarget(
                 device=native.device_uuid(buffer.device), ipc_handle=buffer.ipc_handle()
             )
             for buffer in buffers
             if buffer is not None
-        ]
-        request = pb.LoadRequest(
-            session=session.session_id,
-            plan=planned.plan,
-            targets=targets,
-            timeout_s=timeout_s or 0.0,
         )
+        with self._loading(request) as events:
+            tensors = from_columns(planned.tensors)  # While the bytes move.
+            done = _follow(events, on_progress)
+            arenas = _map_arenas(planned, done, list(buffers))
+        return self._loaded(planned, arenas, tensors, done.tier)
+
+    @contextmanager
+    def _loading(self, request: Any) -> Iterator[Any]:
+        """Yield the events of a load; on leaving, it is cancelled if it still runs."""
         with translated(self.address):
             events = self._store.Load(request, metadata=self._metadata)
-        tensors = tuple(_placed(tensor) for tensor in planned.tensors)  # While the bytes move.
-        done = self._finish_load(events, on_progress)
+            try:
+                yield events
+            finally:
+                events.cancel()
+
+    def _loaded(
+        self,
+        planned: Any,
+        arenas: Sequence[ArenaMemory | None],
+        tensors: tuple[PlacedTensor, ...],
+        tier: str,
+    ) -> Loaded:
         return Loaded(
-            arenas=_map_arenas(planned, done, buffers),
+            arenas=tuple(arenas),
             devices=tuple(arena.device for arena in planned.arenas),
             tensors=tensors,
             aliases=dict(planned.aliases),
             directory=Path(planned.path),
             format=planned.format,
-            tier=done.tier,
+            tier=tier,
             store=self.address,
         )
-
-    def _load_shared(
-        self,
-        model: str,
-        device_map: Mapping[str, str] | None,
-        timeout_s: float | None,
-        on_progress: Callable[[int, int], None] | None,
-    ) -> Loaded:
-        """Plan and load in one call, which is the session too, and map what the store has."""
-        request = pb.LoadRequest(
-            client=_own_name(),
-            question=pb.PlanLoadRequest(model=model, device_map=dict(device_map or {})),
-            shared=True,
-            timeout_s=timeout_s or 0.0,
-        )
-        with translated(self.address):
-            events = self._store.Load(request, metadata=self._metadata)
-            try:
-                first = next(events)
-                done = self._follow_load(itertools.chain([first], events), on_progress)
-                planned = first.plan
-                arenas = _map_arenas(planned, done)
-            finally:
-                events.cancel()
-        return Loaded(
-            arenas=arenas,
-            devices=tuple(arena.device for arena in planned.arenas),
-            tensors=tuple(_placed(tensor) for tensor in planned.tensors),
-            aliases=dict(planned.aliases),
-            directory=Path(planned.path),
-            format=planned.format,
-            tier=done.tier,
-            store=self.address,
-        )
-
-    def _finish_load(self, events: Any, on_progress: Callable[[int, int], None] | None) -> Any:
-        """Follow a load to its last event; leaving early, by any exception, cancels it."""
-        try:
-            with translated(self.address):
-                return self._follow_load(events, on_progress)
-        finally:
-            events.cancel()
-
-    def _follow_load(self, events: Any, on_progress: Callable[[int, int], None] | None) -> Any:
-        for event in events:
-            if on_progress is not None:
-                on_progress(event.bytes_done, event.bytes_total)
-            if event.done:
-                return event
-        raise StoreError("the store ended a load without saying how: see its log")
-
-    def _open_session(self) -> _Session:
-        with self._lock:
-            if self._session is None:
-                with translated(self.address):
-                    self._session = _Session(self._store, self._metadata)
-            return self._session
 
     def _call(self, method: Any, request: Any, *, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         with translated(self.address):
             return method(request, timeout=timeout_s, metadata=self._metadata)
-
-
-class _Session:
-    """The stream that keeps a client's loads wanted."""
-
-    def __init__(self, store: Any, metadata: list[tuple[str, str]]) -> None:
-        question = pb.OpenSessionRequest(client=_own_name())
-        self._stream = store.OpenSession(question, metadata=metadata)
-        self.session_id: str = next(self._stream).session
-
-    def close(self) -> None:
-        """End the session, and with it loads that are still running."""
-        self._stream.cancel()
 
 
 def _own_name() -> str:
@@ -439,21 +385,30 @@ def _own_name() -> str:
     return f"{Path(sys.argv[0] or 'python').name}[{os.getpid()}]"
 
 
-def _map_arenas(
-    planned: Any, done: Any, own: Sequence[ArenaMemory | None] = ()
-) -> tuple[ArenaMemory | None, ...]:
-    """Map a finished load's arenas, those on GPUs unless they are `own`; the lease is theirs."""
+def _follow(events: Any, on_progress: Callable[[int, int], None] | None) -> Any:
+    """Return a load's last event."""
+    for event in events:
+        if on_progress is not None:
+            on_progress(event.bytes_done, event.bytes_total)
+        if event.done:
+            return event
+    raise StoreError("the store ended a load without saying how: see its log")
+
+
+def _map_arenas(planned: Any, done: Any, own: list[ArenaMemory | None]) -> list[ArenaMemory | None]:
+    """Map the arenas of a finished load that are not the client's own; the lease is theirs."""
     if not done.lease:
-        return tuple(own) or (None,) * len(planned.arenas)
-    mapped = list(own) or [None] * len(planned.arenas)
+        return own
     shared = iter(done.arenas)
-    with take_lease(planned.descriptor_socket, done.lease) as lease:
+    with take_lease(done.descriptor_socket, done.lease) as lease:
         for index, arena in enumerate(planned.arenas):
-            if arena.device == "cpu" and arena.size_bytes:
-                mapped[index] = lease.map_pool(done.chunk_size, done.chunks, arena.size_bytes)
-            elif arena.size_bytes and not own:
-                mapped[index] = lease.map_device(arena.device, next(shared).ipc_handle)
-    return tuple(mapped)
+            if own[index] is not None or not arena.size_bytes:
+                continue
+            if arena.device == CPU:
+                own[index] = lease.map_pool(done.chunk_size, done.chunks, arena.size_bytes)
+            else:
+                own[index] = lease.map_device(arena.device, next(shared).ipc_handle)
+    return own
 
 
 @contextmanager
@@ -475,15 +430,3 @@ def _store_error(error: Any, address: str) -> StoreError:
             f"no store is running at {address}: start one with `sllm-store start` ({details})"
         )
     return _BY_STATUS.get(status, StoreError)(f"{details} [{status.name}]")
-
-
-def _placed(tensor: Any) -> PlacedTensor:
-    return PlacedTensor(
-        name=tensor.name,
-        dtype=tensor.dtype,
-        shape=tuple(tensor.shape),
-        stride=tuple(tensor.stride),
-        arena=tensor.arena,
-        offset_bytes=tensor.offset_bytes,
-        buffer=tensor.buffer,
-    )

@@ -149,18 +149,6 @@ class ClearMemResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
-class OpenSessionRequest(_message.Message):
-    __slots__ = ("client",)
-    CLIENT_FIELD_NUMBER: _ClassVar[int]
-    client: str
-    def __init__(self, client: _Optional[str] = ...) -> None: ...
-
-class SessionEvent(_message.Message):
-    __slots__ = ("session",)
-    SESSION_FIELD_NUMBER: _ClassVar[int]
-    session: str
-    def __init__(self, session: _Optional[str] = ...) -> None: ...
-
 class PlanLoadRequest(_message.Message):
     __slots__ = ("model", "device_map")
     class DeviceMapEntry(_message.Message):
@@ -177,7 +165,7 @@ class PlanLoadRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., device_map: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class PlanLoadResponse(_message.Message):
-    __slots__ = ("plan", "arenas", "tensors", "aliases", "format", "path", "descriptor_socket")
+    __slots__ = ("plan", "arenas", "aliases", "format", "path", "tensors")
     class AliasesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -187,19 +175,17 @@ class PlanLoadResponse(_message.Message):
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     PLAN_FIELD_NUMBER: _ClassVar[int]
     ARENAS_FIELD_NUMBER: _ClassVar[int]
-    TENSORS_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
-    DESCRIPTOR_SOCKET_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
     plan: str
     arenas: _containers.RepeatedCompositeFieldContainer[Arena]
-    tensors: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     aliases: _containers.ScalarMap[str, str]
     format: str
     path: str
-    descriptor_socket: str
-    def __init__(self, plan: _Optional[str] = ..., arenas: _Optional[_Iterable[_Union[Arena, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., aliases: _Optional[_Mapping[str, str]] = ..., format: _Optional[str] = ..., path: _Optional[str] = ..., descriptor_socket: _Optional[str] = ...) -> None: ...
+    tensors: Tensors
+    def __init__(self, plan: _Optional[str] = ..., arenas: _Optional[_Iterable[_Union[Arena, _Mapping]]] = ..., aliases: _Optional[_Mapping[str, str]] = ..., format: _Optional[str] = ..., path: _Optional[str] = ..., tensors: _Optional[_Union[Tensors, _Mapping]] = ...) -> None: ...
 
 class Arena(_message.Message):
     __slots__ = ("device", "size_bytes")
@@ -209,41 +195,47 @@ class Arena(_message.Message):
     size_bytes: int
     def __init__(self, device: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
-class TensorSpec(_message.Message):
-    __slots__ = ("name", "dtype", "shape", "stride", "arena", "offset_bytes", "buffer")
-    NAME_FIELD_NUMBER: _ClassVar[int]
+class Tensors(_message.Message):
+    __slots__ = ("names", "kind", "arena", "offset_bytes", "kinds", "buffers")
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ARENA_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    BUFFERS_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    kind: _containers.RepeatedScalarFieldContainer[int]
+    arena: _containers.RepeatedScalarFieldContainer[int]
+    offset_bytes: _containers.RepeatedScalarFieldContainer[int]
+    kinds: _containers.RepeatedCompositeFieldContainer[Kind]
+    buffers: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, names: _Optional[_Iterable[str]] = ..., kind: _Optional[_Iterable[int]] = ..., arena: _Optional[_Iterable[int]] = ..., offset_bytes: _Optional[_Iterable[int]] = ..., kinds: _Optional[_Iterable[_Union[Kind, _Mapping]]] = ..., buffers: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Kind(_message.Message):
+    __slots__ = ("dtype", "shape", "stride")
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     STRIDE_FIELD_NUMBER: _ClassVar[int]
-    ARENA_FIELD_NUMBER: _ClassVar[int]
-    OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
-    BUFFER_FIELD_NUMBER: _ClassVar[int]
-    name: str
     dtype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     stride: _containers.RepeatedScalarFieldContainer[int]
-    arena: int
-    offset_bytes: int
-    buffer: bool
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ..., arena: _Optional[int] = ..., offset_bytes: _Optional[int] = ..., buffer: bool = ...) -> None: ...
+    def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class LoadRequest(_message.Message):
-    __slots__ = ("session", "plan", "targets", "timeout_s", "shared", "question", "client")
-    SESSION_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("client", "plan", "targets", "timeout_s", "shared", "question")
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
     QUESTION_FIELD_NUMBER: _ClassVar[int]
-    CLIENT_FIELD_NUMBER: _ClassVar[int]
-    session: str
+    client: str
     plan: str
     targets: _containers.RepeatedCompositeFieldContainer[DeviceTarget]
     timeout_s: float
     shared: bool
     question: PlanLoadRequest
-    client: str
-    def __init__(self, session: _Optional[str] = ..., plan: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[DeviceTarget, _Mapping]]] = ..., timeout_s: _Optional[float] = ..., shared: bool = ..., question: _Optional[_Union[PlanLoadRequest, _Mapping]] = ..., client: _Optional[str] = ...) -> None: ...
+    def __init__(self, client: _Optional[str] = ..., plan: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[DeviceTarget, _Mapping]]] = ..., timeout_s: _Optional[float] = ..., shared: bool = ..., question: _Optional[_Union[PlanLoadRequest, _Mapping]] = ...) -> None: ...
 
 class DeviceTarget(_message.Message):
     __slots__ = ("device", "ipc_handle", "offset_bytes")
@@ -256,11 +248,12 @@ class DeviceTarget(_message.Message):
     def __init__(self, device: _Optional[str] = ..., ipc_handle: _Optional[bytes] = ..., offset_bytes: _Optional[int] = ...) -> None: ...
 
 class LoadEvent(_message.Message):
-    __slots__ = ("bytes_done", "bytes_total", "done", "lease", "chunks", "chunk_size", "tier", "plan", "arenas")
+    __slots__ = ("bytes_done", "bytes_total", "done", "lease", "descriptor_socket", "chunks", "chunk_size", "tier", "plan", "arenas")
     BYTES_DONE_FIELD_NUMBER: _ClassVar[int]
     BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTOR_SOCKET_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
@@ -270,12 +263,13 @@ class LoadEvent(_message.Message):
     bytes_total: int
     done: bool
     lease: str
+    descriptor_socket: str
     chunks: _containers.RepeatedScalarFieldContainer[int]
     chunk_size: int
     tier: str
     plan: PlanLoadResponse
     arenas: _containers.RepeatedCompositeFieldContainer[SharedArena]
-    def __init__(self, bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., done: bool = ..., lease: _Optional[str] = ..., chunks: _Optional[_Iterable[int]] = ..., chunk_size: _Optional[int] = ..., tier: _Optional[str] = ..., plan: _Optional[_Union[PlanLoadResponse, _Mapping]] = ..., arenas: _Optional[_Iterable[_Union[SharedArena, _Mapping]]] = ...) -> None: ...
+    def __init__(self, bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., done: bool = ..., lease: _Optional[str] = ..., descriptor_socket: _Optional[str] = ..., chunks: _Optional[_Iterable[int]] = ..., chunk_size: _Optional[int] = ..., tier: _Optional[str] = ..., plan: _Optional[_Union[PlanLoadResponse, _Mapping]] = ..., arenas: _Optional[_Iterable[_Union[SharedArena, _Mapping]]] = ...) -> None: ...
 
 class SharedArena(_message.Message):
     __slots__ = ("device", "ipc_handle", "offset_bytes", "size_bytes")

@@ -321,11 +321,6 @@ class StoreStub(object):
         Args:
             channel: A grpc.Channel.
         """
-        self.OpenSession = channel.unary_stream(
-                '/storage.Store/OpenSession',
-                request_serializer=sllm__store_dot_proto_dot_storage__pb2.OpenSessionRequest.SerializeToString,
-                response_deserializer=sllm__store_dot_proto_dot_storage__pb2.SessionEvent.FromString,
-                _registered_method=True)
         self.PlanLoad = channel.unary_unary(
                 '/storage.Store/PlanLoad',
                 request_serializer=sllm__store_dot_proto_dot_storage__pb2.PlanLoadRequest.SerializeToString,
@@ -356,14 +351,6 @@ class StoreStub(object):
 class StoreServicer(object):
     """Missing associated documentation comment in .proto file."""
 
-    def OpenSession(self, request, context):
-        """Open for as long as the client wants its loads; they end when the stream does.
-        The first message names the session, later ones only keep the connection alive.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def PlanLoad(self, request, context):
         """Where each tensor of a model will be, per device: the client allocates what this says.
         """
@@ -372,8 +359,9 @@ class StoreServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Load(self, request, context):
-        """Move a planned load into device memory, or into the host pool; events tell the progress and
-        the last one is `done`.
+        """Move a load into device memory, or into the host pool; events tell the progress and the last
+        one is `done`. The call is a session: it stays open until the client ends it or has taken its
+        lease, and the load ends with it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -401,11 +389,6 @@ class StoreServicer(object):
 
 def add_StoreServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'OpenSession': grpc.unary_stream_rpc_method_handler(
-                    servicer.OpenSession,
-                    request_deserializer=sllm__store_dot_proto_dot_storage__pb2.OpenSessionRequest.FromString,
-                    response_serializer=sllm__store_dot_proto_dot_storage__pb2.SessionEvent.SerializeToString,
-            ),
             'PlanLoad': grpc.unary_unary_rpc_method_handler(
                     servicer.PlanLoad,
                     request_deserializer=sllm__store_dot_proto_dot_storage__pb2.PlanLoadRequest.FromString,
@@ -441,33 +424,6 @@ def add_StoreServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Store(object):
     """Missing associated documentation comment in .proto file."""
-
-    @staticmethod
-    def OpenSession(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/storage.Store/OpenSession',
-            sllm__store_dot_proto_dot_storage__pb2.OpenSessionRequest.SerializeToString,
-            sllm__store_dot_proto_dot_storage__pb2.SessionEvent.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
 
     @staticmethod
     def PlanLoad(request,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sllm_store.checkpoint.layout import plan_image
-from sllm_store.checkpoint.plan import plan_load
 from sllm_store.checkpoint.reader import list_checkpoints, open_checkpoint, resolve
 from sllm_store.errors import InvalidCheckpointError, InvalidRequestError, StoreError
+from sllm_store.server.plans import Plans
 from sllm_store.tiers.transfer import ChunkedImage, ImageMap, cut_image
 
 if TYPE_CHECKING:
@@ -18,9 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sllm_store.checkpoint.model import Checkpoint
-    from sllm_store.checkpoint.plan import LoadPlan
-
-PLANS_MAX = 1024
+    from sllm_store.server.plans import PlannedLoad
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,15 +33,6 @@ class Entry:
     def file_bytes(self) -> int:
         """Size of the data files, padding included: what upstream calls the model's size."""
         return sum(file.size_bytes for file in self.checkpoint.files)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedLoad:
-    """A load that a client asked about and may now ask for."""
-
-    plan_id: str
-    entry: Entry
-    plan: LoadPlan
 
 
 class Catalog:
@@ -68,7 +56,7 @@ class Catalog:
         self._registration_required = registration_required
         self._entries: dict[str, Entry] = {}
         self._registered: set[str] = set()
-        self._plans: OrderedDict[str, PlannedLoad] = OrderedDict()
+        self._plans = Plans()
         self._lock = threading.Lock()
         self._opening: dict[str, threading.Lock] = {}
 
@@ -95,23 +83,17 @@ class Catalog:
                     )
         return entry
 
-    def plan(self, name: str, device_map: Mapping[str, str], plan_id: str) -> PlannedLoad:
-        """Plan a load and remember it under plan_id; the oldest of many plans is forgotten."""
-        entry = self.get(name)
-        plan = plan_load(entry.checkpoint, entry.chunked.image, device_map)
-        planned = PlannedLoad(plan_id=plan_id, entry=entry, plan=plan)
-        with self._lock:
-            self._plans[plan_id] = planned
-            while len(self._plans) > PLANS_MAX:
-                self._plans.popitem(last=False)
-        return planned
+    def plan(self, name: str, device_map: Mapping[str, str]) -> PlannedLoad:
+        """Return the plan of a load, which is known by its id for a while."""
+        return self._plans.plan(self.get(name), device_map)
 
     def planned(self, plan_id: str) -> PlannedLoad:
         """Return a plan made before; raise InvalidRequestError if it is gone or out of date."""
-        with self._lock:
-            planned = self._plans.pop(plan_id, None)
+        planned = self._plans.find(plan_id)
         if planned is None:
-            raise InvalidRequestError(f"no plan {plan_id!r}: plans serve one load, plan again")
+            raise InvalidRequestError(
+                f"no plan {plan_id!r}: it was never made, or forgotten for newer ones; plan again"
+            )
         try:
             planned.entry.checkpoint.require_unchanged()
         except InvalidCheckpointError as error:

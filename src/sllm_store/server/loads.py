@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sllm_store.native import Control, File, SharedPool, TransferReport
     from sllm_store.server.catalog import Entry
     from sllm_store.tiers.resident import DeviceTier, ResidentArena
+    from sllm_store.tiers.transfer import ChunkedImage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +91,7 @@ class Loader:
     def load_host(self, entry: Entry, job: LoadJob, *, keep_held: bool) -> LoadResult:
         """Bring a whole image into the pool; with keep_held the caller gets a hold on it."""
         wanted = range(entry.chunked.chunks_total)
-        claim, moved = self._fill(entry, (), wanted, job, whole=True)
+        claim, moved = self._fill(entry, wanted, job)
         residency = claim.residency
         chunks = tuple(chunk for chunk in residency.chunks if chunk is not None)
         assert len(chunks) == len(wanted)
@@ -127,9 +128,8 @@ class Loader:
             tiers = {"device"} if sourced else set()
             read, copied = 0, self._copy_resident(entry, sourced, job)
         if rest or not sourced:
-            copies = cut_pieces(rest, entry.chunked.chunk_bytes, entry.chunked.chunks_total)
-            wanted = [chunk for chunk, pieces in enumerate(copies) if pieces]
-            claim, moved = self._fill(entry, rest, wanted, job, whole=False)
+            cut = _Cut(rest, entry.chunked)
+            claim, moved = self._fill(entry, cut.wanted, job, cut)
             self._host.release(claim.residency, job.holder)
             tiers.add(_tier(claim))
             read, copied = moved.bytes_read, copied + moved.bytes_copied
@@ -175,14 +175,13 @@ class Loader:
     def _fill(
         self,
         entry: Entry,
-        targets: Sequence[Target],
         wanted: Sequence[int],
         job: LoadJob,
-        *,
-        whole: bool,
+        cut: _Cut | None = None,
     ) -> tuple[Claim, _Moved]:
         """Claim, transfer, commit. On return the model is held by job.holder; on error it is not.
 
+        Without targets to copy to, the whole image is brought into the pool.
         Only the one load that reads keeps others of the same model waiting: a load that finds
         everything resident lets the next one in at once.
         """
@@ -195,13 +194,13 @@ class Loader:
             self._host.begin_fill(residency, patience)
             filling = True
             claim = self._host.claim(
-                residency, wanted, whole=whole, holder=job.holder, patience=patience
+                residency, wanted, whole=cut is None, holder=job.holder, patience=patience
             )
             if claim.is_ready:
                 self._host.end_fill(residency)
                 filling = False
             try:
-                moved = self._transfer(entry, claim, targets, job)
+                moved = self._transfer(entry, claim, cut or _Cut((), entry.chunked), job)
             except BaseException:
                 self._host.abandon(claim)
                 self._host.release(residency, job.holder)
@@ -213,15 +212,13 @@ class Loader:
                 self._host.end_fill(residency)
             self._host.leave(residency)
 
-    def _transfer(
-        self, entry: Entry, claim: Claim, targets: Sequence[Target], job: LoadJob
-    ) -> _Moved:
+    def _transfer(self, entry: Entry, claim: Claim, cut: _Cut, job: LoadJob) -> _Moved:
         """Run one static plan: ready chunks first (they only copy), then those to read."""
         started_s = time.monotonic()
         chunked = entry.chunked
-        copies = cut_pieces(targets, chunked.chunk_bytes, chunked.chunks_total)
+        copies = cut.copies
         plan = TransferPlan()
-        if targets:
+        if cut.targets:
             for chunk, pool_chunk in claim.ready.items():
                 plan.add(self._address(pool_chunk), copies=copies[chunk])
         for chunk, pool_chunk in claim.kept.items():
@@ -239,7 +236,7 @@ class Loader:
             return _Moved(0, 0, time.monotonic() - started_s)
         files = open_files(entry.checkpoint) if plan.reads else []
         neighbours = self._means.neighbours
-        over = [replace(target, via=neighbours.get(target.device, ())) for target in targets]
+        over = [replace(target, via=neighbours.get(target.device, ())) for target in cut.targets]
         report = self._run(plan, files, over, job)
         if plan.reads:
             entry.checkpoint.require_unchanged()
@@ -256,6 +253,19 @@ class Loader:
 
     def _address(self, pool_chunk: int) -> int:
         return self._pool.address + pool_chunk * self._host.chunk_bytes
+
+
+class _Cut:
+    """Targets, and what each chunk of the image has for them."""
+
+    def __init__(self, targets: Sequence[Target], chunked: ChunkedImage) -> None:
+        self.targets = targets
+        self.copies = cut_pieces(targets, chunked.chunk_bytes, chunked.chunks_total)
+
+    @property
+    def wanted(self) -> list[int]:
+        """The chunks that have something."""
+        return [chunk for chunk, pieces in enumerate(self.copies) if pieces]
 
 
 @dataclass(frozen=True, slots=True)

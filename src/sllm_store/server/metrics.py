@@ -47,7 +47,9 @@ class StoreMetrics:
             buckets=_LOAD_BUCKETS_S,
             registry=self.registry,
         )
-        self.sessions = Gauge("sllm_store_sessions", "Clients connected.", registry=self.registry)
+        self.sessions = Gauge(
+            "sllm_store_sessions", "Clients whose loads run or begin.", registry=self.registry
+        )
         Gauge("sllm_store_pool_bytes", "Size of the host pool.", registry=self.registry).set(
             pool_bytes
         )

@@ -1,4 +1,4 @@
-"""The store's own service: sessions, planned loads with progress, leases, listing, pinning."""
+"""The store's own service: plans, loads with progress, leases, listing, pinning."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import time
-import uuid
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -17,7 +16,6 @@ from sllm_store.proto import storage_pb2 as pb, storage_pb2_grpc as rpc
 from sllm_store.server.edge import remaining_s, stream, unary
 from sllm_store.server.loads import LoadResult
 from sllm_store.server.sessions import Lease
-from sllm_store.server.shared import shared_arenas
 from sllm_store.server.upstream import open_handle
 from sllm_store.tiers.transfer import Target
 
@@ -27,9 +25,10 @@ if TYPE_CHECKING:
 
     from sllm_store import native
     from sllm_store.checkpoint.layout import Arena
-    from sllm_store.server.catalog import Entry, PlannedLoad
+    from sllm_store.server.catalog import Entry
     from sllm_store.server.engine import Engine
     from sllm_store.server.loads import LoadJob
+    from sllm_store.server.plans import PlannedLoad
     from sllm_store.server.sessions import Session
     from sllm_store.tiers.resident import ArenaKey
 
@@ -39,11 +38,10 @@ LEASE_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wanted:
-    """A load as a client asks for it; `plan` is the plan to send, if it has none yet."""
+    """A load as a client asks for it; `targets` are the arenas to fill and the client's memory."""
 
     planned: PlannedLoad
-    plan: Any
-    targets: list[tuple[int, Any]]
+    targets: list[tuple[Arena, Any]]
     shared: list[tuple[ArenaKey, Arena]]
 
 
@@ -51,94 +49,54 @@ class StoreService(rpc.StoreServicer):
     """storage.Store, method for method."""
 
     def __init__(self, engine: Engine, descriptor_socket: Path, stopping: asyncio.Event) -> None:
-        """Sessions end when `stopping` is set."""
+        """Loads whose lease nobody takes end when `stopping` is set."""
         self._engine = engine
         self._descriptor_socket = descriptor_socket
         self._stopping = stopping
         self.metrics = engine.metrics
 
-    @stream
-    async def OpenSession(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        """Name a session and keep it until the stream ends."""
-        session = self._engine.sessions.open(request.client)
-        self.metrics.sessions.inc()
-        try:
-            yield pb.SessionEvent(session=session.session_id)
-            await self._stopping.wait()
-        finally:
-            self.metrics.sessions.dec()
-            self._engine.sessions.close(session)
-
     @unary
     async def PlanLoad(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Say where every tensor will be."""
-        return await self._engine.blocking(self._plan, request)
+        return (await self._engine.blocking(self._plan, request)).answer
 
-    def _plan(self, request: Any) -> Any:
+    def _plan(self, request: Any) -> PlannedLoad:
         if not request.model:
             raise InvalidRequestError("model is empty: name a checkpoint under the storage path")
-        planned = self._engine.catalog.plan(
-            request.model, dict(request.device_map), uuid.uuid4().hex
-        )
-        checkpoint, plan = planned.entry.checkpoint, planned.plan
-        return pb.PlanLoadResponse(
-            plan=planned.plan_id,
-            arenas=[
-                pb.Arena(device=device, size_bytes=arena.size_bytes)
-                for device, arena in zip(plan.devices, plan.arenas, strict=True)
-            ],
-            tensors=[
-                pb.TensorSpec(
-                    name=tensor.name,
-                    dtype=tensor.dtype,
-                    shape=tensor.shape,
-                    stride=tensor.stride,
-                    arena=tensor.arena,
-                    offset_bytes=tensor.offset_bytes,
-                    buffer=tensor.buffer,
-                )
-                for tensor in plan.tensors
-            ],
-            aliases=checkpoint.aliases,
-            format=checkpoint.format,
-            path=str(checkpoint.directory),
-            descriptor_socket=str(self._descriptor_socket),
-        )
+        return self._engine.catalog.plan(request.model, dict(request.device_map))
 
     @stream
     async def Load(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        """Move a planned load, telling how far it is; the last event is `done`."""
-        sessions = self._engine.sessions
-        if request.session:
-            session = sessions.get(request.session)
-        else:
-            session = sessions.open(request.client)
+        """Move a load, telling how far it is; the last event is `done`."""
+        session = self._engine.sessions.open(request.client)
+        self.metrics.sessions.inc()
         try:
             wanted = await self._engine.blocking(self._wanted, request)
-            plan = wanted.plan
+            plan = None if request.plan else wanted.planned.answer
             async for event in self._move(session, wanted, request.timeout_s, context):
                 if plan is not None:
                     event.plan.CopyFrom(plan)
                     plan = None
                 yield event
-            if not request.session and session.leases:  # Until the client has taken its lease.
+            if session.leases:  # Until the client has taken its lease.
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), LEASE_TIMEOUT_S)
         finally:
-            if not request.session:
-                sessions.close(session)
+            self.metrics.sessions.dec()
+            self._engine.sessions.close(session)
 
     def _wanted(self, request: Any) -> _Wanted:
         """Return what a request asks for, planned before or now."""
         if request.shared and request.targets:
             raise InvalidRequestError("a shared load has no targets: the arenas are the store's")
-        plan = None if request.plan else self._plan(request.question)
-        planned = self._engine.catalog.planned(request.plan if plan is None else plan.plan)
+        if request.plan:
+            planned = self._engine.catalog.planned(request.plan)
+        else:
+            planned = self._plan(request.question)
         return _Wanted(
             planned=planned,
-            plan=plan,
             targets=[] if request.shared else _match_targets(planned, request.targets),
-            shared=shared_arenas(planned) if request.shared else [],
+            shared=planned.shared if request.shared else [],
         )
 
     async def _move(
@@ -159,7 +117,7 @@ class StoreService(rpc.StoreServicer):
         session.running.add(control)
         delivered = False
         try:
-            bytes_total = _bytes_total(planned)
+            bytes_total = planned.bytes_total
             while not (await asyncio.wait({future}, timeout=PROGRESS_INTERVAL_S))[0]:
                 yield pb.LoadEvent(bytes_done=control.bytes_done, bytes_total=bytes_total)
             result = future.result()
@@ -184,7 +142,7 @@ class StoreService(rpc.StoreServicer):
             if wanted.shared:
                 moved = engine.shared.load(entry, wanted.shared, job)
             else:
-                moved = self._load_devices(planned, wanted.targets, entry, job)
+                moved = self._load_devices(wanted.targets, entry, job)
         except BaseException:
             if held is not None:
                 held.release()
@@ -194,12 +152,11 @@ class StoreService(rpc.StoreServicer):
         return replace(held, arenas=moved.arenas, holds=(*held.holds, *moved.holds))
 
     def _load_devices(
-        self, planned: PlannedLoad, targets: list[tuple[int, Any]], entry: Entry, job: LoadJob
+        self, targets: list[tuple[Arena, Any]], entry: Entry, job: LoadJob
     ) -> LoadResult:
         with ExitStack() as stack:
             opened = []
-            for index, target in targets:
-                arena = planned.plan.arenas[index]
+            for arena, target in targets:
                 mapping = open_handle(target.device, target.ipc_handle)
                 stack.callback(_drop, mapping)
                 if target.offset_bytes + arena.size_bytes > mapping.size:
@@ -220,12 +177,13 @@ class StoreService(rpc.StoreServicer):
 
     def _done_event(self, session: Session, planned: PlannedLoad, result: LoadResult) -> Any:
         lease = self._engine.sessions.lease(session, Lease(result.holds)) if result.holds else ""
-        bytes_total = _bytes_total(planned)
+        bytes_total = planned.bytes_total
         return pb.LoadEvent(
             bytes_done=bytes_total,
             bytes_total=bytes_total,
             done=True,
             lease=lease,
+            descriptor_socket=str(self._descriptor_socket) if lease else "",
             chunks=result.chunks,
             chunk_size=self._engine.config.chunk_bytes,
             tier=result.tier,
@@ -332,31 +290,13 @@ class StoreService(rpc.StoreServicer):
         )
 
 
-def _match_targets(planned: PlannedLoad, targets: Any) -> list[tuple[int, Any]]:
+def _match_targets(planned: PlannedLoad, targets: Any) -> list[tuple[Arena, Any]]:
     """Pair each non-empty GPU arena with the client's allocation for it, in order."""
-    arenas = [
-        index
-        for index, (device, arena) in enumerate(
-            zip(planned.plan.devices, planned.plan.arenas, strict=True)
-        )
-        if device != "cpu" and arena.size_bytes
-    ]
     given = [target.device for target in targets]
-    wanted = [planned.plan.devices[index] for index in arenas]
+    wanted = [device for device, _ in planned.on_gpus]
     if given != wanted:
         raise InvalidRequestError(f"targets are for GPUs {given}, the plan is for {wanted}")
-    return list(zip(arenas, targets, strict=True))
-
-
-def _bytes_total(planned: PlannedLoad) -> int:
-    """Bytes to copy to devices, or of the image where there are none."""
-    copied = sum(
-        piece.size_bytes
-        for device, arena in zip(planned.plan.devices, planned.plan.arenas, strict=True)
-        if device != "cpu"
-        for piece in arena.pieces
-    )
-    return copied or planned.plan.image.size_bytes
+    return [(arena, target) for (_, arena), target in zip(planned.on_gpus, targets, strict=True)]
 
 
 def _undo(ended: asyncio.Future[LoadResult]) -> None:

@@ -37,9 +37,8 @@ class Lease:
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """One client connection: its running loads, and the leases that it has yet to take away."""
+    """One client's call: its running load, and the leases that it has yet to take away."""
 
-    session_id: str
     client: str
     leases: dict[str, Lease] = field(default_factory=dict)
     running: set[Control] = field(default_factory=set)
@@ -56,7 +55,7 @@ class Sessions:
     def __init__(self, wake: Callable[[], None]) -> None:
         """Call `wake` when loads were cancelled that may be waiting."""
         self._wake = wake
-        self._sessions: dict[str, Session] = {}
+        self._sessions: set[Session] = set()
         self._attached = 0
 
     def open(self, client: str) -> Session:
@@ -64,22 +63,13 @@ class Sessions:
         if len(self._sessions) >= SESSIONS_MAX:
             raise InvalidRequestError(f"{SESSIONS_MAX} sessions are open: close some clients")
         name = "".join(c for c in client if c.isprintable())[:CLIENT_NAME_MAX] or "unnamed"
-        session = Session(uuid.uuid4().hex, name)
-        self._sessions[session.session_id] = session
+        session = Session(name)
+        self._sessions.add(session)
         return session
-
-    def get(self, session_id: str) -> Session:
-        """Return an open session; raise InvalidRequestError for any other."""
-        try:
-            return self._sessions[session_id]
-        except KeyError:
-            raise InvalidRequestError(
-                f"no session {session_id!r}: open one and keep its stream open"
-            ) from None
 
     def close(self, session: Session) -> None:
         """Cancel the session's loads and give its leases back."""
-        self._sessions.pop(session.session_id, None)
+        self._sessions.discard(session)
         for control in session.running:
             control.cancel()
         self._wake()
@@ -89,7 +79,7 @@ class Sessions:
 
     def lease(self, session: Session, lease: Lease) -> str:
         """Give a lease to a session; raise InvalidRequestError if that has ended meanwhile."""
-        if session.session_id not in self._sessions:
+        if session not in self._sessions:
             lease.release()
             raise InvalidRequestError("the session ended while its load was running")
         lease_id = uuid.uuid4().hex
@@ -98,7 +88,7 @@ class Sessions:
 
     def attach(self, lease_id: str) -> Lease | None:
         """Take a lease away from its session, to be detached in the end; None if there is none."""
-        for session in self._sessions.values():
+        for session in self._sessions:
             lease = session.leases.pop(lease_id, None)
             if lease is not None:
                 self._attached += 1
@@ -118,5 +108,5 @@ class Sessions:
     @property
     def lease_count(self) -> int:
         """Leases of all sessions."""
-        waiting = sum(len(session.leases) for session in self._sessions.values())
+        waiting = sum(len(session.leases) for session in self._sessions)
         return self._attached + waiting

@@ -11,35 +11,16 @@ from sllm_store import native
 from sllm_store.errors import OutOfDeviceMemoryError
 from sllm_store.server.loads import LoadResult
 from sllm_store.tiers.device import allocate_device, device_error, device_ordinal
-from sllm_store.tiers.resident import ArenaKey
 from sllm_store.tiers.transfer import Target
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sllm_store.checkpoint.layout import Arena
-    from sllm_store.server.catalog import Entry, PlannedLoad
+    from sllm_store.server.catalog import Entry
     from sllm_store.server.loads import Loader, LoadJob
     from sllm_store.server.metrics import StoreMetrics
-    from sllm_store.tiers.resident import DeviceTier, ResidentArena
-
-
-def shared_arenas(planned: PlannedLoad) -> list[tuple[ArenaKey, Arena]]:
-    """Return the arenas of a plan that are on GPUs and not empty, in its order."""
-    checkpoint = planned.entry.checkpoint
-    return [
-        (
-            ArenaKey(
-                model=planned.entry.name,
-                version=checkpoint.version,
-                gpu=device,
-                extents=frozenset(arena.offsets),
-            ),
-            arena,
-        )
-        for device, arena in zip(planned.plan.devices, planned.plan.arenas, strict=True)
-        if device != "cpu" and arena.size_bytes
-    ]
+    from sllm_store.tiers.resident import ArenaKey, DeviceTier, ResidentArena
 
 
 class SharedLoader:

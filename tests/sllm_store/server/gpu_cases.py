@@ -243,15 +243,17 @@ def lease_not_taken(address: str) -> None:
         wait_until(lambda: client.status().leases == 0)
         with (
             pytest.raises(errors.StoreUnavailableError, match="refused the lease"),
-            take_lease(done[0].plan.descriptor_socket, done[-1].lease),
+            take_lease(done[-1].descriptor_socket, done[-1].lease),
         ):
             pass
         target = pb.DeviceTarget(device="gpu", ipc_handle=bytes(64))
         wrong = pb.LoadRequest(question=question, shared=True, targets=[target])
-        with pytest.raises(errors.InvalidRequestError, match="no targets"):
-            client._finish_load(client._store.Load(wrong), None)
-        with pytest.raises(errors.InvalidRequestError, match="model is empty"):
-            client._finish_load(client._store.Load(pb.LoadRequest()), None)
+        for message, request in {"no targets": wrong, "model is empty": pb.LoadRequest()}.items():
+            with (
+                pytest.raises(errors.InvalidRequestError, match=message),
+                client._loading(request) as events,
+            ):
+                next(events)
         assert client.status().sessions == 0
 
 

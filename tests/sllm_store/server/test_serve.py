@@ -163,7 +163,7 @@ def test_metrics_are_served_for_prometheus(start_store: Start, models: Path) -> 
         text = response.read().decode()
     assert 'sllm_store_loads_total{tier="disk"} 1.0' in text
     assert 'sllm_store_loads_total{tier="host"} 1.0' in text
-    assert 'error="InvalidRequestError",method="PlanLoad"} 1.0' in text
+    assert 'error="InvalidRequestError",method="Load"} 1.0' in text
     assert f"sllm_store_pool_bytes {float(64 * MB)}" in text.replace("6.7108864e+07", "67108864.0")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from sllm_store import native
 from sllm_store.client import SllmStoreClient
-from sllm_store.errors import InvalidRequestError, PoolExhaustedError
+from sllm_store.errors import InvalidCheckpointError, InvalidRequestError, PoolExhaustedError
 from sllm_store.proto import storage_pb2 as pb
 from tests.store_process import (
     open_descriptors,
@@ -194,23 +195,51 @@ def test_a_pinned_model_survives_pressure(start_store: Start, tmp_path: Path) ->
     assert client.load("a").tier in {"disk", "mixed"}
 
 
-def test_a_plan_serves_one_load_and_targets_must_match(start_store: Start, tmp_path: Path) -> None:
+def test_a_plan_is_known_by_its_id_and_targets_must_match(
+    start_store: Start, tmp_path: Path
+) -> None:
     write_upstream(tmp_path / "models" / "m", random_tensors(1, 100))
     client = start_store(tmp_path / "models").client()
-    session = client._open_session().session_id
     plan = client._call(client._store.PlanLoad, pb.PlanLoadRequest(model="m")).plan
     target = pb.DeviceTarget(device="gpu", ipc_handle=bytes(64))
     requests = {
-        "no plan 'x'": pb.LoadRequest(session=session, plan="x"),
-        "no session 'x'": pb.LoadRequest(session="x", plan=plan),
-        "targets are for": pb.LoadRequest(session=session, plan=plan, targets=[target]),
+        "no plan 'x'": pb.LoadRequest(plan="x"),
+        "targets are for": pb.LoadRequest(plan=plan, targets=[target]),
     }
     for message, request in requests.items():
-        with pytest.raises(InvalidRequestError, match=message):
-            client._finish_load(client._store.Load(request), None)
-    again = pb.LoadRequest(session=session, plan=plan)
-    with pytest.raises(InvalidRequestError, match="plans serve one load"):
-        client._finish_load(client._store.Load(again), None)
+        with (
+            pytest.raises(InvalidRequestError, match=message),
+            client._loading(request) as events,
+        ):
+            next(events)
+    for _ in range(2):
+        with client._loading(pb.LoadRequest(plan=plan)) as events:
+            while not next(events).done:
+                pass
+
+
+def test_one_plan_serves_all_who_ask_the_same_until_the_files_change(
+    start_store: Start, tmp_path: Path
+) -> None:
+    write_upstream(tmp_path / "models" / "m", random_tensors(3, 100))
+    client = start_store(tmp_path / "models").client()
+
+    def plan(**device_map: str) -> str:
+        request = pb.PlanLoadRequest(model="m", device_map=device_map)
+        return str(client._call(client._store.PlanLoad, request).plan)
+
+    first = plan()
+    assert plan() == first
+    assert plan(layers="cpu") != first
+    shutil.rmtree(tmp_path / "models" / "m")
+    write_upstream(tmp_path / "models" / "m", random_tensors(2, 50))
+    with (
+        pytest.raises(InvalidCheckpointError, match="plan the load again"),
+        client._loading(pb.LoadRequest(plan=first)) as events,
+    ):
+        next(events)
+    assert plan() != first
+    assert read_tensors(client.load("m")) == random_tensors(2, 50)
 
 
 def test_a_device_map_that_forgets_a_tensor_names_it(start_store: Start, tmp_path: Path) -> None:

@@ -1,0 +1,125 @@
+"""Plans of loads, kept for the next client that asks for the same: it costs nothing per tensor."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from sllm_store.checkpoint.columns import to_columns
+from sllm_store.checkpoint.plan import CPU, plan_load
+from sllm_store.proto import storage_pb2 as pb
+from sllm_store.tiers.resident import ArenaKey
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sllm_store.checkpoint.layout import Arena
+    from sllm_store.checkpoint.plan import LoadPlan
+    from sllm_store.server.catalog import Entry
+
+PLANS_MAX = 1024
+# Of all plans together; a tensor takes about 300 bytes.
+PLANNED_TENSORS_MAX = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedLoad:
+    """A load that clients may ask for by the plan's id, and what it takes, worked out once."""
+
+    plan_id: str
+    entry: Entry
+    plan: LoadPlan
+
+    @cached_property
+    def bytes_total(self) -> int:
+        """Bytes to bring to devices, or of the image where there are none."""
+        moved = sum(arena.moved_bytes for _, arena in self.on_gpus)
+        return moved or self.plan.image.size_bytes
+
+    @cached_property
+    def on_gpus(self) -> list[tuple[str, Arena]]:
+        """The arenas on GPUs that are not empty, in the plan's order, with the GPU's UUID."""
+        arenas = zip(self.plan.devices, self.plan.arenas, strict=True)
+        return [(device, arena) for device, arena in arenas if device != CPU and arena.size_bytes]
+
+    @cached_property
+    def shared(self) -> list[tuple[ArenaKey, Arena]]:
+        """The same arenas, with the keys under which they are shared."""
+        checkpoint = self.entry.checkpoint
+        return [
+            (
+                ArenaKey(
+                    model=self.entry.name,
+                    version=checkpoint.version,
+                    gpu=device,
+                    extents=frozenset(arena.offsets),
+                ),
+                arena,
+            )
+            for device, arena in self.on_gpus
+        ]
+
+    @cached_property
+    def answer(self) -> Any:
+        """What a client is told of the plan; not to be changed."""
+        checkpoint, plan = self.entry.checkpoint, self.plan
+        return pb.PlanLoadResponse(
+            plan=self.plan_id,
+            arenas=[
+                pb.Arena(device=device, size_bytes=arena.size_bytes)
+                for device, arena in zip(plan.devices, plan.arenas, strict=True)
+            ],
+            tensors=to_columns(plan.tensors),
+            aliases=checkpoint.aliases,
+            format=checkpoint.format,
+            path=str(checkpoint.directory),
+        )
+
+
+class Plans:
+    """The plans that were asked for last. Thread-safe; planning is done in the caller's thread."""
+
+    def __init__(self) -> None:
+        """Know no plan."""
+        self._by_question: OrderedDict[object, PlannedLoad] = OrderedDict()
+        self._by_id: dict[str, PlannedLoad] = {}
+        self._tensors = 0
+        self._lock = threading.Lock()
+
+    def plan(self, entry: Entry, device_map: Mapping[str, str]) -> PlannedLoad:
+        """Return the plan of this load, made now if it has none."""
+        question = (entry.name, frozenset(device_map.items()))
+        with self._lock:
+            known = self._by_question.get(question)
+            if known is not None and known.entry is entry:
+                self._by_question.move_to_end(question)
+                return known
+        planned = PlannedLoad(
+            plan_id=uuid.uuid4().hex,
+            entry=entry,
+            plan=plan_load(entry.checkpoint, entry.chunked.image, device_map),
+        )
+        with self._lock:
+            self._drop(self._by_question.pop(question, None))
+            self._by_question[question] = planned
+            self._by_id[planned.plan_id] = planned
+            self._tensors += len(planned.plan.tensors)
+            while len(self._by_question) > 1 and (
+                len(self._by_question) > PLANS_MAX or self._tensors > PLANNED_TENSORS_MAX
+            ):
+                self._drop(self._by_question.popitem(last=False)[1])
+        return planned
+
+    def find(self, plan_id: str) -> PlannedLoad | None:
+        """Return the plan with this id, unless it is forgotten."""
+        with self._lock:
+            return self._by_id.get(plan_id)
+
+    def _drop(self, planned: PlannedLoad | None) -> None:
+        if planned is not None:
+            del self._by_id[planned.plan_id]
+            self._tensors -= len(planned.plan.tensors)
