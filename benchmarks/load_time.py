@@ -202,6 +202,11 @@ def chosen(loader: str, args: argparse.Namespace) -> bool:
     return not args.loaders or loader in args.loaders
 
 
+def wants_compressed(args: argparse.Namespace) -> bool:
+    """Whether a loader of compressed checkpoints is to be timed."""
+    return any(chosen(name, args) for name, loader in LOADERS.items() if loader.compressed)
+
+
 def _states_of(loader: str, device: str) -> tuple[str, ...]:
     """Return the states from which a loader is timed."""
     resident = () if device == "cpu" else ("resident",)
@@ -216,8 +221,11 @@ def _states_of(loader: str, device: str) -> tuple[str, ...]:
     return _FILES
 
 
-def make(kind: str, args: argparse.Namespace) -> Made:
-    """Make a checkpoint, or take the one that an earlier run left in the same place."""
+def make(kind: str, args: argparse.Namespace, *, compressed: bool = False) -> Made:
+    """Make a checkpoint, or take the one that an earlier run left in the same place.
+
+    With `compressed`, kinds that are worth it are saved a second time, compressed.
+    """
     directory = args.work / "models" / kind
     sums = args.work / f"{kind}.json"
     if not sums.is_file():
@@ -230,11 +238,10 @@ def make(kind: str, args: argparse.Namespace) -> Made:
         print(f"{kind:10} made in {time.perf_counter() - started_s:.1f} s", flush=True)
         if args.device != "cpu":
             torch.cuda.empty_cache()
-    wanted = any(chosen(name, args) for name, loader in LOADERS.items() if loader.compressed)
-    compressed = args.work / "models" / f"{kind}-compressed"
-    if kind in COMPRESSED_KINDS and wanted and not compressed.is_dir():
+    twin = args.work / "models" / f"{kind}-compressed"
+    if kind in COMPRESSED_KINDS and compressed and not twin.is_dir():
         started_s = time.perf_counter()
-        make_compressed(compressed, directory)
+        make_compressed(twin, directory)
         print(f"{kind:10} compressed in {time.perf_counter() - started_s:.1f} s", flush=True)
     return Made(
         kind=kind,
@@ -242,7 +249,7 @@ def make(kind: str, args: argparse.Namespace) -> Made:
         sums=sums,
         size_bytes=sum(path.stat().st_size for path in page_cache.data_files(directory)),
         tensors=len(json.loads(sums.read_text())),
-        compressed=compressed if compressed.is_dir() else None,
+        compressed=twin if twin.is_dir() else None,
     )
 
 
@@ -325,7 +332,7 @@ def main() -> None:
     with ExitStack() as stack:
         run = Run(args, result, stack)
         for kind in args.shapes:
-            made = make(kind, args)
+            made = make(kind, args, compressed=wants_compressed(args))
             checkpoints[kind] = {"size_bytes": made.size_bytes, "tensors": made.tensors}
             if made.compressed is not None:
                 stored = sum(path.stat().st_size for path in page_cache.data_files(made.compressed))
