@@ -37,6 +37,7 @@
 #include "shim/cuda_device.hpp"
 #include "shim/cuda_driver.hpp"
 #include "shim/cuda_memory.hpp"
+#include "shim/cufile.hpp"
 #include "shim/peer_access.hpp"
 
 namespace nb = nanobind;
@@ -450,6 +451,7 @@ void bind_devices(nb::module_& module) {
   namespace cuda = sllm::cuda;
   module.def("cuda_available", [] { return cuda::unavailable_reason().empty(); }, ReleaseGil());
   module.def("cuda_unavailable_reason", &cuda::unavailable_reason, ReleaseGil());
+  module.def("cufile_unavailable_reason", &sllm::cufile::unavailable_reason, ReleaseGil());
   module.def("device_count", &cuda::device_count, ReleaseGil());
   module.def("enable_peer_access", &cuda::try_enable_peer_access, "device"_a, "peer"_a,
              ReleaseGil());

@@ -117,6 +117,16 @@ bool File::is_mostly_resident(std::uint64_t offset, std::uint64_t size) const {
   return resident_bytes(offset, size) >= size / 4 * 3;
 }
 
+const cufile::FileHandle& File::cufile_handle() const {
+  std::lock_guard lock(cufile_mutex_);
+  if (cufile_handle_ == nullptr) {
+    // It registers a descriptor once, and older versions take none but direct ones.
+    const Descriptor& best = direct_.valid() ? direct_ : buffered_;
+    cufile_handle_ = std::make_unique<cufile::FileHandle>(best.get(), path_);
+  }
+  return *cufile_handle_;
+}
+
 void File::throw_too_short(std::uint64_t offset, std::uint64_t size) const {
   struct stat status{};
   ::fstat(buffered_.get(), &status);

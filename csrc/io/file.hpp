@@ -4,9 +4,12 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <mutex>
 #include <string>
 
 #include "io/descriptor.hpp"
+#include "shim/cufile.hpp"
 
 namespace sllm::io {
 
@@ -33,6 +36,8 @@ class File {
 
   // Reads exactly `size` bytes through the page cache, or throws SystemError.
   void read_exactly(std::uint64_t offset, std::byte* destination, std::uint64_t size) const;
+  // For reads into device memory, registered at first use. Throws SystemError.
+  const cufile::FileHandle& cufile_handle() const;
   // The error of a file that ends before a range that it should hold.
   [[noreturn]] void throw_too_short(std::uint64_t offset, std::uint64_t size) const;
 
@@ -46,6 +51,8 @@ class File {
   std::uint32_t direct_alignment_ = 0;
   long file_system_ = 0;
   mutable std::atomic<bool> direct_refused_{false};
+  mutable std::mutex cufile_mutex_;
+  mutable std::unique_ptr<cufile::FileHandle> cufile_handle_;  // of a descriptor above
 };
 
 // What statx says of direct I/O on an open file: 0 for none, -1 where the kernel cannot tell.

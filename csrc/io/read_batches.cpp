@@ -34,10 +34,12 @@ std::vector<Batch> cut(const TransferPlan& plan) {
 }
 
 Source source_of(const TransferPlan& plan, ReadMode mode, const Batch& batch) {
+  const bool asks = mode == ReadMode::kAuto || mode == ReadMode::kCufile;
   for (const ReadRange& range : joined_ranges(plan, batch)) {
+    if (range.arena != nullptr) return Source::kDisk;
     const File& file = *range.file;
     if (file.direct_alignment() == 0 || file.direct_refused()) continue;
-    if (mode != ReadMode::kAuto || !file.is_mostly_resident(range.offset, range.size)) {
+    if (!asks || !file.is_mostly_resident(range.offset, range.size)) {
       return Source::kDisk;
     }
   }
@@ -46,8 +48,9 @@ Source source_of(const TransferPlan& plan, ReadMode mode, const Batch& batch) {
 
 bool any_direct(const TransferPlan& plan, ReadMode mode) {
   if (mode == ReadMode::kBuffered) return false;
-  return std::any_of(plan.ranges.begin(), plan.ranges.end(),
-                     [](const ReadRange& range) { return range.file->direct_alignment() != 0; });
+  return std::any_of(plan.ranges.begin(), plan.ranges.end(), [](const ReadRange& range) {
+    return range.arena != nullptr || range.file->direct_alignment() != 0;
+  });
 }
 
 }  // namespace
@@ -84,15 +87,7 @@ std::vector<ReadRange> joined_ranges(const TransferPlan& plan, const Batch& batc
     const TransferPlan::Piece& piece = plan.pieces[batch.first_piece + i];
     for (std::size_t j = 0; j < piece.range_count; ++j) {
       const ReadRange& range = plan.ranges[piece.first_range + j];
-      if (!joined.empty()) {
-        ReadRange& last = joined.back();
-        if (last.file == range.file && last.offset + last.size == range.offset &&
-            last.destination + last.size == range.destination) {
-          last.size += range.size;
-          continue;
-        }
-      }
-      joined.push_back(range);
+      if (joined.empty() || !try_join(joined.back(), range)) joined.push_back(range);
     }
   }
   return joined;

@@ -28,8 +28,9 @@ ReadMode parse_read_mode(const std::string& name) {
   if (name == "buffered") return ReadMode::kBuffered;
   if (name == "direct") return ReadMode::kDirect;
   if (name == "io_uring") return ReadMode::kUring;
+  if (name == "cufile") return ReadMode::kCufile;
   throw std::invalid_argument("mode '" + name +
-                              "' is none of 'auto', 'buffered', 'direct', 'io_uring'");
+                              "' is none of 'auto', 'buffered', 'direct', 'io_uring', 'cufile'");
 }
 
 void require_read_mode(ReadMode mode, std::span<const std::shared_ptr<const File>> files) {
@@ -39,6 +40,12 @@ void require_read_mode(ReadMode mode, std::span<const std::shared_ptr<const File
       throw SystemError(EOPNOTSUPP, "the file system has no direct reads; use mode 'auto'",
                         file->path());
     }
+  }
+  if (mode == ReadMode::kCufile && !cufile::unavailable_reason().empty()) {
+    throw SystemError(EOPNOTSUPP,
+                      "cuFile is not available (" + cufile::unavailable_reason() +
+                          "); use mode 'auto'",
+                      files.empty() ? "" : files.front()->path());
   }
   int error = 0;
   if (mode == ReadMode::kUring && Uring::create(1, error) == nullptr) {
@@ -51,6 +58,14 @@ bool has_queues(ReadMode mode) {
   if (mode != ReadMode::kAuto && mode != ReadMode::kUring) return false;
   int error = 0;
   return Uring::create(1, error) != nullptr;
+}
+
+bool try_join(ReadRange& range, const ReadRange& next) {
+  if (range.file != next.file || range.arena != next.arena) return false;
+  if (range.offset + range.size != next.offset) return false;
+  if (range.destination + range.size != next.destination) return false;
+  range.size += next.size;
+  return true;
 }
 
 Reader::Reader(ReadMode mode, unsigned depth, std::uint32_t size) : mode_(mode) {
@@ -68,6 +83,10 @@ void Reader::tune(unsigned depth, std::uint32_t size) {
 
 void Reader::submit(const ReadRange& range, Ticket& ticket, Source source) {
   if (range.size == 0) return;
+  if (range.arena != nullptr) {
+    read_to_device(range);
+    return;
+  }
   switch (mode_) {
     case ReadMode::kBuffered:
       read_buffered(range);
@@ -83,6 +102,7 @@ void Reader::submit(const ReadRange& range, Ticket& ticket, Source source) {
       }
       break;
     case ReadMode::kAuto:
+    case ReadMode::kCufile:
       if (is_on_disk(range, source)) {
         read_direct(range, ticket);
       } else {
@@ -102,6 +122,21 @@ bool Reader::is_on_disk(const ReadRange& range, Source source) const {
 void Reader::read_buffered(const ReadRange& range) {
   range.file->read_exactly(range.offset, range.destination, range.size);
   bytes_buffered_ += range.size;
+}
+
+// At once: cuFile has no queue but its callers' threads.
+void Reader::read_to_device(const ReadRange& range) {
+  const File& file = *range.file;
+  const auto address = reinterpret_cast<cuda::DevicePointer>(range.destination);
+  for (std::uint64_t done = 0; done < range.size;) {
+    const std::uint64_t got = file.cufile_handle().read(
+        range.offset + done,
+        {range.arena->ordinal, range.arena->base, address + done - range.arena->base,
+         std::min<std::uint64_t>(range.size - done, size_)});
+    if (got == 0) file.throw_too_short(range.offset, range.size);
+    done += got;
+    bytes_direct_ += got;
+  }
 }
 
 void Reader::read_direct(const ReadRange& range, Ticket& ticket) {
@@ -224,7 +259,7 @@ void Reader::finish(Operation& operation, std::int64_t result) {
     const int error = static_cast<int>(-result);
     const bool refused = operation.direct && (error == EINVAL || error == EOPNOTSUPP);
     if (!refused) throw_system_error(error, describe(offset, operation.size), file.path());
-    if (mode_ != ReadMode::kAuto) {
+    if (mode_ != ReadMode::kAuto && mode_ != ReadMode::kCufile) {
       throw SystemError(EOPNOTSUPP,
                         describe(offset, operation.size) + " directly: the file system refused",
                         file.path());

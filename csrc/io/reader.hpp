@@ -11,12 +11,14 @@
 #include "io/aligned_memory.hpp"
 #include "io/file.hpp"
 #include "io/uring.hpp"
+#include "shim/cuda_driver.hpp"
 
 namespace sllm::io {
 
-enum class ReadMode { kAuto, kBuffered, kDirect, kUring };
+// kCufile is kAuto for reads into host memory.
+enum class ReadMode { kAuto, kBuffered, kDirect, kUring, kCufile };
 
-// Throws std::invalid_argument for a name that is none of the four.
+// Throws std::invalid_argument for a name that is none of them.
 ReadMode parse_read_mode(const std::string& name);
 
 // Throws SystemError(EOPNOTSUPP) when a forced mode cannot read these files here.
@@ -25,12 +27,22 @@ void require_read_mode(ReadMode mode, std::span<const std::shared_ptr<const File
 // True where reads from a disk in this mode are queued rather than made one by one.
 bool has_queues(ReadMode mode);
 
+// Memory of a device.
+struct DeviceArena {
+  int ordinal;
+  cuda::DevicePointer base;
+};
+
 struct ReadRange {
   const File* file;
   std::uint64_t offset;
   std::uint64_t size;
   std::byte* destination;
+  const DeviceArena* arena = nullptr;  // that holds the destination; null for host memory
 };
+
+// Extends a range by one that continues it, in the file and in memory. False if that one does not.
+bool try_join(ReadRange& range, const ReadRange& next);
 
 // Where a range is known to be; kUnknown asks the page cache.
 enum class Source { kUnknown, kCache, kDisk };
@@ -79,6 +91,7 @@ class Reader {
   };
 
   void read_buffered(const ReadRange& range);
+  void read_to_device(const ReadRange& range);
   void read_direct(const ReadRange& range, Ticket& ticket);
   void read_bounced(const ReadRange& range, Ticket& ticket);
   void read_in_place(const ReadRange& range, bool direct, Ticket& ticket);

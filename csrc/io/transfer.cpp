@@ -134,6 +134,7 @@ TransferReport Transfer::run() {
 
 // What is in memory already goes out before anything is read, and takes no reader.
 void Transfer::run_steps() {
+  if (plan_.unread_bytes != 0) control_.add_bytes(plan_.unread_bytes);
   deliveries_.start();
   for (std::size_t i = 0; i < plan_.steps.size() && !stopped(); ++i) {
     if (!TransferPlan::is_ready(plan_.steps[i])) continue;

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "io/delivery_plan.hpp"
+#include "io/device_reads.hpp"
 #include "io/request_checks.hpp"
 
 namespace sllm::io {
@@ -44,7 +45,7 @@ class PieceCutter {
       const std::uint64_t to_boundary = kPieceSize - range.offset % kPieceSize;
       const std::uint64_t size = std::min(range.size, to_boundary);
       if (piece_.bytes + size > kPieceSize) close();
-      plan_.ranges.push_back({range.file, range.offset, size, range.destination});
+      plan_.ranges.push_back({range.file, range.offset, size, range.destination, range.arena});
       ++piece_.range_count;
       piece_.bytes += size;
       range.offset += size;
@@ -74,8 +75,8 @@ class PieceCutter {
 };
 
 // Reads that continue one another, joined.
-std::vector<std::pair<std::size_t, ReadRange>> merged_reads(const TransferRequest& request) {
-  std::vector<std::pair<std::size_t, ReadRange>> merged;
+StepReads merged_reads(const TransferRequest& request) {
+  StepReads merged;
   std::size_t previous = 0;
   for (std::size_t i = 0; i < request.reads.size(); ++i) {
     const TransferRead& read = request.reads[i];
@@ -91,15 +92,9 @@ std::vector<std::pair<std::size_t, ReadRange>> merged_reads(const TransferReques
     const auto offset = static_cast<std::uint64_t>(read.file_offset);
     const auto size = static_cast<std::uint64_t>(read.size);
     if (offset + size > file.size()) file.throw_too_short(offset, size);
-    if (!merged.empty() && merged.back().first == step) {
-      ReadRange& last = merged.back().second;
-      if (last.file == &file && last.offset + last.size == offset &&
-          last.destination + last.size == destination) {
-        last.size += size;
-        continue;
-      }
-    }
-    merged.emplace_back(step, ReadRange{&file, offset, size, destination});
+    const ReadRange range{&file, offset, size, destination};
+    const bool same_step = !merged.empty() && merged.back().first == step;
+    if (!same_step || !try_join(merged.back().second, range)) merged.emplace_back(step, range);
   }
   return merged;
 }
@@ -119,11 +114,12 @@ TransferPlan make_plan(const TransferRequest& request) {
   TransferPlan plan;
   add_steps(request, plan);
   plan_deliveries(request, plan);
-  const auto reads = merged_reads(request);
+  StepReads reads = merged_reads(request);
+  for (const auto& [step, range] : reads) plan.steps[step].has_reads = true;
+  if (request.mode == ReadMode::kCufile) redirect_reads(request, plan, reads);
   PieceCutter cutter(plan);
   std::size_t next = 0;
   for (std::size_t step = 0; step < plan.steps.size(); ++step) {
-    plan.steps[step].has_reads = next < reads.size() && reads[next].first == step;
     cutter.begin(step);
     for (; next < reads.size() && reads[next].first == step; ++next) cutter.add(reads[next].second);
     cutter.end();

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "io/file.hpp"
@@ -66,6 +67,9 @@ struct TransferRequest {
   std::shared_ptr<Tuner> tuner;  // of the files' disk; null for settings that suit most
 };
 
+// What is read for which step, sorted by step.
+using StepReads = std::vector<std::pair<std::size_t, ReadRange>>;
+
 struct TransferPlan {
   // Consecutive `ranges`, read by one thread.
   struct Piece {
@@ -103,6 +107,7 @@ struct TransferPlan {
   // Whether a step can be issued without a thread that reads or waits.
   static bool is_ready(const Step& step) { return !step.has_reads && step.after < 0; }
 
+  std::vector<DeviceArena> arenas;  // one for each device, where ranges go to devices
   std::vector<ReadRange> ranges;
   std::vector<Piece> pieces;  // sorted by step; none for a step that is ready
   std::vector<Copy> copies;   // to GPUs, as are the segments
@@ -110,6 +115,7 @@ struct TransferPlan {
   std::vector<SegmentGroup> groups;
   std::vector<HostTask> tasks;  // copies to the host, and segments decoded there
   std::vector<Step> steps;
+  std::uint64_t unread_bytes = 0;  // of copies that became reads: padding that no read brings
 };
 
 // Throws std::invalid_argument for a request that makes no sense, and SystemError for a file that

@@ -35,12 +35,20 @@ def fake_cuda() -> Path:
     return library
 
 
+@pytest.fixture(scope="session")
+def fake_cufile() -> Path:
+    """The fake cuFile's library, likewise."""
+    library: Path = _load("fake_driver").build_fake_cufile(ROOT / "build" / "fake_cuda")
+    return library
+
+
 @pytest.fixture
-def run_case(fake_cuda: Path, tmp_path: Path) -> Callable[..., None]:
-    """Run a function of cuda_cases.py, or "file:function", in a process with the fake driver."""
+def run_case(fake_cuda: Path, fake_cufile: Path, tmp_path: Path) -> Callable[..., None]:
+    """Run a function of cuda_cases.py, or "file:function", in a process with the fakes."""
 
     def run(case: str, **settings: str) -> None:
-        environment = os.environ | {"SLLM_CUDA_LIBRARY": str(fake_cuda)} | settings
+        fakes = {"SLLM_CUDA_LIBRARY": str(fake_cuda), "SLLM_CUFILE_LIBRARY": str(fake_cufile)}
+        environment = os.environ | fakes | settings
         file, function = case.split(":") if ":" in case else ("cuda_cases", case)
         command = [sys.executable, "-m", f"tests.native.{file}", function, str(tmp_path)]
         done = subprocess.run(

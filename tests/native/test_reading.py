@@ -1,4 +1,7 @@
-"""Files to memory: one conformance suite for every reader mode."""
+"""Files to memory: one conformance suite for every reader mode.
+
+In mode 'cufile' the memory is a GPU's; test_cufile.py runs these tests with a fake one.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,13 @@ import pytest
 from sllm_store import native
 
 KIB, MIB = 1 << 10, 1 << 20
-MODES = ["auto", "buffered", "direct", "io_uring"]
+MODES = ["auto", "buffered", "direct", "io_uring", "cufile"]
 GUARD = 4096
 
 
 def is_supported(mode: str, directory: Path) -> bool:
+    if mode == "cufile":
+        return native.cufile_unavailable_reason() == ""
     found = native.probe(str(directory))
     if mode == "direct":
         return bool(found["direct_alignment"])
@@ -35,21 +40,45 @@ def mode(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 class Target:
-    """Memory at any alignment, between guards that must not change."""
+    """Memory at any alignment, between guards that must not change; a GPU's in mode 'cufile'."""
 
-    def __init__(self, size: int, *, skew: int = 0) -> None:
+    def __init__(self, size: int, mode: str = "auto", *, skew: int = 0) -> None:
         self.size = size
-        self._skew = skew
-        self._buffer = native.HostBuffer(size + skew + 2 * GUARD)
-        ctypes.memset(self._buffer.address, 0xA5, self._buffer.size)
-        self.address = self._buffer.address + GUARD + skew
+        self.start = GUARD + skew
+        self.host = native.HostBuffer(size + skew + 2 * GUARD)
+        self.device: native.DeviceBuffer | None = None
+        if mode == "cufile":
+            self.device = native.DeviceBuffer(0, self.host.size)
+        self._fill()
+
+    def _fill(self) -> None:
+        ctypes.memset(self.host.address, 0xA5, self.host.size)
+        if self.device is not None:
+            native.copy_to_device(0, self.host.address, self.device.address, self.host.size)
+
+    @property
+    def address(self) -> int:
+        return self.host.address + self.start
+
+    def peek(self, place: int, size: int) -> bytes:
+        """Return a few of the bytes."""
+        if self.device is None:
+            return ctypes.string_at(self.address + place, size)
+        found = ctypes.create_string_buffer(size)
+        device_address = self.device.address + self.start + place
+        native.copy_from_device(0, device_address, ctypes.addressof(found), size)
+        return found.raw
 
     def content(self) -> bytes:
-        whole = ctypes.string_at(self._buffer.address, self._buffer.size)
-        start = GUARD + self._skew
-        assert set(whole[:start]) == {0xA5}
-        assert set(whole[start + self.size :]) == {0xA5}
-        return whole[start : start + self.size]
+        whole = ctypes.string_at(self.host.address, self.host.size)
+        if self.device is not None:
+            assert set(whole) == {0xA5}, "the bytes came by way of the host"
+            copy = native.HostBuffer(self.host.size)
+            native.copy_from_device(0, self.device.address, copy.address, copy.size)
+            whole = ctypes.string_at(copy.address, copy.size)
+        assert set(whole[: self.start]) == {0xA5}
+        assert set(whole[self.start + self.size :]) == {0xA5}
+        return whole[self.start : self.start + self.size]
 
 
 def write_file(path: Path, size: int, *, seed: int = 0) -> bytes:
@@ -59,19 +88,37 @@ def write_file(path: Path, size: int, *, seed: int = 0) -> bytes:
     return content
 
 
+def transfer(
+    files: list[native.File],
+    reads: list[tuple[int, int, int, int]],
+    target: Target,
+    *,
+    mode: str,
+    threads: int = 2,
+    control: native.Control | None = None,
+) -> native.TransferReport:
+    """Read each (file, offset, size, place in the target)."""
+    copies, devices = [], []
+    if target.device is not None:
+        copies = [(0, 0, target.start + place, size, place) for _, _, size, place in reads]
+        devices = [(0, target.device.address)]
+    return native.run_transfer(
+        files,
+        [(target.address, -1)],
+        [(0, *read) for read in reads],
+        copies,
+        devices,
+        mode=mode,
+        threads=threads,
+        control=control or native.Control(),
+    )
+
+
 def read(
     path: Path, mode: str, offset: int, target: Target, *, threads: int = 3
 ) -> native.TransferReport:
-    return native.run_transfer(
-        [native.File(str(path))],
-        [(target.address, -1)],
-        [(0, 0, offset, target.size, 0)],
-        [],
-        [],
-        mode=mode,
-        threads=threads,
-        control=native.Control(),
-    )
+    file = native.File(str(path))
+    return transfer([file], [(0, offset, target.size, 0)], target, mode=mode, threads=threads)
 
 
 RANGES = [
@@ -100,7 +147,7 @@ def test_every_range_arrives_and_nothing_else_changes(
     for offset, size in RANGES:
         if not cached:
             native.File(str(path)).evict()
-        target = Target(size, skew=skew)
+        target = Target(size, mode, skew=skew)
         report = read(path, mode, offset, target)
         assert target.content() == content[offset : offset + size], (offset, size)
         assert report.bytes_direct + report.bytes_buffered == size
@@ -144,26 +191,17 @@ def test_many_small_reads_of_several_files_are_gathered(tmp_path: Path, mode: st
     rng = random.Random(7)
     contents = [write_file(tmp_path / f"part-{i}", 700 * KIB + i, seed=i) for i in range(3)]
     files = [native.File(str(tmp_path / f"part-{i}")) for i in range(3)]
-    target = Target(1 * MIB)
+    target = Target(1 * MIB, mode)
     step_offsets = list(range(0, MIB, 4 * KIB))
     reads, expected = [], bytearray(b"\xa5" * MIB)
     for step_offset in step_offsets:
         index, size = rng.randrange(3), rng.randrange(4 * KIB)
         offset = rng.randrange(len(contents[index]) - size)
-        reads.append((0, index, offset, size, step_offset))
+        reads.append((index, offset, size, step_offset))
         expected[step_offset : step_offset + size] = contents[index][offset : offset + size]
     for file in files:
         file.evict()
-    native.run_transfer(
-        files,
-        [(target.address, -1)],
-        reads,
-        [],
-        [],
-        mode=mode,
-        threads=4,
-        control=native.Control(),
-    )
+    transfer(files, reads, target, mode=mode, threads=4)
     assert target.content() == bytes(expected)
 
 
@@ -183,7 +221,7 @@ def test_a_range_beyond_the_end_names_the_file_and_the_sizes(tmp_path: Path, mod
     path = tmp_path / "short"
     write_file(path, 1000)
     with pytest.raises(native.NativeError) as caught:
-        read(path, mode, 990, Target(11))
+        read(path, mode, 990, Target(11, mode))
     assert caught.value.errno == errno.EIO
     assert caught.value.filename == str(path)
     assert caught.value.strerror == "expected 11 bytes at offset 990, file has 1000"
@@ -197,18 +235,9 @@ def test_a_file_truncated_after_it_was_opened_is_an_error(
     write_file(path, 6 * MIB)
     file = native.File(str(path))
     os.truncate(path, remaining)
-    target = Target(6 * MIB)
+    target = Target(6 * MIB, mode)
     with pytest.raises(native.NativeError, match=f"file has {remaining}") as caught:
-        native.run_transfer(
-            [file],
-            [(target.address, -1)],
-            [(0, 0, 0, 6 * MIB, 0)],
-            [],
-            [],
-            mode=mode,
-            threads=2,
-            control=native.Control(),
-        )
+        transfer([file], [(0, 0, 6 * MIB, 0)], target, mode=mode)
     assert caught.value.errno == errno.EIO
     assert caught.value.filename == str(path)
 
@@ -217,19 +246,11 @@ def test_an_error_of_a_read_is_raised_with_its_errno(tmp_path: Path, mode: str) 
     path = tmp_path / "data"
     write_file(path, 2 * MIB)
     file = native.File(str(path))
-    unmapped = native.HostBuffer(4096).address + (1 << 44)
+    target = Target(4096, mode)
+    target.start += 1 << 44
     with pytest.raises(native.NativeError) as caught:
-        native.run_transfer(
-            [file],
-            [(unmapped, -1)],
-            [(0, 0, 0, 2 * MIB, 0)],
-            [],
-            [],
-            mode=mode,
-            threads=2,
-            control=native.Control(),
-        )
-    assert caught.value.errno == errno.EFAULT
+        transfer([file], [(0, 0, 2 * MIB, 0)], target, mode=mode)
+    assert caught.value.errno == (errno.EIO if mode == "cufile" else errno.EFAULT)
     assert caught.value.filename == str(path)
     assert "at offset" in str(caught.value)
 
@@ -342,17 +363,8 @@ def test_progress_wakes_who_waits_for_it(tmp_path: Path, mode: str) -> None:
 
     thread = threading.Thread(target=watch)
     thread.start()
-    target = Target(8 * MIB)
-    native.run_transfer(
-        [native.File(str(path))],
-        [(target.address, -1)],
-        [(0, 0, 0, 8 * MIB, 0)],
-        [],
-        [],
-        mode=mode,
-        threads=2,
-        control=control,
-    )
+    files = [native.File(str(path))]
+    transfer(files, [(0, 0, 8 * MIB, 0)], Target(8 * MIB, mode), mode=mode, control=control)
     thread.join()
     assert seen == sorted(set(seen))
     assert seen[-1] == control.bytes_done == 8 * MIB
@@ -377,18 +389,10 @@ def test_a_cancelled_control_stops_every_call(tmp_path: Path, mode: str) -> None
         control.cancel()
         states.append(control.cancelled)
     assert states == [False, True, True]
-    target = Target(MIB)
+    target = Target(MIB, mode)
+    files = [native.File(str(path))]
     with pytest.raises(native.Cancelled):
-        native.run_transfer(
-            [native.File(str(path))],
-            [(target.address, -1)],
-            [(0, 0, 0, MIB, 0)],
-            [],
-            [],
-            mode=mode,
-            threads=2,
-            control=control,
-        )
+        transfer(files, [(0, 0, MIB, 0)], target, mode=mode, control=control)
     assert set(target.content()) == {0xA5}
 
 
@@ -399,7 +403,7 @@ def test_parallel_transfers_of_one_file_do_not_disturb_each_other(
     content = write_file(path, 3 * MIB)
 
     def load(index: int) -> bool:
-        target = Target(2 * MIB, skew=index)
+        target = Target(2 * MIB, mode, skew=index)
         read(path, mode, index * 1000, target, threads=4)
         return target.content() == content[index * 1000 :][: 2 * MIB]
 
@@ -417,16 +421,7 @@ def test_a_range_of_more_than_two_gib_arrives(tmp_path: Path, mode: str) -> None
         for mark in marks:
             file.seek(mark)
             file.write(b"\x77")
-    buffer = native.HostBuffer(size)
-    native.run_transfer(
-        [native.File(str(path))],
-        [(buffer.address, -1)],
-        [(0, 0, 0, size, 0)],
-        [],
-        [],
-        mode=mode,
-        threads=2,
-        control=native.Control(),
-    )
-    assert [ctypes.string_at(buffer.address + mark, 1) for mark in marks] == [b"\x77"] * 4
-    assert ctypes.string_at(buffer.address + 1, 100) == bytes(100)
+    target = Target(size, mode)
+    transfer([native.File(str(path))], [(0, 0, size, 0)], target, mode=mode)
+    assert [target.peek(mark, 1) for mark in marks] == [b"\x77"] * 4
+    assert target.peek(1, 100) == bytes(100)

@@ -147,8 +147,11 @@ def run_transfer(
              memory are used meanwhile. A corrupt segment raises NativeError (EBADMSG) naming its
              step, its place and, where the step reads it, the file.
     mode:    'auto' (per range: page cache when resident, else direct), 'buffered', 'direct'
-             (threads), 'io_uring'. 'auto' falls back by itself; a forced mode that is not
-             available raises NativeError(EOPNOTSUPP).
+             (threads), 'io_uring', 'cufile'. 'auto' falls back by itself; a forced mode that is not
+             available raises NativeError(EOPNOTSUPP). With 'cufile', a step that only copies to
+             GPUs has its bytes read straight into their memory: its buffer is neither read nor
+             written, and what its copies take but no read brings is left as it is. Such bytes count
+             as direct ones, not as copied. All else is read as with 'auto'.
     tuner:   of the disk with the files; without one a setting that suits most disks is kept.
     Steps without reads that wait for nothing are sent first, and take no worker. The others start
     in order; `threads` (1 to 64) workers read, and share big steps. Each step is sent as soon as its
@@ -284,6 +287,10 @@ class DeviceMapping:
 def cuda_available() -> bool: ...
 def cuda_unavailable_reason() -> str:
     """Empty when available; otherwise which library or call failed."""
+
+def cufile_unavailable_reason() -> str:
+    """Empty when cuFile can be used; otherwise why not. The first call opens it: that may take
+    seconds, and makes a context on every device."""
 
 def device_count() -> int: ...
 def enable_peer_access(device: int, peer: int) -> bool:
