@@ -6,6 +6,11 @@ import atexit
 import os
 import shutil
 import tempfile
+from pathlib import Path
+
+import pytest
+
+from examples.fetch_smollm2 import MEMBER, default_cache
 
 # Before any library that reads them at import is imported. Tests load no model by its hub name;
 # one that tries fails at once instead of waiting for a network.
@@ -15,6 +20,16 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 for _name in ("STORAGE_PATH", "SLLM_STORE_ADDRESS", "SLLM_STORE_TOKEN"):
     os.environ.pop(_name, None)
 
+_SMOLLM2 = default_cache() / Path(MEMBER).name  # Before the cache is another one.
+
 # What is learnt about the disk here must not decide how later runs behave, nor be left behind.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sllm-test-cache-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The real model, if `examples/fetch_smollm2.py` has fetched it."""
+    if not _SMOLLM2.is_file():
+        pytest.skip(f"no {_SMOLLM2}: run python examples/fetch_smollm2.py")
+    return _SMOLLM2

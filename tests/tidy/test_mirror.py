@@ -27,6 +27,7 @@ TESTED_THROUGH = {
     "sllm/runtime/weights/expected.py": "runtime/weights/test_assembly.py",
     "sllm/runtime/weights/names.py": "runtime/weights/test_resident.py",
     "sllm/runtime/weights/source.py": "runtime/weights/test_resident.py",
+    "sllm/runtime/weights/views.py": "runtime/weights/test_stored.py",
     "sllm_store/checkpoint/checksum.py": "checkpoint/test_writer.py",
     "sllm_store/checkpoint/extents.py": "checkpoint/test_indexed.py",
     "sllm_store/checkpoint/fields.py": "checkpoint/test_indexed.py",

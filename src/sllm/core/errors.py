@@ -13,3 +13,7 @@ class UnsupportedModelError(ServingError, ValueError):
 
 class CacheFullError(ServingError, MemoryError):
     """The KV cache has no room for more tokens or requests; wait until some end, or plan more."""
+
+
+class BudgetError(ServingError, ValueError):
+    """A memory budget that a model cannot be run in; the message names the least that suffices."""

@@ -119,10 +119,15 @@ class TinyModel:
         return logits[0]
 
 
-def make_model(name: str) -> TinyModel:
-    """Return a model with weights large enough to make its logits differ."""
+def make_model(name: str, **changes: Any) -> TinyModel:
+    """Return a model with weights large enough to make its logits differ.
+
+    changes: other fields of its configuration.
+    """
     torch.manual_seed(7)
     their_config = CONFIGS[name]()
+    if changes:
+        their_config = type(their_config)(**{**their_config.to_dict(), **changes})
     automatic: Any = transformers.AutoModelForCausalLM
     theirs = automatic.from_config(their_config).eval().float()
     with torch.no_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -108,20 +107,6 @@ def test_the_key_values_of_a_gguf_are_kept_without_its_vocabulary(workshop: Any)
     assert kept["general.architecture"] == "llama"
     assert kept["tokenizer.ggml.merges"] == ["h e", "l l", "he ll", "hell o"]
     assert "tokenizer.ggml.tokens" not in kept
-
-
-@pytest.fixture
-def smollm2() -> Path:
-    """The real model, if `examples/fetch_smollm2.py` has fetched it."""
-    spec = importlib.util.spec_from_file_location("fetch", ROOT / "examples/fetch_smollm2.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    path: Path = module.default_cache() / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    if not path.is_file():
-        pytest.skip(f"no {path}: run python examples/fetch_smollm2.py")
-    return path
 
 
 @pytest.mark.slow

@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 LAYERS_MAX = 4096
+AFFINE_GROUPS = (64, 128)
 _FULL, _SLIDING, _LINEAR = "full_attention", "sliding_attention", "linear_attention"
 # Fields whose other values would change the result, and the only value that is computed.
 _ONLY: dict[str, object] = {
     "hidden_act": "silu",
     "hidden_activation": "silu",
     "rope_interleaved": False,
-    "quantization_config": None,
     "is_encoder_decoder": False,
     "residual_multiplier": 1.0,
     "embedding_multiplier": 1.0,
@@ -65,7 +65,7 @@ def parse_config(values: Mapping[str, Any], *, where: Path | str = CONFIG_FILE) 
     Raises UnsupportedModelError for an architecture or a feature that is not computed,
     InvalidCheckpointError for a field that makes no sense; both name the field.
     """
-    config = Fields(values, where)
+    config = top = Fields(values, where)
     model_type = config.text("model_type")
     text = config.nested("text_config")
     if text is not None and model_type in _WITH_TEXT:
@@ -77,7 +77,29 @@ def parse_config(values: Mapping[str, Any], *, where: Path | str = CONFIG_FILE) 
         )
     for name, allowed in _ONLY.items():
         config.require(name, allowed)
+    for part in (top, config):
+        _require_affine(part.nested("quantization"))
+        _require_affine(part.nested("quantization_config"))
     return _FAMILIES[model_type](config, model_type)
+
+
+def _require_affine(quantization: Fields | None) -> None:
+    """Refuse weights that are neither floats nor MLX's affine four bits."""
+    if quantization is None:
+        return
+    quantization.require("quant_method", None)
+    quantization.require("bits", 4)
+    quantization.require("mode", "affine")
+    if quantization.size("group_size") not in AFFINE_GROUPS:
+        raise UnsupportedModelError(
+            f"{quantization.where}: group_size is {quantization.size('group_size')}; the runtime "
+            f"computes {' and '.join(map(str, AFFINE_GROUPS))}"
+        )
+    for name, value in quantization.values.items():
+        if not isinstance(value, str | int | None):
+            raise UnsupportedModelError(
+                f"{quantization.where}: {name} is quantised by itself, which is not computed"
+            )
 
 
 def _llama(config: Fields, model_type: str) -> ModelConfig:

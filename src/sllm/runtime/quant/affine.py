@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch.nn import functional
 
+from sllm.runtime.config.families import AFFINE_GROUPS
 from sllm.runtime.quant.blockwise import multiply_blockwise
 from sllm_store.errors import InvalidCheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-GROUPS = (64, 128)
 _PER_WORD = 8
 
 
@@ -35,12 +35,12 @@ class AffineQ4:
             and scales.shape == biases.shape == (len(words), groups)
             and groups > 0
             and columns % groups == 0
-            and columns // groups in GROUPS
+            and columns // groups in AFFINE_GROUPS
         )
         if not fits:
             raise InvalidCheckpointError(
                 f"words {_shape(words)}, scales {_shape(scales)} and biases {_shape(biases)} are "
-                f"no matrix in groups of {' or '.join(map(str, GROUPS))}"
+                f"no matrix in groups of {' or '.join(map(str, AFFINE_GROUPS))}"
             )
         return cls(words.view(torch.int32), scales, biases)
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING, TypeVar
+
+from sllm_store.errors import InvalidCheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_T = TypeVar("_T")
 
 _PREFIX = r"(?:model\.language_model\.|language_model\.model\.|model\.)?"
 _LAYER = re.compile(_PREFIX + r"layers\.(\d{1,6})\.(.+)")
-_END = re.compile(_PREFIX + r"(embed_tokens\.weight|norm\.weight|lm_head\.weight)")
-_HEAD = re.compile(r"(?:language_model\.)?(lm_head\.weight)")
+_PARTS = r"\.(?:weight|scales|biases)"  # MLX stores a quantised matrix as three tensors.
+_END = re.compile(_PREFIX + rf"((?:embed_tokens|norm){_PARTS})")
+_HEAD = re.compile(rf"(?:language_model\.)?(lm_head{_PARTS})")
 # What a language model does not need: draft layers, vision, and tables that are computed.
 _UNUSED = re.compile(r"mtp\..*|(?:model\.)?visual\..*|.*rotary_emb\.inv_freq")
 
@@ -25,3 +34,25 @@ def split_name(name: str) -> tuple[int | None, str] | None:
     if found := _END.fullmatch(name) or _HEAD.fullmatch(name):
         return None, found[1]
     return None, name
+
+
+def group_tensors(
+    tensors: Mapping[str, _T], *, layers: int
+) -> tuple[dict[str, _T], list[dict[str, _T]]]:
+    """Return what is around the layers, and what is in each layer, by names without prefix."""
+    ends: dict[str, _T] = {}
+    groups: list[dict[str, _T]] = [{} for _ in range(layers)]
+    for name, tensor in tensors.items():
+        found = split_name(name)
+        if found is None:
+            continue
+        layer, rest = found
+        if layer is not None and layer >= layers:
+            raise InvalidCheckpointError(
+                f"the tensor {name} is of layer {layer}, and config.json says {layers} layers"
+            )
+        group = ends if layer is None else groups[layer]
+        if rest in group:
+            raise InvalidCheckpointError(f"the tensor {name} is there twice, under two prefixes")
+        group[rest] = tensor
+    return ends, groups

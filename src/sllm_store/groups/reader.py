@@ -1,0 +1,62 @@
+"""GroupReader: reads a group of tensors from disk into a buffer, with the native engine."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from sllm_store import native
+from sllm_store.groups.layout import lay_out
+from sllm_store.tiers.transfer import TransferPlan, run_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sllm_store.groups.layout import GroupLayout
+    from sllm_store.groups.stored import StoredModel, StoredTensor
+
+
+class GroupReader:
+    """Reads groups of one model. Several threads may read at once, into buffers of their own."""
+
+    def __init__(
+        self,
+        model: StoredModel,
+        groups: Sequence[Sequence[StoredTensor]],
+        *,
+        mode: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        """Plan groups, which are then known by their index."""
+        self.layouts: tuple[GroupLayout, ...] = tuple(lay_out(group) for group in groups)
+        self._model = model
+        self._mode = mode
+        self._threads = threads or min(16, 2 * (os.cpu_count() or 4))
+
+    def size_bytes(self, group: int) -> int:
+        """Return the bytes that a buffer for the group needs."""
+        return self.layouts[group].size_bytes
+
+    def read(
+        self, group: int, buffer: native.HostBuffer, control: native.Control | None = None
+    ) -> None:
+        """Fill the buffer with a group; raise ReadError, or LoadCancelledError.
+
+        Raises InvalidCheckpointError if the files have changed since they were opened.
+        """
+        layout = self.layouts[group]
+        assert layout.size_bytes <= buffer.size, "the buffer holds the group"
+        plan = TransferPlan()
+        plan.add(buffer.address, reads=layout.reads)
+        control = control or native.Control()
+        if layout.reads:
+            run_plan(
+                plan, self._model.files, (), mode=self._mode, threads=self._threads, control=control
+            )
+        self._model.checkpoint.require_unchanged()
+
+    def load(self, group: int) -> native.HostBuffer:
+        """Return a buffer of its own with the group."""
+        buffer = native.HostBuffer(max(self.size_bytes(group), 1))
+        self.read(group, buffer)
+        return buffer

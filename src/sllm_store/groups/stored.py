@@ -1,0 +1,143 @@
+"""StoredModel: a checkpoint's tensors by Hugging Face's names, and where their bytes are on disk.
+
+Nothing is converted: a GGUF's blocks stay blocks, and the rows of its q and k stay in llama.cpp's
+order, which `interleaved_rope` says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from sllm_store.checkpoint.dtype import ITEM_SIZES
+from sllm_store.checkpoint.gguf import FORMAT as GGUF
+from sllm_store.checkpoint.model import contiguous_stride
+from sllm_store.checkpoint.reader import open_checkpoint
+from sllm_store.errors import InvalidRequestError
+from sllm_store.tiers.transfer import open_files
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from sllm_store.checkpoint.model import Checkpoint, Tensor
+    from sllm_store.native import File
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """A tensor's bytes in one file: row-major elements, or blocks if dtype is 'gguf:Q4_1', say."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    item_bytes: int
+    file: int
+    offset: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredModel:
+    """A model on disk, with its files open. `config` is config.json's contents where the file has
+    its own description; None where `directory` has a config.json.
+    """
+
+    checkpoint: Checkpoint
+    files: tuple[File, ...]
+    tensors: tuple[StoredTensor, ...]
+    config: Mapping[str, Any] | None
+    interleaved_rope: bool
+
+    @property
+    def directory(self) -> Path:
+        """Where the small files (config, tokenizer) are."""
+        return self.checkpoint.directory
+
+
+def open_stored(path: Path) -> StoredModel:
+    """Open a checkpoint to read its tensors as they are stored.
+
+    Raises InvalidRequestError for one whose tensors are not plain ranges of bytes, and what
+    open_checkpoint raises.
+    """
+    checkpoint = open_checkpoint(path)
+    files = tuple(open_files(checkpoint))
+    if checkpoint.format == GGUF:
+        return _open_gguf(checkpoint, files)
+    if checkpoint.is_compressed:
+        raise InvalidRequestError(
+            f"{path} is compressed, and compressed tensors cannot be read one by one yet: save it "
+            "again without --compress"
+        )
+    tensors = [_locate(checkpoint, tensor) for tensor in checkpoint.tensors.values()]
+    by_name = {tensor.name: tensor for tensor in tensors}
+    for alias, name in checkpoint.aliases.items():
+        if alias not in by_name and name in by_name:
+            tensors.append(replace(by_name[name], name=alias))
+    return StoredModel(
+        checkpoint=checkpoint,
+        files=files,
+        tensors=tuple(tensors),
+        config=None,
+        interleaved_rope=False,
+    )
+
+
+def _open_gguf(checkpoint: Checkpoint, files: tuple[File, ...]) -> StoredModel:
+    try:
+        from sllm_store.convert.gguf_import import describe_gguf
+    except ImportError as error:
+        raise InvalidRequestError(
+            f"{checkpoint.path} is a GGUF: pip install 'serverless-llm[gguf]' to read it"
+        ) from error
+    model = describe_gguf(checkpoint, files, dtype="auto")
+    for conversion in model.conversions:
+        if conversion.transpose:
+            raise InvalidRequestError(
+                f"{checkpoint.path}: {conversion.name} is stored transposed, so it cannot be used "
+                "as it is: import the file with `sllm-store save`"
+            )
+    return StoredModel(
+        checkpoint=checkpoint,
+        files=files,
+        tensors=tuple(
+            StoredTensor(
+                name=conversion.name,
+                dtype=conversion.dtype,
+                shape=conversion.shape,
+                item_bytes=_item_bytes(conversion.dtype),
+                file=conversion.file,
+                offset=conversion.offset,
+                size_bytes=conversion.size_bytes,
+            )
+            for conversion in model.conversions
+        ),
+        config=model.config,
+        interleaved_rope=any(conversion.heads for conversion in model.conversions),
+    )
+
+
+def _locate(checkpoint: Checkpoint, tensor: Tensor) -> StoredTensor:
+    if tensor.stride != contiguous_stride(tensor.shape) and 0 not in tensor.shape:
+        raise InvalidRequestError(
+            f"{checkpoint.path}: the tensor {tensor.name} is a strided view, which cannot be read "
+            "by itself: save a contiguous copy"
+        )
+    extent = checkpoint.extents[tensor.extent]
+    item_bytes = _item_bytes(tensor.dtype)
+    start = tensor.storage_offset * item_bytes
+    return StoredTensor(
+        name=tensor.name,
+        dtype=tensor.dtype,
+        shape=tensor.shape,
+        item_bytes=item_bytes,
+        file=extent.file,
+        offset=extent.offset + start,
+        size_bytes=max(tensor.span_bytes() - start, 0),
+    )
+
+
+def _item_bytes(dtype: str) -> int:
+    """Return the size of an element; blocks are bytes."""
+    return 1 if dtype.startswith("gguf:") else ITEM_SIZES[dtype]

@@ -1,0 +1,114 @@
+"""A ring hands out what is on disk, in its order or out of it, and gives buffers back."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch.utils.dlpack import from_dlpack
+
+from sllm_store.errors import DeadlineError, ReadError
+from sllm_store.groups.reader import GroupReader
+from sllm_store.groups.ring import Ring
+
+if TYPE_CHECKING:
+    from sllm_store.groups.stored import StoredModel
+    from sllm_store.native import Control, HostBuffer
+
+
+class _Watched(GroupReader):
+    """A reader that can be held up, that can fail, and that remembers what was read."""
+
+    def __init__(self, model: StoredModel) -> None:
+        super().__init__(model, [[tensor] for tensor in model.tensors])
+        self.read_groups: list[int] = []
+        self.may_read = threading.Event()
+        self.may_read.set()
+        self.failures = 0
+
+    def read(self, group: int, buffer: HostBuffer, control: Control | None = None) -> None:
+        assert self.may_read.wait(60)
+        self.read_groups.append(group)
+        if self.failures:
+            self.failures -= 1
+            raise ReadError("the disk is gone")
+        super().read(group, buffer, control)
+
+
+@pytest.fixture
+def reader(model: StoredModel) -> _Watched:
+    return _Watched(model)
+
+
+def _require(reader: GroupReader, ring: Ring, group: int, tensors: dict[str, torch.Tensor]) -> None:
+    (tensor,), (place,) = reader.layouts[group].tensors, reader.layouts[group].places
+    with ring.lease(group) as buffer:
+        raw = from_dlpack(buffer)[place : place + tensor.size_bytes]
+        assert torch.equal(raw.view(torch.float32).view(tensor.shape), tensors[tensor.name])
+
+
+@pytest.mark.parametrize("slots", [1, 2, 9])
+def test_turns_repeat(reader: _Watched, tensors: dict[str, torch.Tensor], slots: int) -> None:
+    order = [4, 0, 2]
+    with Ring(reader, order, slots=slots) as ring:
+        for group in order * 3:
+            _require(reader, ring, group, tensors)
+        assert ring.counts.leased == 9
+        assert ring.counts.restarts == 0
+    assert reader.read_groups[:9] == order * 3
+    assert len(reader.read_groups) <= 9 + min(slots, 3)
+
+
+def test_another_group_begins_the_turn_anew(
+    reader: _Watched, tensors: dict[str, torch.Tensor]
+) -> None:
+    with Ring(reader, range(6), slots=2) as ring:
+        for group in (0, 1, 4, 5, 0, 3, 3, 2):
+            _require(reader, ring, group, tensors)
+        assert ring.counts.restarts == 4
+
+
+def test_reading_goes_on_while_a_group_is_in_use(reader: _Watched) -> None:
+    reached = threading.Event()
+    plain = reader.read
+
+    def read(group: int, buffer: HostBuffer, control: Control | None = None) -> None:
+        plain(group, buffer, control)
+        if group == 2:
+            reached.set()
+
+    reader.read = read  # type: ignore[method-assign]
+    with Ring(reader, range(6), slots=3) as ring, ring.lease(0):
+        assert reached.wait(60), "the groups after the one in use are read"
+
+
+def test_a_read_that_fails_is_raised_once_and_tried_again(
+    reader: _Watched, tensors: dict[str, torch.Tensor]
+) -> None:
+    reader.failures = 1
+    with Ring(reader, range(6), slots=2) as ring:
+        with pytest.raises(ReadError, match="the disk is gone"), ring.lease(0):
+            pass
+        for group in (0, 1, 2):
+            _require(reader, ring, group, tensors)
+
+
+def test_a_slow_read_is_waited_for_until_the_deadline_and_then_again(
+    reader: _Watched, tensors: dict[str, torch.Tensor]
+) -> None:
+    reader.may_read.clear()
+    with Ring(reader, range(6), slots=2) as ring:
+        with pytest.raises(DeadlineError), ring.lease(0, timeout_s=0.01):
+            pass
+        reader.may_read.set()
+        for group in range(6):
+            _require(reader, ring, group, tensors)
+        assert ring.counts.restarts == 0
+
+
+def test_closing_twice_is_closing_once(reader: _Watched) -> None:
+    ring = Ring(reader, range(6), slots=2)
+    ring.close()
+    ring.close()
