@@ -10,8 +10,7 @@
 namespace sllm::lanes {
 
 struct Link::Resources {
-  Resources(int ordinal, const std::vector<Service>& services) : copies(ordinal) {
-    for (unsigned i = 0; i < kInFlight; ++i) slots.push_back(std::make_unique<Slot>(ordinal));
+  Resources(int ordinal, const std::vector<Service>& services) : ordinal(ordinal), copies(ordinal) {
     std::uint64_t slot_bytes = 0;
     for (const Service& service : services) {
       if (service.target == ordinal) continue;
@@ -46,7 +45,18 @@ struct Link::Resources {
     return staging->address() + index * staging_slot_bytes;
   }
 
-  std::vector<std::unique_ptr<Slot>> slots;
+  // Made at their first use: the first copy waits for as little as possible.
+  Slot& slot(unsigned index) {
+    std::unique_ptr<Slot>& found = slots[index];
+    if (found == nullptr) {
+      found = std::make_unique<Slot>(ordinal);
+      if (moves) found->moved.emplace(ordinal);
+    }
+    return *found;
+  }
+
+  const int ordinal;
+  std::array<std::unique_ptr<Slot>, kInFlight> slots;
   std::uint64_t staging_slot_bytes = 0;
   std::unique_ptr<cuda::DeviceBuffer> staging;     // where batches for other devices pass through
   std::vector<std::unique_ptr<DecodeSite>> sites;  // by service; null where nothing is coded
@@ -99,7 +109,7 @@ void Link::pump() {
 void Link::pump_locked() {
   while (open_ && !closed_ && issued_ - done_ < kInFlight) {
     const auto index = static_cast<unsigned>(issued_ % kInFlight);
-    Batch& batch = resources_->slots[index]->batch;
+    Batch& batch = resources_->slot(index).batch;
     std::size_t service = 0;
     while (service < services_.size() &&
            !services_[service].queue->try_claim(services_[service].limits, batch)) {
@@ -123,7 +133,7 @@ void Link::watch() {
   for (;;) {
     changed_.wait(lock, [&] { return closed_ || issued_ != done_; });
     if (issued_ == done_) return;
-    Slot& slot = *resources_->slots[done_ % kInFlight];
+    Slot& slot = resources_->slot(static_cast<unsigned>(done_ % kInFlight));
     lock.unlock();
     std::exception_ptr error;
     bool is_corrupt = false;
@@ -163,7 +173,7 @@ void Link::report(const Batch& batch, bool is_corrupt) {
 
 void Link::enqueue(unsigned index, std::size_t service) {
   const int target = services_[service].target;
-  Slot& slot = *resources_->slots[index];
+  Slot& slot = resources_->slot(index);
   slot.site = nullptr;
   cuda::ContextScope scope(ordinal_);
   if (!slot.batch.segments.empty()) {
@@ -199,7 +209,7 @@ void Link::enqueue_raw(Slot& slot) {
 }
 
 void Link::enqueue_through(unsigned index, int target) {
-  Slot& slot = *resources_->slots[index];
+  Slot& slot = resources_->slot(index);
   const cuda::DevicePointer staging = resources_->staging_slot(index);
   std::uint64_t offset = 0;
   for (const RawCopy& copy : slot.batch.copies) {
@@ -214,12 +224,12 @@ void Link::enqueue_through(unsigned index, int target) {
                                resources_->moves->handle());
     offset += padded(copy.size);
   }
-  slot.moved.record(*resources_->moves);
-  slot.done = &slot.moved;
+  slot.moved->record(*resources_->moves);
+  slot.done = &*slot.moved;
 }
 
 void Link::enqueue_coded(unsigned index, int target, DecodeSite& site) {
-  Slot& slot = *resources_->slots[index];
+  Slot& slot = resources_->slot(index);
   const SlotLayout& layout = slot.batch.layout;
   const bool is_own = target == ordinal_;
   const cuda::DevicePointer first = is_own ? site.slot(index) : resources_->staging_slot(index);
@@ -232,9 +242,9 @@ void Link::enqueue_coded(unsigned index, int target, DecodeSite& site) {
     slot.copied.hold(*resources_->moves);
     cuda::copy_between_devices({ordinal_, first}, {target, site.slot(index)}, layout.size,
                                resources_->moves->handle());
-    slot.moved.record(*resources_->moves);
+    slot.moved->record(*resources_->moves);
   }
-  site.decode(index, slot.batch.segments, layout, is_own ? slot.copied : slot.moved);
+  site.decode(index, slot.batch.segments, layout, is_own ? slot.copied : *slot.moved);
   slot.done = &site.done(index);
   slot.site = &site;
 }

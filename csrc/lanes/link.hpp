@@ -60,10 +60,10 @@ class Link {
 
  private:
   struct Slot {
-    Slot(int ordinal) : copied(ordinal), moved(ordinal) {}
+    explicit Slot(int ordinal) : copied(ordinal) {}
 
-    cuda::Event copied;  // the bytes left the host
-    cuda::Event moved;   // they arrived at another device
+    cuda::Event copied;                // the bytes left the host
+    std::optional<cuda::Event> moved;  // they arrived at another device, where they go to one
     Batch batch;
     const cuda::Event* done = nullptr;
     const DecodeSite* site = nullptr;  // where the batch is decoded

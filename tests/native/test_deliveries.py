@@ -31,7 +31,7 @@ def test_a_corrupt_segment_is_named(run_case: Run) -> None:
     "failure",
     [
         "cuCtxEnablePeerAccess",
-        "cuEventCreate:9",
+        "cuEventCreate:4",
         "cuEventRecord:6",
         "cuEventSynchronize:3",
         "cuLaunchKernel:2",

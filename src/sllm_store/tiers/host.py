@@ -100,7 +100,7 @@ class HostTier:
     """The pool's books. Chunks are numbered; their memory is somebody else's."""
 
     def __init__(self, chunks_total: int, chunk_bytes: int) -> None:
-        """All chunks start free; the lowest number is used first."""
+        """All chunks start free; the lowest numbers are used first."""
         self.chunks_total = chunks_total
         self.chunk_bytes = chunk_bytes
         self._free = list(reversed(range(chunks_total)))
@@ -278,7 +278,8 @@ class HostTier:
         residency.used_at = self._uses
         count = min(len(missing), self._supply(residency))
         self._make_room(residency, count)
-        chunks = [self._free.pop() for _ in range(count)]
+        # In order: chunks that continue one another are copied as one.
+        chunks = sorted(self._free.pop() for _ in range(count))
         ring_size = min(RING_CHUNKS_MAX, count) if count < len(missing) else 0
         kept = dict(zip(missing, chunks[: count - ring_size], strict=False))
         ready = {c: p for c in wanted if (p := residency.chunks[c]) is not None}
