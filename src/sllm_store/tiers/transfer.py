@@ -190,7 +190,8 @@ def run_plan(
     except native.Cancelled as error:
         raise LoadCancelledError("the load was cancelled before it ended") from error
     except native.NativeError as error:
-        raise ReadError(f"reading {error.filename} failed: {error.strerror}") from error
+        what = f"reading {error.filename}" if error.filename else "the transfer"
+        raise ReadError(f"{what} failed: {error.strerror}") from error
     except native.CudaError as error:
         raise device_error(error, "the copy to the GPU failed") from error
 
