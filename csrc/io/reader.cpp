@@ -42,10 +42,10 @@ void require_read_mode(ReadMode mode, std::span<const std::shared_ptr<const File
     }
   }
   if (mode == ReadMode::kCufile && !cufile::unavailable_reason().empty()) {
-    throw SystemError(EOPNOTSUPP,
-                      "cuFile is not available (" + cufile::unavailable_reason() +
-                          "); use mode 'auto'",
-                      files.empty() ? "" : files.front()->path());
+    throw SystemError(
+        EOPNOTSUPP,
+        "cuFile is not available (" + cufile::unavailable_reason() + "); use mode 'auto'",
+        files.empty() ? "" : files.front()->path());
   }
   int error = 0;
   if (mode == ReadMode::kUring && Uring::create(1, error) == nullptr) {

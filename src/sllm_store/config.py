@@ -63,6 +63,11 @@ class StoreConfig:
             raise InvalidRequestError(f"GPU pool size {self.gpu_pool_bytes}: it is negative")
         if not 1 <= self.threads <= 64:
             raise InvalidRequestError(f"{self.threads} threads: use 1 to 64")
+        if self.read_mode == "cufile":
+            raise InvalidRequestError(
+                "a store keeps what it reads in host memory, and cuFile reads past it: use another "
+                "read mode, or load without a store"
+            )
         if self.read_mode not in READ_MODES:
             raise InvalidRequestError(f"read mode {self.read_mode!r}: use one of {READ_MODES}")
         if self.load_timeout_s <= 0:

@@ -14,7 +14,7 @@ import os
 import tempfile
 import threading
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,6 +96,19 @@ class Learnt:
     settled: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Bytes a second from a disk to a GPU: by way of host memory, and by cuFile."""
+
+    by_host: float
+    by_cufile: float
+
+    @property
+    def prefers_cufile(self) -> bool:
+        """Whether cuFile is faster by more than two measurements of one way differ."""
+        return self.by_cufile > 1.05 * self.by_host > 0
+
+
 # Where a search starts: threads, requests in flight, bytes of one. What suits one disk of the kind.
 _STARTS = {
     "virtual": (1, 16, _MIB),
@@ -105,7 +118,16 @@ _STARTS = {
     "unknown": (2, 32, _MIB),
 }
 _THREADS_START = (8, 8, 2 * _MIB)  # Without queues, a request takes a thread.
-USES = ("queued reads", "reads by threads", "writes")
+USES = ("queued reads", "reads by threads", "reads by cuFile", "writes")
+_BY_THREADS = {"reads by threads", "reads by cuFile"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Record:
+    """What one disk's file says."""
+
+    uses: Mapping[str, Learnt] = field(default_factory=dict)
+    comparison: Comparison | None = None
 
 
 class DiskMemory:
@@ -141,29 +163,38 @@ class DiskMemory:
                 refused=tuple(tuner.refused),
                 settled=tuner.settled,
             )
-            self._write(disk, {**self.recall(disk), use: learnt})
+            record = self._recall(disk)
+            self._write(disk, replace(record, uses={**record.uses, use: learnt}))
 
-    def recall(self, disk: Disk) -> dict[str, Learnt]:
+    def keep_comparison(self, disk: Disk, comparison: Comparison) -> None:
+        """Write down how cuFile compares."""
+        with self._lock:
+            self._write(disk, replace(self._recall(disk), comparison=comparison))
+
+    def recall(self, disk: Disk) -> Mapping[str, Learnt]:
         """Return what is written down about a disk, by use."""
+        return self._recall(disk).uses
+
+    def recall_comparison(self, disk: Disk) -> Comparison | None:
+        """Return how cuFile compares on a disk, None where it was not measured."""
+        return self._recall(disk).comparison
+
+    def _recall(self, disk: Disk) -> _Record:
         try:
             with self._path(disk).open("rb") as file:
                 text = file.read(RECORD_BYTES_MAX)
             return _parse(json.loads(text))
         except FileNotFoundError:
-            return {}
+            return _Record()
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             _log.debug("the record of disk %s says nothing: %s", disk.name, error)
-            return {}
+            return _Record()
 
     def _path(self, disk: Disk) -> Path:
         return self._directory / f"{disk.id}.json"
 
-    def _write(self, disk: Disk, learnt: Mapping[str, Learnt]) -> None:
-        record = {
-            "version": VERSION,
-            "disk": asdict(disk),
-            "uses": {use: asdict(known) for use, known in learnt.items()},
-        }
+    def _write(self, disk: Disk, known: _Record) -> None:
+        record = {"version": VERSION, "disk": asdict(disk), **asdict(known)}
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(
@@ -181,11 +212,11 @@ class DiskMemory:
 
 
 def _start(disk: Disk, use: str) -> tuple[int, int, int]:
-    return _THREADS_START if use == "reads by threads" else _STARTS[disk.kind]
+    return _THREADS_START if use in _BY_THREADS else _STARTS[disk.kind]
 
 
 def _make_tuner(use: str, known: Learnt | None, start: tuple[int, int, int]) -> native.Tuner:
-    queued = use != "reads by threads"
+    queued = use not in _BY_THREADS
     if known is not None:
         try:
             return native.Tuner(
@@ -196,7 +227,7 @@ def _make_tuner(use: str, known: Learnt | None, start: tuple[int, int, int]) -> 
     return native.Tuner(queued=queued, start=start)
 
 
-def _parse(record: Any) -> dict[str, Learnt]:
+def _parse(record: Any) -> _Record:
     if record["version"] != VERSION:
         raise ValueError(f"version {record['version']}")
     learnt = {}
@@ -211,7 +242,13 @@ def _parse(record: Any) -> dict[str, Learnt]:
             refused=tuple(_refused(entry) for entry in known["refused"]),
             settled=known["settled"] is True,
         )
-    return learnt
+    return _Record(uses=learnt, comparison=_parse_comparison(record.get("comparison")))
+
+
+def _parse_comparison(entry: Any) -> Comparison | None:
+    if entry is None:
+        return None
+    return Comparison(by_host=float(entry["by_host"]), by_cufile=float(entry["by_cufile"]))
 
 
 def _refused(entry: Any) -> tuple[int, int, int, float]:
@@ -244,6 +281,8 @@ def learning(memory: DiskMemory, path: Path, use: str) -> Iterator[native.Tuner 
 
 def read_use(mode: str) -> str:
     """Return which of USES reads from a disk in a read mode are."""
+    if mode == "cufile":
+        return "reads by cuFile"
     return "queued reads" if native.has_queues(mode) else "reads by threads"
 
 

@@ -18,6 +18,7 @@ from sllm_store.checkpoint.plan import plan_load
 from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.errors import DeadlineError
 from sllm_store.tiers.device import allocate_device, device_error, device_ordinal
+from sllm_store.tiers.direct_storage import choose_mode
 from sllm_store.tiers.transfer import (
     Target,
     TransferPlan,
@@ -50,28 +51,27 @@ def load_checkpoint(
     """Load a checkpoint into this process's memory.
 
     device_map maps name prefixes to 'cpu' or a GPU's UUID; empty means everything on the host.
+    mode is 'auto', 'buffered', 'direct', 'io_uring' or 'cufile', which reads into GPU memory past
+    the host; loads that also go to the host, or are compressed, are read as with 'auto' then.
     on_progress gets (bytes done, bytes in all) a few times a second. Raises the store's errors,
     DeadlineError after timeout_s; nothing stays allocated then.
     """
     checkpoint = open_checkpoint(path)
     plan = plan_load(checkpoint, plan_image(checkpoint, CHUNK_BYTES), device_map)
-    arenas: list[native.HostBuffer | native.DeviceBuffer | None] = []
-    for device, arena in zip(plan.devices, plan.arenas, strict=True):
-        if arena.size_bytes == 0:
-            arenas.append(None)
-        elif device == "cpu":
-            arenas.append(native.HostBuffer(arena.size_bytes))
-        else:
-            arenas.append(allocate_device(device_ordinal(device), arena.size_bytes))
+    arenas = _allocate(plan)
     host = next((arena for arena in arenas if isinstance(arena, native.HostBuffer)), None)
     targets = [
         Target(device=arena.device, address=arena.address, pieces=placed.pieces)
         for arena, placed in zip(arenas, plan.arenas, strict=True)
         if isinstance(arena, native.DeviceBuffer)
     ]
-    ring = None if host is not None or not targets else _pinned_ring(plan)
-    transfer = _plan_transfer(plan, targets, host, ring)
     files = open_files(checkpoint)
+    only_copies = host is None and not checkpoint.is_compressed
+    mode = choose_mode(mode, files, only_copies=only_copies)
+    ring = None
+    if host is None and targets:
+        ring = _ring(plan, pinned=mode != "cufile")
+    transfer = _plan_transfer(plan, targets, host, ring)
     control = native.Control()
     workers = threads or min(16, 2 * (os.cpu_count() or 4))
     with ThreadPoolExecutor(max_workers=1) as executor:
@@ -97,11 +97,24 @@ def load_checkpoint(
     )
 
 
-def _pinned_ring(plan: LoadPlan) -> native.HostBuffer:
-    """Allocate the ring, no larger than the image."""
+def _allocate(plan: LoadPlan) -> list[native.HostBuffer | native.DeviceBuffer | None]:
+    """Allocate an arena for each device that gets bytes."""
+    arenas: list[native.HostBuffer | native.DeviceBuffer | None] = []
+    for device, arena in zip(plan.devices, plan.arenas, strict=True):
+        if arena.size_bytes == 0:
+            arenas.append(None)
+        elif device == "cpu":
+            arenas.append(native.HostBuffer(arena.size_bytes))
+        else:
+            arenas.append(allocate_device(device_ordinal(device), arena.size_bytes))
+    return arenas
+
+
+def _ring(plan: LoadPlan, *, pinned: bool) -> native.HostBuffer:
+    """Allocate the ring, no larger than the image. Where cuFile reads, nothing touches it."""
     size_bytes = min(RING_CHUNKS * CHUNK_BYTES, plan.image.size_bytes)
     try:
-        return native.HostBuffer(size_bytes, pinned=True)
+        return native.HostBuffer(size_bytes, pinned=pinned)
     except native.CudaError as error:
         raise device_error(error, "cannot pin host memory for the load") from error
 

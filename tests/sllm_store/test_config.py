@@ -43,6 +43,7 @@ def test_the_defaults_are_upstreams() -> None:
         ({"threads": 0}, "0 threads: use 1 to 64"),
         ({"threads": 65}, "65 threads"),
         ({"read_mode": "fast"}, "read mode 'fast': use one of"),
+        ({"read_mode": "cufile"}, "a store keeps what it reads in host memory"),
         ({"load_timeout_s": 0}, "load timeout 0 s"),
     ],
 )

@@ -100,11 +100,49 @@ def test_what_is_learnt_is_there_in_the_next_process(tmp_path: Path) -> None:
 
 def test_the_ways_of_using_a_disk_are_kept_side_by_side(tmp_path: Path) -> None:
     memory = disks.DiskMemory(tmp_path)
-    for use, rate in zip(disks.USES, (4e9, 2e9, 1e9), strict=True):
+    for use, rate in zip(disks.USES, (4e9, 2e9, 3e9, 1e9), strict=True):
         teach(memory.tuner(DISK, use), rate=rate)
         memory.keep(DISK, use)
     known = disks.DiskMemory(tmp_path).recall(DISK)
-    assert [round(known[use].rate / 1e9) for use in disks.USES] == [4, 2, 1]
+    assert [round(known[use].rate / 1e9) for use in disks.USES] == [4, 2, 3, 1]
+
+
+def test_a_comparison_is_kept_beside_what_is_learnt(tmp_path: Path) -> None:
+    memory = disks.DiskMemory(tmp_path)
+    assert memory.recall_comparison(DISK) is None
+    teach(memory.tuner(DISK, READS))
+    memory.keep(DISK, READS)
+    comparison = disks.Comparison(by_host=4e9, by_cufile=5e9)
+    memory.keep_comparison(DISK, comparison)
+    teach(memory.tuner(DISK, READS))
+    memory.keep(DISK, READS)
+    later = disks.DiskMemory(tmp_path)
+    assert later.recall_comparison(DISK) == comparison
+    assert READS in later.recall(DISK)
+
+
+@pytest.mark.parametrize("comparison", [7, {}, {"by_host": 1}, {"by_host": "x", "by_cufile": 1}])
+def test_a_damaged_comparison_is_as_good_as_none(tmp_path: Path, comparison: object) -> None:
+    text = json.dumps({"version": 1, "uses": {}, "comparison": comparison})
+    (tmp_path / f"{DISK.id}.json").write_text(text)
+    assert disks.DiskMemory(tmp_path).recall_comparison(DISK) is None
+
+
+@pytest.mark.parametrize(
+    ("by_host", "by_cufile", "preferred"),
+    [
+        (4e9, 6e9, True),
+        (4e9, 4.1e9, False),
+        (4e9, 1e9, False),
+        (0, 1, False),
+        (float("nan"), 1, False),
+        (1, float("nan"), False),
+    ],
+)
+def test_a_little_faster_is_not_faster(
+    by_host: float, by_cufile: float, *, preferred: bool
+) -> None:
+    assert disks.Comparison(by_host=by_host, by_cufile=by_cufile).prefers_cufile is preferred
 
 
 def test_nothing_is_written_where_nothing_was_learnt(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "m"
 
 
-@pytest.mark.parametrize("mode", ["auto", "buffered", "direct", "io_uring"])
+@pytest.mark.parametrize("mode", ["auto", "buffered", "direct", "io_uring", "cufile"])
 def test_every_mode_gives_the_same_bytes(model: Path, mode: str) -> None:
     loaded = load_checkpoint(model, {}, mode=mode, threads=3)
     assert read_tensors(loaded) == random_tensors(7, 11_000_003)

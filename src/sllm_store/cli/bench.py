@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sllm_store.cli.bench_loaders import Loader, Measured
     from sllm_store.cli.finding import Found
     from sllm_store.client import SllmStoreClient
+    from sllm_store.disks import Comparison
 
 STATES = ("cold", "warm")
 
@@ -66,7 +67,8 @@ def bench(
 
     It is loaded cold and warm, through the store and without it; cold means that neither the page
     cache nor the store has it in memory. Every load's bytes are compared with the file's. Where
-    the files are safetensors and that package is here, it is timed too.
+    the files are safetensors and that package is here, it is timed too. Where cuFile is here, it is
+    compared with the way to the GPU through host memory; loads remember which is faster.
     """
     with ExitStack() as stack:
         client = stack.enter_context(if_running(address))
@@ -74,12 +76,14 @@ def bench(
         plan = _plan(found, client, device)
         with _pin_kept(found, client):
             rows = _measure(plan, runs)
+        comparison = _compare_ways(plan)
     for missing in plan.left_out:
         note(missing)
     if as_json:
-        say_json(_described(found, plan, rows, runs))
+        say_json(_described(found, plan, rows, runs) | {"cufile": _described_ways(comparison)})
     else:
         _say_rows(found, plan, rows, runs)
+        _say_ways(comparison)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +160,38 @@ def _measure(plan: _Plan, runs: int) -> list[_Row]:
                 on_progress(done * size, loads_total * size)
             rows.append(_Row(loader=loader.name, state=state, loads=loads))
     return rows
+
+
+def _compare_ways(plan: _Plan) -> Comparison | None:
+    """Measure whether cuFile would be the faster way to the GPU; loads remember the outcome."""
+    if plan.device == "cpu":
+        return None
+    from sllm_store.tiers.device import device_ordinal
+    from sllm_store.tiers.direct_storage import compare_ways
+    from sllm_store.tiers.transfer import open_files
+
+    with progress("comparing cuFile"):
+        return compare_ways(open_files(plan.checkpoint), device_ordinal(plan.device))
+
+
+def _described_ways(comparison: Comparison | None) -> dict[str, Any] | None:
+    if comparison is None:
+        return None
+    return {
+        "by_host_bytes_per_s": comparison.by_host,
+        "by_cufile_bytes_per_s": comparison.by_cufile,
+        "preferred": comparison.prefers_cufile,
+    }
+
+
+def _say_ways(comparison: Comparison | None) -> None:
+    if comparison is None:
+        return
+    chosen = "cuFile" if comparison.prefers_cufile else "host memory"
+    note(
+        f"cold, to the GPU by way of host memory: {comparison.by_host / 1e9:.2f} GB/s, by cuFile: "
+        f"{comparison.by_cufile / 1e9:.2f}; loads without a store now go by {chosen}"
+    )
 
 
 @contextmanager

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _DESCRIPTORS_WANTED = 4096
 _POOL_DEFAULT_BYTES = 4 << 30
 _FREE_WANTED_BYTES = 10 << 30
+_NVIDIA_FS = Path("/proc/driver/nvidia-fs")
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 
 
@@ -136,6 +137,7 @@ def _reading(root: Path) -> Iterator[Finding]:
     yield _read_mode(found)
     if found["direct_alignment"]:
         yield from _disk(place)
+    yield from _cufile(place)
     yield _huge_pages(
         "huge pages",
         used_by="buffers of loads without a store",
@@ -171,6 +173,44 @@ def _disk(place: Path) -> Iterator[Finding]:
             f"{depth} of {format_size(size)} in flight, {format_size(int(known.rate))}/s, {state}"
         )
         yield Finding(topic="disk", fact=fact, verdict="ok")
+
+
+def _cufile(place: Path) -> Iterator[Finding]:
+    """Say what cuFile is good for here; nothing where there is no GPU."""
+    from sllm_store import native
+    from sllm_store.tiers.direct_storage import recall_comparison
+
+    if not native.cuda_available():
+        return
+    reason = native.cufile_unavailable_reason()
+    comparison = recall_comparison(place)
+    if reason:
+        yield Finding(
+            topic="cuFile",
+            fact=f"not available: {reason}",
+            verdict="ok",
+            advice="none is needed: GPUs are loaded by way of pinned host memory",
+        )
+        return
+    path = "" if _NVIDIA_FS.exists() else " (no nvidia-fs: it may only run in compatibility mode)"
+    if comparison is None:
+        yield Finding(
+            topic="cuFile",
+            fact=f"available{path}, not compared yet: auto reads by way of host memory",
+            verdict="note",
+            advice="`sllm-store bench NAME --device cuda` compares them, with 1 GB or more",
+        )
+        return
+    by_cufile, by_host = (
+        f"{format_size(int(rate))}/s" for rate in (comparison.by_cufile, comparison.by_host)
+    )
+    chosen = "auto takes it" if comparison.prefers_cufile else "auto does without it"
+    yield Finding(
+        topic="cuFile",
+        fact=f"reads to a GPU at {by_cufile}{path}, and by way of host memory it is {by_host}: "
+        f"{chosen} in loads without a store",
+        verdict="ok",
+    )
 
 
 def _huge_pages(topic: str, *, used_by: str, setting: Path, good: tuple[str, ...]) -> Finding:

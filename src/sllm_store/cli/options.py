@@ -67,6 +67,14 @@ class UserPath(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(error), param, ctx)
 
 
+class ReadMode(click.Choice):  # type: ignore[type-arg]
+    """How a store reads. Lets cuFile pass, for StoreConfig to say why it is no way of it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the mode."""
+        return value if value == "cufile" else super().convert(value, param, ctx)
+
+
 class Backend(click.ParamType):  # type: ignore[type-arg]
     """What a checkpoint is saved or loaded for."""
 

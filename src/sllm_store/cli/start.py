@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sllm_store.cli.disk_quota import used_bytes
-from sllm_store.cli.options import FanIn, Size, UserPath, disk_size_option, verbose_option
+from sllm_store.cli.options import FanIn, ReadMode, Size, UserPath, disk_size_option, verbose_option
 from sllm_store.cli.terminal import say
 from sllm_store.config import (
     ADDRESS_VARIABLE,
@@ -114,7 +114,7 @@ _LOOPBACK = "127.0.0.1"
 )
 @click.option(
     "--read-mode",
-    type=click.Choice(READ_MODES),
+    type=ReadMode(READ_MODES),
     default="auto",
     show_default=True,
     help="How files are read; `sllm-store doctor` explains what auto does here.",

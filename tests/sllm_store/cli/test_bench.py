@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sllm_store.cli.bench_loaders import Bench
+from sllm_store.disks import Comparison
 from sllm_store.tiers.device import visible_gpus
 
 if TYPE_CHECKING:
@@ -122,6 +123,31 @@ def test_devices_are_timed_and_their_bytes_checked(
     assert (done.code, done.err.count("error")) == (0, 0)
     assert {row["loader"] for row in done.value["rows"]} == {"in-process"}
     assert done.value["device"] != "cpu"
+
+
+def test_cufile_is_compared_and_the_outcome_told(
+    model: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = Comparison(by_host=4e9, by_cufile=5e9)
+    monkeypatch.setattr("sllm_store.cli.bench._compare_ways", lambda plan: compared)
+    done = run("bench", model, "--runs", 1, "--device", "cpu", "--json")
+    assert done.value["cufile"] == {
+        "by_host_bytes_per_s": 4e9,
+        "by_cufile_bytes_per_s": 5e9,
+        "preferred": True,
+    }
+    done = run("bench", model, "--runs", 1, "--device", "cpu")
+    assert "by way of host memory: 4.00 GB/s, by cuFile: 5.00" in " ".join(done.err.split())
+
+
+def test_a_checkpoint_too_small_to_compare_says_nothing_of_cufile(
+    model: Path, run_apart: Callable[..., Any], fake_storage: dict[str, str]
+) -> None:
+    saved = run_apart("save", "--source", model, "--name", "ours", "--storage-path", model.parent)
+    assert saved.code == 0
+    ours = model.parent / "ours"
+    done = run_apart("bench", ours, "--runs", 1, "--device", "cuda", "--json", env=fake_storage)
+    assert (done.code, done.value["cufile"]) == (0, None)
 
 
 @pytest.mark.gpu

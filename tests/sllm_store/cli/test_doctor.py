@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sllm_store import disks
+from sllm_store.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,6 +150,36 @@ def test_it_says_why_there_is_no_gpu(storage: Path, run_apart: Callable[..., Any
     finding = findings(run_apart("doctor", "--storage-path", storage, "--json", env=env))["GPU"]
     assert finding["verdict"] == "note"
     assert "/none/libcuda.so" in finding["fact"]
+
+
+def test_it_says_whether_cufile_is_worth_it(
+    storage: Path, run_apart: Callable[..., Any], fake_storage: dict[str, str]
+) -> None:
+    def finding(**variables: str) -> dict[str, str]:
+        env = fake_storage | variables
+        done = run_apart("doctor", "--storage-path", storage, "--json", env=env)
+        return findings(done)["cuFile"]
+
+    missing = finding(SLLM_CUFILE_LIBRARY="/none/libcufile.so")
+    assert missing["fact"].startswith("not available: no cuFile: /none/libcufile.so")
+    assert "not compared yet: auto reads by way of host memory" in finding()["fact"]
+    assert "sllm-store bench NAME" in finding()["advice"]
+    memory = disks.disk_memory(fake_storage)
+    for by_cufile, says in ((2e9, "auto does without it"), (9e9, "auto takes it")):
+        comparison = disks.Comparison(by_host=4e9, by_cufile=by_cufile)
+        memory.keep_comparison(disks.disk_of(storage), comparison)
+        found = finding()
+        assert found["verdict"] == "ok"
+        assert f"at {format_size(int(by_cufile))}/s" in found["fact"]
+        assert f"{says} in loads without a store" in found["fact"]
+
+
+def test_without_a_gpu_it_says_nothing_of_cufile(
+    storage: Path, run_apart: Callable[..., Any]
+) -> None:
+    env = {"SLLM_CUDA_LIBRARY": "/none/libcuda.so"}
+    done = run_apart("doctor", "--storage-path", storage, "--json", env=env)
+    assert "cuFile" not in findings(done)
 
 
 def test_it_lists_the_gpus(storage: Path, run_apart: Callable[..., Any], fake_cuda: Path) -> None:

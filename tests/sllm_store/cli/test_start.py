@@ -52,6 +52,12 @@ def test_settings_have_upstreams_defaults_where_those_are_safe(
     assert str(config.socket_path).startswith(environment["XDG_RUNTIME_DIR"])
 
 
+def test_a_store_says_why_it_does_not_read_by_cufile(run: Callable[..., Any]) -> None:
+    done = run("start", "--read-mode", "cufile")
+    assert done.code == 2
+    assert "a store keeps what it reads in host memory" in done.err
+
+
 def test_every_flag_reaches_the_configuration(
     run: Callable[..., Any], served: list[StoreConfig], storage: Path
 ) -> None:
