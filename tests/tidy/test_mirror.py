@@ -14,6 +14,7 @@ PACKAGES = {"sllm", "sllm_store"}
 # user but that. A module that gets a second user gets tests of its own, and leaves this list.
 TESTED_THROUGH = {
     "sllm/core/errors.py": "runtime/config/test_families.py",
+    "sllm/core/token_bytes.py": "core/test_detokenizer.py",
     "sllm/runtime/config/fields.py": "runtime/config/test_families.py",
     "sllm/runtime/config/model.py": "runtime/config/test_families.py",
     "sllm/runtime/layers/attention.py": "runtime/test_decoder.py",

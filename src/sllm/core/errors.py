@@ -17,3 +17,11 @@ class CacheFullError(ServingError, MemoryError):
 
 class BudgetError(ServingError, ValueError):
     """A memory budget that a model cannot be run in; the message names the least that suffices."""
+
+
+class InvalidSamplingError(ServingError, ValueError):
+    """A sampling parameter that makes no sense; the message names it."""
+
+
+class NumericalError(ServingError, ArithmeticError):
+    """A model computed infinities or nothing at all; the message says what may help."""

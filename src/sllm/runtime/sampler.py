@@ -1,0 +1,122 @@
+"""Choose the next token: a function of logits, parameters and the tokens so far, and nothing else.
+
+The order is that of Transformers, vLLM and Ollama: bias, penalties, temperature, top-k, top-p,
+min-p. One random number, of the request's seed and the token's position, then picks among what is
+left, in order of the ids.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from sllm.core.errors import NumericalError
+from sllm.core.philox import uniform
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sllm.core.sampling import SamplingParameters
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A chosen token. logprob and top are the model's own, before bias, penalties and temperature.
+
+    top: the likeliest tokens with their logarithms of probability; empty unless asked for.
+    """
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def choose(
+    logits: torch.Tensor,
+    parameters: SamplingParameters,
+    *,
+    prompt: Sequence[int],
+    answer: Sequence[int],
+) -> Choice:
+    """Return the token that follows `prompt` and `answer`, given its logits (vocabulary,).
+
+    Raises NumericalError for logits that are not numbers.
+    """
+    if not bool(logits.max().isfinite()):
+        raise NumericalError(
+            "the model's logits are not finite numbers: its weights are damaged, or it overflows "
+            "in this dtype; compute in float32 or bfloat16"
+        )
+    scores = _penalise(logits.float(), parameters, prompt, answer)
+    if parameters.temperature == 0:
+        token = int(scores.argmax())
+    else:
+        position = len(prompt) + len(answer)
+        token = _pick(_filter(scores, parameters), uniform(parameters.seed, position))
+    return _report(logits, token, parameters.logprobs)
+
+
+def _penalise(
+    logits: torch.Tensor,
+    parameters: SamplingParameters,
+    prompt: Sequence[int],
+    answer: Sequence[int],
+) -> torch.Tensor:
+    scores = logits.clone()
+    for token, bias in parameters.logit_bias.items():
+        if 0 <= token < len(scores):
+            scores[token] += bias
+    if parameters.repeat_penalty != 1.0:
+        window = parameters.repeat_window
+        seen = [*prompt, *answer] if window is None else _last(prompt, answer, window)
+        ids = torch.tensor(sorted(set(seen)), dtype=torch.long, device=scores.device)
+        found, penalty = scores[ids], parameters.repeat_penalty
+        scores[ids] = torch.where(found > 0, found / penalty, found * penalty)
+    if parameters.presence_penalty or parameters.frequency_penalty:
+        for token, count in Counter(answer).items():
+            scores[token] -= parameters.presence_penalty + count * parameters.frequency_penalty
+    return scores
+
+
+def _last(prompt: Sequence[int], answer: Sequence[int], count: int) -> list[int]:
+    missing = max(count - len(answer), 0)
+    ours = list(answer[max(len(answer) - count, 0) :])
+    return [*prompt[max(len(prompt) - missing, 0) :], *ours] if missing else ours
+
+
+def _filter(scores: torch.Tensor, parameters: SamplingParameters) -> torch.Tensor:
+    """Return the probabilities of all tokens in float64; those that are filtered out have none."""
+    shares = torch.softmax(scores.double() / parameters.temperature, dim=-1)
+    if parameters.top_k or parameters.top_p < 1:
+        ordered, ids = torch.sort(shares, descending=True, stable=True)
+        if parameters.top_k:
+            ordered[parameters.top_k :] = 0
+        if parameters.top_p < 1:
+            before = ordered.cumsum(-1) - ordered
+            ordered[before >= parameters.top_p * ordered.sum()] = 0
+            ordered[0] = shares[ids[0]]
+        shares = torch.zeros_like(shares).scatter_(0, ids, ordered)
+    if parameters.min_p:
+        shares = torch.where(shares < parameters.min_p * shares.max(), 0.0, shares)
+    return shares
+
+
+def _pick(shares: torch.Tensor, point: float) -> int:
+    """Return the first token at which the sum of shares exceeds a point between 0 and 1."""
+    sums = shares.cumsum(-1)
+    token = int(torch.searchsorted(sums, sums[-1] * point, right=True))
+    if token < len(shares):
+        return token
+    return int(shares.nonzero()[-1])  # The product was rounded up to the whole sum.
+
+
+def _report(logits: torch.Tensor, token: int, count: int | None) -> Choice:
+    if count is None:
+        return Choice(token)
+    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    values, ids = torch.topk(logprobs, min(count, len(logprobs)))
+    top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return Choice(token, float(logprobs[token]), top)

@@ -1,0 +1,157 @@
+"""Filters equal those of Transformers; ids, seed and place alone decide a draw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from sllm.core.errors import NumericalError
+from sllm.core.sampling import SamplingParameters
+from sllm.runtime.sampler import Choice, choose
+
+VOCABULARY = 40
+
+
+def _logits(seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(VOCABULARY, generator=generator) * 3
+
+
+def _choose(
+    logits: torch.Tensor,
+    prompt: list[int] | None = None,
+    answer: list[int] | None = None,
+    **asked: Any,
+) -> Choice:
+    parameters = SamplingParameters(**{"seed": 0, "max_tokens": 9, **asked})
+    return choose(logits, parameters, prompt=prompt or [], answer=answer or [])
+
+
+def _reachable(logits: torch.Tensor, count: int = 3000, **asked: Any) -> dict[int, int]:
+    drawn: dict[int, int] = {}
+    for seed in range(count):
+        token = _choose(logits, seed=seed, **asked).token
+        drawn[token] = drawn.get(token, 0) + 1
+    return drawn
+
+
+@pytest.mark.parametrize(
+    ("asked", "theirs"),
+    [
+        ({}, []),
+        ({"temperature": 0.5}, [TemperatureLogitsWarper(0.5)]),
+        ({"top_k": 5}, [TopKLogitsWarper(5)]),
+        ({"top_p": 0.8}, [TopPLogitsWarper(0.8)]),
+        ({"min_p": 0.1}, [MinPLogitsWarper(0.1)]),
+        (
+            {"temperature": 2.0, "top_k": 12, "top_p": 0.7, "min_p": 0.2},
+            [
+                TemperatureLogitsWarper(2.0),
+                TopKLogitsWarper(12),
+                TopPLogitsWarper(0.7),
+                MinPLogitsWarper(0.2),
+            ],
+        ),
+    ],
+)
+def test_draws_follow_the_distribution_that_transformers_samples(
+    asked: dict[str, Any], theirs: list[Any]
+) -> None:
+    logits, count = _logits(), 3000
+    process: Any = LogitsProcessorList(theirs)
+    scores = process(torch.zeros(1, 1, dtype=torch.long), logits[None].clone())
+    expected = torch.softmax(scores[0], dim=-1) * count
+    drawn = _reachable(logits, count, **asked)
+    assert all(expected[token] > 0 for token in drawn)
+    likely = [token for token in range(VOCABULARY) if expected[token] >= 5]
+    found = sum((drawn.get(t, 0) - float(expected[t])) ** 2 / float(expected[t]) for t in likely)
+    assert found < 3 * len(likely) + 10
+
+
+def test_without_temperature_the_likeliest_is_taken_and_the_first_of_equals() -> None:
+    logits = _logits()
+    assert _choose(logits, temperature=0).token == int(logits.argmax())
+    assert _choose(torch.zeros(7), temperature=0).token == 0
+
+
+@pytest.mark.parametrize("asked", [{"top_k": 1}, {"top_p": 0.0}, {"min_p": 1.0}])
+def test_the_narrowest_filters_leave_the_likeliest(asked: dict[str, Any]) -> None:
+    logits = _logits()
+    assert _reachable(logits, 50, **asked).keys() == {int(logits.argmax())}
+
+
+def test_the_repeat_penalty_is_that_of_transformers() -> None:
+    logits, prompt = _logits(3), [1, 5, 5, 9]
+    process = RepetitionPenaltyLogitsProcessor(1.7)
+    expected = process(torch.tensor([prompt]), logits[None].clone())[0]
+    raw = torch.full((VOCABULARY,), -1e4)
+    for token in (1, 5, 9, 2):
+        one = torch.where(torch.arange(VOCABULARY) == token, logits, raw)
+        other = torch.where(torch.arange(VOCABULARY) == token, expected, raw)
+        for bias in (-0.05, 0.05):  # Found by weighing it against a token that is not penalised.
+            level = float(other[token]) + bias
+            one[30] = level
+            chosen = _choose(one, prompt, temperature=0, repeat_penalty=1.7).token
+            assert chosen == (30 if bias > 0 else token)
+
+
+def test_penalties_look_where_they_say() -> None:
+    logits = torch.zeros(6)
+    logits[2], logits[3] = 1.0, 0.9
+    greedy: dict[str, Any] = {"temperature": 0}
+    assert _choose(logits, [2], [], **greedy, presence_penalty=1.0).token == 2
+    assert _choose(logits, [], [2], **greedy, presence_penalty=1.0).token == 3
+    assert _choose(logits, [], [2], **greedy, frequency_penalty=0.06).token == 2
+    assert _choose(logits, [], [2, 2], **greedy, frequency_penalty=0.06).token == 3
+    assert _choose(logits, [2], [4, 4], **greedy, repeat_penalty=2.0, repeat_window=2).token == 2
+    assert _choose(logits, [2], [4, 4], **greedy, repeat_penalty=2.0, repeat_window=3).token == 3
+    assert _choose(logits, [2], [4], **greedy, repeat_penalty=2.0, repeat_window=0).token == 2
+
+
+def test_a_bias_forces_and_forbids() -> None:
+    logits = _logits()
+    assert _choose(logits, logit_bias={17: 100.0}).token == 17
+    best = int(logits.argmax())
+    assert best not in _reachable(logits, 200, logit_bias={best: -100.0})
+    assert _choose(logits, temperature=0, logit_bias={10**6: 5.0}).token == best
+
+
+def test_logprobs_are_the_model_s_own() -> None:
+    logits = _logits()
+    expected = torch.log_softmax(logits, dim=-1)
+    found = _choose(logits, temperature=0.1, logprobs=3, logit_bias={17: 100.0})
+    assert found.token == 17
+    assert found.logprob == pytest.approx(float(expected[17]))
+    values, ids = expected.topk(3)
+    assert [id_ for id_, _ in found.top] == ids.tolist()
+    assert [value for _, value in found.top] == pytest.approx(values.tolist())
+    assert _choose(logits, logprobs=0).top == ()
+    assert _choose(logits).logprob is None
+
+
+def test_a_draw_is_a_function_of_ids_seed_and_place() -> None:
+    logits = _logits()
+    at = {place: _choose(logits, [1] * place, seed=5).token for place in range(60)}
+    assert len(set(at.values())) > 3
+    for place, token in at.items():
+        split = place // 2
+        again = _choose(logits, [1] * split, [1] * (place - split), seed=5)
+        assert again.token == token
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_an_error(value: float) -> None:
+    logits = _logits()
+    logits[3] = value
+    with pytest.raises(NumericalError):
+        _choose(logits)
