@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "codec/codec.hpp"
+#include "io/request_checks.hpp"
 #include "shim/peer_access.hpp"
 
 namespace sllm::io {
@@ -59,11 +60,15 @@ void Deliveries::finish() {
 void Deliveries::deliver(std::size_t index) {
   const TransferPlan::Step& step = plan_.steps[index];
   if (!has_begun_.exchange(true)) begin_ = std::chrono::steady_clock::now();
+  const int from = source_device(index);
+  if (from != cuda::kHostMemory && (step.task_count != 0 || step.group_count != 0)) {
+    refuse("step", index, "its buffer is device memory, which can only be copied, and to GPUs");
+  }
   if (step.task_count != 0) {
     host_work_.add({&plan_.tasks[step.first_task], step.task_count});
     events_.host_work_changed();
   }
-  if (step.copy_count != 0) send_copies(index);
+  if (step.copy_count != 0) send_copies(index, from);
   for (std::size_t i = 0; i < step.group_count; ++i) {
     const TransferPlan::SegmentGroup& group = plan_.groups[step.first_group + i];
     const lanes::Job job{.step = index,
@@ -72,11 +77,14 @@ void Deliveries::deliver(std::size_t index) {
   }
 }
 
-void Deliveries::send_copies(std::size_t index) {
+// What was read is the host's; what was there already may be another arena in device memory.
+int Deliveries::source_device(std::size_t step) const {
+  if (plan_.steps[step].has_reads || links_ == nullptr) return cuda::kHostMemory;
+  return cuda::memory_device(reinterpret_cast<cuda::DevicePointer>(request_.steps[step].buffer));
+}
+
+void Deliveries::send_copies(std::size_t index, int from) {
   const TransferPlan::Step& step = plan_.steps[index];
-  // What was read is the host's; what was there already may be another arena in device memory.
-  const auto buffer = reinterpret_cast<cuda::DevicePointer>(request_.steps[index].buffer);
-  const int from = step.has_reads ? cuda::kHostMemory : cuda::memory_device(buffer);
   std::vector<lanes::Job> jobs;
   for (std::size_t i = 0; i < step.copy_count; ++i) {
     const TransferPlan::Copy& copy = plan_.copies[step.first_copy + i];

@@ -58,7 +58,8 @@ class Deliveries {
   };
 
   void make_links();
-  void send_copies(std::size_t step);
+  int source_device(std::size_t step) const;
+  void send_copies(std::size_t step, int from);
   void run_task(const HostTask& task);
   void delivered(std::size_t step, std::uint64_t bytes);
   void find_corrupt(std::size_t step, std::span<const lanes::CodedSegment> segments);

@@ -86,6 +86,28 @@ def host_and_device_sources_mix(directory: Path) -> None:
     assert device_bytes(target) == content
 
 
+def device_memory_is_neither_decoded_nor_copied_to_the_host(_: Path) -> None:
+    source = arena_with(0, bytes(MIB))
+    host = native.HostBuffer(MIB)
+    for decodes, copies in (
+        ([], [(0, 0, 0, MIB, 0), (0, 1, 0, MIB, 0)]),
+        ([(0, 0, 0, 1000, 900, 0)], []),
+    ):
+        with pytest.raises(ValueError, match="step 0: its buffer is device memory"):
+            native.run_transfer(
+                [],
+                [(source.address, -1)],
+                [],
+                copies,
+                [(0, source.address), (-1, host.address)],
+                decodes=decodes,
+                mode="auto",
+                threads=2,
+                control=native.Control(),
+            )
+    assert fake().fake_cuda_live_streams() == fake().fake_cuda_live_events() == 0
+
+
 def a_failing_copy_fails_the_transfer(_: Path) -> None:
     source = arena_with(0, bytes(4 * MIB))
     target = native.DeviceBuffer(1, 4 * MIB)

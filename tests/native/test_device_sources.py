@@ -20,6 +20,10 @@ def test_host_and_device_sources_mix(run_case: Run) -> None:
     run_case(f"{CASES}:host_and_device_sources_mix", FAKE_CUDA_COPY_DELAY_US="200")
 
 
+def test_device_memory_is_neither_decoded_nor_copied_to_the_host(run_case: Run) -> None:
+    run_case(f"{CASES}:device_memory_is_neither_decoded_nor_copied_to_the_host")
+
+
 # The second attribute asked for is the ordinal of what is known to be device memory.
 @pytest.mark.parametrize(
     "failure", ["cuMemcpyPeerAsync", "cuPointerGetAttribute:2", "cuDeviceCanAccessPeer"]
