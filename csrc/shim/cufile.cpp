@@ -120,10 +120,19 @@ class StandardInputGuard {
   Descriptor saved_;
 };
 
+bool is_set(const char* variable) {
+  return variable != nullptr && *variable != '\0';
+}
+
 // Null with the first failure's reason: the others say less.
 void* open_library(std::string& reason) {
   const char* configured = std::getenv("SLLM_CUFILE_LIBRARY");
-  const bool is_configured = configured != nullptr && *configured != '\0';
+  const bool is_configured = is_set(configured);
+  // cuFile finds the driver by itself; cuFile 1.20 was seen to hang where the system has none.
+  if (!is_configured && is_set(std::getenv("SLLM_CUDA_LIBRARY"))) {
+    reason = "no cuFile: SLLM_CUDA_LIBRARY is set, and SLLM_CUFILE_LIBRARY is not";
+    return nullptr;
+  }
   for (const char* name : {is_configured ? configured : "libcufile.so.0", "libcufile.so",
                            "/usr/local/cuda/lib64/libcufile.so.0"}) {
     void* library = ::dlopen(name, RTLD_NOW | RTLD_LOCAL);

@@ -91,5 +91,14 @@ def test_without_a_driver_the_reason_is_the_driver_s() -> None:
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
 
 
+def test_a_driver_that_was_chosen_gets_no_cufile_of_the_system(fake_cuda: Path) -> None:
+    code = (
+        "from sllm_store import native\n"
+        "assert 'SLLM_CUFILE_LIBRARY is not' in native.cufile_unavailable_reason()\n"
+    )
+    environment = os.environ | {"SLLM_CUDA_LIBRARY": str(fake_cuda), "SLLM_CUFILE_LIBRARY": ""}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+
+
 def test_it_has_no_queue() -> None:
     assert not native.has_queues("cufile")
