@@ -16,7 +16,10 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from sllm_store import native
+from sllm_store.checkpoint.dtype import contiguous_bytes
+from sllm_store.checkpoint.writer import CheckpointWriter
 from sllm_store.client import SllmStoreClient
+from tests.checkpoint_memory import Memory, weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,12 +123,37 @@ def random_tensors(count: int, size_bytes: int, *, seed: int = 0) -> dict[str, b
     return {f"layers.{i}.w": random.randbytes(size_bytes + 13 * i) for i in range(count)}
 
 
-def read_tensors(loaded: Loaded) -> dict[str, bytes]:
-    """Return the bytes of every tensor of a host load."""
-    arena = loaded.arenas[0]
-    assert isinstance(arena, native.HostBuffer | native.PoolMapping)
-    memory = (ctypes.c_char * arena.size).from_address(arena.address).raw
-    return {t.name: memory[t.offset_bytes : t.offset_bytes + t.shape[0]] for t in loaded.tensors}
+def weight_tensors(count: int, size_bytes: int) -> dict[str, bytes]:
+    """Return 16-bit floats: weights that compress, and of each third one only the first half."""
+    tensors = {}
+    for number in range(count):
+        size = size_bytes // 2 * 2 + 26 * number
+        content = weights(size // 2, seed=number)
+        if number % 3 == 2:
+            content = content[: size // 2] + Random(number).randbytes(size - size // 2)
+        tensors[f"layers.{number}.w"] = content
+    return tensors | {"norm": weights(100), "small": b"12345678"}
+
+
+def write_checkpoint(directory: Path, tensors: dict[str, bytes], *, compress: bool) -> None:
+    """Write a checkpoint of ours, all of bfloat16."""
+    memory = Memory()
+    with CheckpointWriter(directory, compress=compress) as writer:
+        writer.write(
+            [memory.tensor(name, content, "bfloat16") for name, content in tensors.items()]
+        )
+
+
+def read_tensors(loaded: Loaded, *, arena: int = 0) -> dict[str, bytes]:
+    """Return the bytes of every tensor in a host arena."""
+    buffer = loaded.arenas[arena]
+    assert isinstance(buffer, native.HostBuffer | native.PoolMapping)
+    memory = (ctypes.c_char * buffer.size).from_address(buffer.address).raw
+    return {
+        t.name: memory[t.offset_bytes : t.offset_bytes + contiguous_bytes(t.dtype, t.shape)]
+        for t in loaded.tensors
+        if t.arena == arena
+    }
 
 
 def open_descriptors(pid: int) -> int:

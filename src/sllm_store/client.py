@@ -27,6 +27,7 @@ from sllm_store.errors import (
     UnauthenticatedError,
 )
 from sllm_store.proto import storage_pb2 as pb, storage_pb2_grpc as rpc
+from sllm_store.tiers.decoding import map_host, with_decoding
 from sllm_store.tiers.device import allocate_device, device_ordinal
 from sllm_store.tiers.leased import take_lease
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from sllm_store.checkpoint.loaded import ArenaMemory
     from sllm_store.checkpoint.plan import PlacedTensor
+    from sllm_store.tiers.watching import OnProgress
 
 ERROR_KEY = "sllm-error"
 CALL_TIMEOUT_S = 60.0
@@ -67,12 +69,14 @@ class ResidentInfo:
 class ModelInfo:
     """A checkpoint as the store lists it. `error` says why a broken one cannot be loaded.
 
+    `size_bytes` is what its tensors take in memory, `stored_bytes` what its files have of that;
     `pinned` is in the host pool; `leases` are in the pool and in GPU memory.
     """
 
     name: str
     format: str
     size_bytes: int
+    stored_bytes: int
     host_bytes: int
     pinned: bool
     leases: int
@@ -247,6 +251,7 @@ class SllmStoreClient:
                 name=model.name,
                 format=model.format,
                 size_bytes=model.size_bytes,
+                stored_bytes=model.stored_bytes,
                 host_bytes=model.host_bytes,
                 pinned=model.pinned,
                 leases=model.leases,
@@ -317,9 +322,10 @@ class SllmStoreClient:
         """Plan and load in one call, and map what the store has."""
         with self._loading(request) as events:
             first = next(events)
-            done = _follow(itertools.chain([first], events), on_progress)
+            on_event = with_decoding(on_progress, first.plan.arenas)
+            done = _follow(itertools.chain([first], events), on_event)
             own: list[ArenaMemory | None] = [None] * len(first.plan.arenas)
-            arenas = _map_arenas(first.plan, done, own)
+            arenas = _map_arenas(first.plan, done, own, on_progress)
         return self._loaded(first.plan, arenas, from_columns(first.plan.tensors), done.tier)
 
     def _load_copied(
@@ -343,8 +349,8 @@ class SllmStoreClient:
         )
         with self._loading(request) as events:
             tensors = from_columns(planned.tensors)  # While the bytes move.
-            done = _follow(events, on_progress)
-            arenas = _map_arenas(planned, done, list(buffers))
+            done = _follow(events, with_decoding(on_progress, planned.arenas))
+            arenas = _map_arenas(planned, done, list(buffers), on_progress)
         return self._loaded(planned, arenas, tensors, done.tier)
 
     @contextmanager
@@ -395,7 +401,9 @@ def _follow(events: Any, on_progress: Callable[[int, int], None] | None) -> Any:
     raise StoreError("the store ended a load without saying how: see its log")
 
 
-def _map_arenas(planned: Any, done: Any, own: list[ArenaMemory | None]) -> list[ArenaMemory | None]:
+def _map_arenas(
+    planned: Any, done: Any, own: list[ArenaMemory | None], on_progress: OnProgress | None
+) -> list[ArenaMemory | None]:
     """Map the arenas of a finished load that are not the client's own; the lease is theirs."""
     if not done.lease:
         return own
@@ -405,7 +413,7 @@ def _map_arenas(planned: Any, done: Any, own: list[ArenaMemory | None]) -> list[
             if own[index] is not None or not arena.size_bytes:
                 continue
             if arena.device == CPU:
-                own[index] = lease.map_pool(done.chunk_size, done.chunks, arena.size_bytes)
+                own[index] = map_host(lease, done, arena, on_progress)
             else:
                 own[index] = lease.map_device(arena.device, next(shared).ipc_handle)
     return own

@@ -1,14 +1,13 @@
 """Load a checkpoint inside this process, without a store: files -> pinned ring -> devices.
 
-For a host arena the ring disappears: reads land where the tensors will be. For a device the ring
-is RING_CHUNKS pinned chunks, so a load pins 256 MiB whatever the size of the model.
+For a host arena the ring disappears: reads land where the tensors will be, unless they have to be
+decoded. For a device the ring is RING_CHUNKS pinned chunks, so a load pins 256 MiB whatever the
+size of the model.
 """
 
 from __future__ import annotations
 
 import os
-import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from sllm_store import native
@@ -16,17 +15,18 @@ from sllm_store.checkpoint.layout import plan_image
 from sllm_store.checkpoint.loaded import Loaded
 from sllm_store.checkpoint.plan import plan_load
 from sllm_store.checkpoint.reader import open_checkpoint
-from sllm_store.errors import DeadlineError
 from sllm_store.tiers.device import allocate_device, device_error, device_ordinal
 from sllm_store.tiers.direct_storage import choose_mode
 from sllm_store.tiers.transfer import (
+    HOST_DEVICE,
     Target,
     TransferPlan,
     cut_image,
-    cut_pieces,
+    cut_targets,
     open_files,
     run_plan,
 )
+from sllm_store.tiers.watching import run_watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 32 << 20
 RING_CHUNKS = 8
-PROGRESS_INTERVAL_S = 0.1
 
 
 def load_checkpoint(
@@ -59,31 +58,27 @@ def load_checkpoint(
     checkpoint = open_checkpoint(path)
     plan = plan_load(checkpoint, plan_image(checkpoint, CHUNK_BYTES), device_map)
     arenas = _allocate(plan)
-    host = next((arena for arena in arenas if isinstance(arena, native.HostBuffer)), None)
-    targets = [
-        Target(device=arena.device, address=arena.address, pieces=placed.pieces)
-        for arena, placed in zip(arenas, plan.arenas, strict=True)
-        if isinstance(arena, native.DeviceBuffer)
-    ]
+    # What is compressed cannot be read in place: then the host is a target as any other.
+    in_place = () if checkpoint.is_compressed else arenas
+    host = next((arena for arena in in_place if isinstance(arena, native.HostBuffer)), None)
+    targets = _targets(plan, arenas, host)
     files = open_files(checkpoint)
     only_copies = host is None and not checkpoint.is_compressed
     mode = choose_mode(mode, files, only_copies=only_copies)
     ring = None
     if host is None and targets:
-        ring = _ring(plan, pinned=mode != "cufile")
+        on_gpu = any(target.device != HOST_DEVICE for target in targets)
+        ring = _ring(plan, pinned=on_gpu and mode != "cufile")
     transfer = _plan_transfer(plan, targets, host, ring)
     control = native.Control()
     workers = threads or min(16, 2 * (os.cpu_count() or 4))
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        running = executor.submit(
-            run_plan, transfer, files, targets, mode=mode, threads=workers, control=control
-        )
-        try:
-            _watch(control, transfer.bytes_total, running.done, timeout_s, on_progress=on_progress)
-            running.result()
-        except BaseException:
-            control.cancel()
-            raise
+    run_watched(
+        lambda: run_plan(transfer, files, targets, mode=mode, threads=workers, control=control),
+        control,
+        bytes_total=transfer.bytes_total,
+        timeout_s=timeout_s,
+        on_progress=on_progress,
+    )
     checkpoint.require_unchanged()
     return Loaded(
         arenas=tuple(arenas),
@@ -110,6 +105,24 @@ def _allocate(plan: LoadPlan) -> list[native.HostBuffer | native.DeviceBuffer | 
     return arenas
 
 
+def _targets(
+    plan: LoadPlan,
+    arenas: list[native.HostBuffer | native.DeviceBuffer | None],
+    host: native.HostBuffer | None,
+) -> list[Target]:
+    """Return the arenas that are delivered to: all but a host's that is read in place."""
+    return [
+        Target(
+            device=arena.device if isinstance(arena, native.DeviceBuffer) else HOST_DEVICE,
+            address=arena.address,
+            pieces=placed.pieces,
+            decodes=placed.decodes,
+        )
+        for arena, placed in zip(arenas, plan.arenas, strict=True)
+        if arena is not None and arena is not host
+    ]
+
+
 def _ring(plan: LoadPlan, *, pinned: bool) -> native.HostBuffer:
     """Allocate the ring, no larger than the image. Where cuFile reads, nothing touches it."""
     size_bytes = min(RING_CHUNKS * CHUNK_BYTES, plan.image.size_bytes)
@@ -125,17 +138,17 @@ def _plan_transfer(
     host: native.HostBuffer | None,
     ring: native.HostBuffer | None,
 ) -> TransferPlan:
-    """Read every chunk once: in place on the host, or through the ring to the devices."""
+    """Read every chunk once: in place on the host, or through the ring to the targets."""
     chunked = cut_image(plan.image, CHUNK_BYTES)
-    copies = cut_pieces(targets, CHUNK_BYTES, chunked.chunks_total)
+    moves = cut_targets(targets, chunked)
     transfer = TransferPlan()
     slots: list[int] = [-1] * RING_CHUNKS
     used = 0
     for chunk, reads in enumerate(chunked.reads):
         if host is not None:
             address = host.address + chunk * CHUNK_BYTES
-            transfer.add(address, reads=reads, copies=copies[chunk])
-        elif copies[chunk]:
+            transfer.add(address, reads=reads, moves=moves[chunk])
+        elif moves[chunk].is_any:
             assert ring is not None
             slot = used % RING_CHUNKS
             used += 1
@@ -143,28 +156,6 @@ def _plan_transfer(
                 ring.address + slot * CHUNK_BYTES,
                 after=slots[slot],
                 reads=reads,
-                copies=copies[chunk],
+                moves=moves[chunk],
             )
     return transfer
-
-
-def _watch(
-    control: native.Control,
-    bytes_total: int,
-    is_done: Callable[[], bool],
-    timeout_s: float | None,
-    *,
-    on_progress: Callable[[int, int], None] | None,
-) -> None:
-    """Report progress until the transfer is done; raise DeadlineError when it takes too long."""
-    deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-    bytes_done = 0
-    while bytes_done < bytes_total and not is_done():
-        wait_s = PROGRESS_INTERVAL_S
-        if deadline_s is not None:
-            wait_s = min(wait_s, deadline_s - time.monotonic())
-            if wait_s <= 0:
-                raise DeadlineError(f"the load did not end within {timeout_s} s")
-        bytes_done = control.wait(bytes_done, wait_s)
-        if on_progress is not None:
-            on_progress(bytes_done, bytes_total)

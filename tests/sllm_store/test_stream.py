@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sllm_store import native
+from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.errors import (
     CheckpointNotFoundError,
+    ChecksumError,
     DeadlineError,
     DeviceError,
     InvalidCheckpointError,
@@ -15,7 +18,13 @@ from sllm_store.errors import (
     ReadError,
 )
 from sllm_store.stream import load_checkpoint
-from tests.store_process import random_tensors, read_tensors, write_upstream
+from tests.store_process import (
+    random_tensors,
+    read_tensors,
+    weight_tensors,
+    write_checkpoint,
+    write_upstream,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,3 +86,44 @@ def test_a_file_cut_short_is_an_error(model: Path) -> None:
         file.truncate(20_000_000)
     with pytest.raises((ReadError, InvalidCheckpointError), match=r"tensor\.data_0|layers"):
         load_checkpoint(model, {})
+
+
+@pytest.fixture
+def compressed(tmp_path: Path) -> Path:
+    write_checkpoint(tmp_path / "c", weight_tensors(9, 5_000_000), compress=True)
+    assert open_checkpoint(tmp_path / "c").is_compressed
+    return tmp_path / "c"
+
+
+@pytest.mark.parametrize("mode", ["auto", "buffered", "direct", "io_uring"])
+def test_a_compressed_checkpoint_is_decoded_in_every_mode(compressed: Path, mode: str) -> None:
+    loaded = load_checkpoint(compressed, {}, mode=mode, threads=3)
+    assert read_tensors(loaded) == weight_tensors(9, 5_000_000)
+    assert isinstance(loaded.arenas[0], native.HostBuffer)
+    assert all(tensor.offset_bytes % 256 == 0 for tensor in loaded.tensors)
+
+
+def test_progress_counts_bytes_after_decoding(compressed: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    load_checkpoint(compressed, {}, on_progress=lambda done, total: seen.append((done, total)))
+    raw_bytes = sum(map(len, weight_tensors(9, 5_000_000).values()))
+    assert seen[-1][0] == seen[-1][1]
+    assert raw_bytes <= seen[-1][1] < raw_bytes + 4096
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_a_corrupt_segment_is_an_error(compressed: Path) -> None:
+    segment = open_checkpoint(compressed).extents[4].segments[2]
+    with (compressed / "tensor.data_0").open("r+b") as file:
+        file.seek(segment.offset)
+        file.write(b"????")
+    with pytest.raises(ChecksumError, match=r"corrupt.*verify the checkpoint"):
+        load_checkpoint(compressed, {})
+
+
+def test_a_compressed_checkpoint_of_nothing_but_empty_tensors_is_an_ordinary_one(
+    tmp_path: Path,
+) -> None:
+    write_checkpoint(tmp_path / "e", {"a": b"", "b": b""}, compress=True)
+    loaded = load_checkpoint(tmp_path / "e", {})
+    assert [tensor.shape for tensor in loaded.tensors] == [(0,), (0,)]

@@ -51,6 +51,7 @@ TESTED_THROUGH = {
     "sllm_store/server/structured_log.py": "server/test_serve.py",
     "sllm_store/tiers/device.py": "server/test_serve.py",
     "sllm_store/tiers/leased.py": "server/test_service.py",
+    "sllm_store/tiers/watching.py": "test_stream.py",
     "sllm_store/torch/dtypes.py": "torch/test_views.py",
     "sllm_store/transformers/fill.py": "transformers/test_load.py",
     "sllm_store/transformers/internals.py": "transformers/test_load.py",

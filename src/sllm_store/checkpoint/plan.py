@@ -50,11 +50,6 @@ def plan_load(checkpoint: Checkpoint, image: Image, device_map: Mapping[str, str
     where the map sends it to another device. Raises InvalidRequestError naming a tensor that no
     entry matches.
     """
-    if checkpoint.is_compressed:
-        raise InvalidRequestError(
-            f"{checkpoint.path} is compressed, and this version cannot load that yet: save it "
-            "without --compress"
-        )
     chosen = _choose(checkpoint, device_map or {"": CPU})
     devices = tuple(dict.fromkeys(chosen.devices))
     numbers = list(map({device: i for i, device in enumerate(devices)}.__getitem__, chosen.devices))

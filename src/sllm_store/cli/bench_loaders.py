@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sllm_store import native
+from sllm_store.checkpoint.decoding import read_extent
 from sllm_store.checkpoint.dtype import ITEM_SIZES
 from sllm_store.errors import ChecksumError
 from sllm_store.stream import load_checkpoint
@@ -16,11 +17,11 @@ from sllm_store.tiers.device import device_ordinal
 from sllm_store.tiers.transfer import open_files
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from sllm_store.checkpoint.loaded import ArenaMemory, Loaded
-    from sllm_store.checkpoint.model import Checkpoint, Tensor
+    from sllm_store.checkpoint.model import Checkpoint, Extent, Tensor
     from sllm_store.client import SllmStoreClient
 
 _THREADS = 4
@@ -234,10 +235,18 @@ class _OnDisk:
 def _read_tensors(checkpoint: Checkpoint, files: list[native.File]) -> list[_OnDisk]:
     """Return the checksum of every tensor's bytes, read from the files."""
     by_file: dict[int, list[str]] = {}
+    coded: dict[int, list[str]] = {}
     tensors = checkpoint.all_tensors()
     for name, tensor in tensors.items():
-        by_file.setdefault(checkpoint.extents[tensor.extent].file, []).append(name)
+        extent = checkpoint.extents[tensor.extent]
+        if extent.segments:
+            coded.setdefault(tensor.extent, []).append(name)
+        else:
+            by_file.setdefault(extent.file, []).append(name)
     read: list[_OnDisk] = []
+    for number, names in coded.items():
+        extent = checkpoint.extents[number]
+        read += _read_decoded(extent, files[extent.file], [tensors[name] for name in names])
     for number, names in by_file.items():
         ranges = [_range(checkpoint, tensors[name]) for name in names]
         checksums = native.checksum_ranges(
@@ -250,8 +259,23 @@ def _read_tensors(checkpoint: Checkpoint, files: list[native.File]) -> list[_OnD
     return read
 
 
+def _read_decoded(extent: Extent, file: native.File, tensors: list[Tensor]) -> Iterator[_OnDisk]:
+    """Yield the checksum of every tensor of a compressed extent."""
+    memory = native.HostBuffer(extent.size_bytes)
+    read_extent(file, extent, memory.address)
+    for tensor in tensors:
+        start, size_bytes = _span(tensor)
+        checksum = native.crc32c(memory.address + start, size_bytes)
+        yield _OnDisk(tensor.name, size_bytes, checksum)
+
+
 def _range(checkpoint: Checkpoint, tensor: Tensor) -> tuple[int, int]:
     """Return the offset and size of a tensor's bytes in its file."""
-    start = 0 if tensor.is_blocks else tensor.storage_offset * ITEM_SIZES[tensor.dtype]
-    size_bytes = max(tensor.span_bytes() - start, 0)
+    start, size_bytes = _span(tensor)
     return checkpoint.extents[tensor.extent].offset + start, size_bytes
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Return the offset and size of a tensor's bytes in its extent."""
+    start = 0 if tensor.is_blocks else tensor.storage_offset * ITEM_SIZES[tensor.dtype]
+    return start, max(tensor.span_bytes() - start, 0)

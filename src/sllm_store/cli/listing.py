@@ -96,6 +96,7 @@ def _read_models(root: Path) -> list[dict[str, Any]]:
                 "name": name,
                 "format": checkpoint.format,
                 "size_bytes": checkpoint.size_bytes,
+                "stored_bytes": checkpoint.stored_bytes,
                 "tensors": len(checkpoint.tensors),
                 "error": "",
             }
@@ -118,8 +119,14 @@ def _row(model: dict[str, Any]) -> tuple[object, ...]:
         format_size(model["host_bytes"]) if model.get("host_bytes") else "-",
         format_size(on_gpus) if on_gpus else "-",
         model.get("leases") or "-",
-        ", ".join(pins),
+        ", ".join([*pins, *_compression(model)]),
     )
+
+
+def _compression(model: dict[str, Any]) -> list[str]:
+    if model["stored_bytes"] == model["size_bytes"]:
+        return []
+    return [f"compressed to {model['stored_bytes'] / model['size_bytes']:.1%}"]
 
 
 def _describe(found: Found, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -134,7 +141,9 @@ def _describe(found: Found, checkpoint: Checkpoint) -> dict[str, Any]:
         "name": found.name,
         "path": str(found.path),
         "format": checkpoint.format,
+        "encoding": checkpoint.encoding,
         "size_bytes": checkpoint.size_bytes,
+        "stored_bytes": checkpoint.stored_bytes,
         "tiers": {
             "resident": [asdict(arena) for arena in served.resident] if served else [],
             "host_bytes": served.host_bytes if served else 0,
@@ -194,6 +203,7 @@ def _say_described(described: dict[str, Any]) -> None:
             ("name", described["name"]),
             ("path", described["path"]),
             ("format", described["format"]),
+            ("encoding", ", ".join([described["encoding"], *_compression(described)])),
             ("size", f"{format_size(described['size_bytes'])} in tensors"),
             *(("in GPU memory", _describe_arena(arena)) for arena in tiers["resident"]),
             ("in the host pool", in_pool),

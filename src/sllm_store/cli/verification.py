@@ -43,7 +43,8 @@ def verify(
 ) -> None:
     """Check every byte of a checkpoint.
 
-    All of it is read from disk and compared with what was saved. Exits with 1 if a byte is wrong
+    All of it is read from disk and compared with what was saved; what is compressed is compared as
+    it is stored, and again decoded. Exits with 1 if a byte is wrong
     or cannot be read.
     """
     from sllm_store.checkpoint.verify import verify_checkpoint
@@ -54,7 +55,7 @@ def verify(
     with progress(f"verifying {found.name}") as on_progress:
         report = run_watched(
             lambda control: verify_checkpoint(checkpoint, threads=threads, control=control),
-            bytes_total=checkpoint.size_bytes,
+            bytes_total=checkpoint.stored_bytes,
             on_progress=on_progress,
         )
     if as_json:
@@ -72,6 +73,7 @@ def _described(name: str, report: Report) -> dict[str, object]:
         "name": name,
         "good": not report.problems,
         "bytes_read": report.bytes_read,
+        "bytes_decoded": report.bytes_decoded,
         "extents_total": report.extents_total,
         "extents_compared": report.extents_compared,
         "problems": [

@@ -188,12 +188,26 @@ class PlanLoadResponse(_message.Message):
     def __init__(self, plan: _Optional[str] = ..., arenas: _Optional[_Iterable[_Union[Arena, _Mapping]]] = ..., aliases: _Optional[_Mapping[str, str]] = ..., format: _Optional[str] = ..., path: _Optional[str] = ..., tensors: _Optional[_Union[Tensors, _Mapping]] = ...) -> None: ...
 
 class Arena(_message.Message):
-    __slots__ = ("device", "size_bytes")
+    __slots__ = ("device", "size_bytes", "decoding")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DECODING_FIELD_NUMBER: _ClassVar[int]
     device: str
     size_bytes: int
-    def __init__(self, device: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+    decoding: Decoding
+    def __init__(self, device: _Optional[str] = ..., size_bytes: _Optional[int] = ..., decoding: _Optional[_Union[Decoding, _Mapping]] = ...) -> None: ...
+
+class Decoding(_message.Message):
+    __slots__ = ("image_bytes", "raw_bytes", "pieces", "decodes")
+    IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RAW_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PIECES_FIELD_NUMBER: _ClassVar[int]
+    DECODES_FIELD_NUMBER: _ClassVar[int]
+    image_bytes: int
+    raw_bytes: int
+    pieces: _containers.RepeatedScalarFieldContainer[int]
+    decodes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, image_bytes: _Optional[int] = ..., raw_bytes: _Optional[int] = ..., pieces: _Optional[_Iterable[int]] = ..., decodes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Tensors(_message.Message):
     __slots__ = ("names", "kind", "arena", "offset_bytes", "kinds", "buffers")
@@ -294,7 +308,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "format", "size_bytes", "host_bytes", "pinned", "leases", "tensors", "error", "resident")
+    __slots__ = ("name", "format", "size_bytes", "host_bytes", "pinned", "leases", "tensors", "error", "stored_bytes", "resident")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -303,6 +317,7 @@ class Model(_message.Message):
     LEASES_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    STORED_BYTES_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_FIELD_NUMBER: _ClassVar[int]
     name: str
     format: str
@@ -312,8 +327,9 @@ class Model(_message.Message):
     leases: int
     tensors: int
     error: str
+    stored_bytes: int
     resident: _containers.RepeatedCompositeFieldContainer[ResidentArena]
-    def __init__(self, name: _Optional[str] = ..., format: _Optional[str] = ..., size_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., pinned: bool = ..., leases: _Optional[int] = ..., tensors: _Optional[int] = ..., error: _Optional[str] = ..., resident: _Optional[_Iterable[_Union[ResidentArena, _Mapping]]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., format: _Optional[str] = ..., size_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., pinned: bool = ..., leases: _Optional[int] = ..., tensors: _Optional[int] = ..., error: _Optional[str] = ..., stored_bytes: _Optional[int] = ..., resident: _Optional[_Iterable[_Union[ResidentArena, _Mapping]]] = ...) -> None: ...
 
 class ResidentArena(_message.Message):
     __slots__ = ("device", "size_bytes", "pinned", "leases")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sllm_store import native
 from sllm_store.tiers.host import Claim, HostTier, Patience
 from sllm_store.tiers.resident import plan_copies
-from sllm_store.tiers.transfer import Target, TransferPlan, cut_pieces, open_files, run_plan
+from sllm_store.tiers.transfer import Moves, Target, TransferPlan, cut_targets, open_files, run_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -163,9 +163,8 @@ class Loader:
             assert source.memory is not None
             assert target.arena is not None
             copies = plan_copies(source.arena, target.arena, lambda e: extents[e].size_bytes)
-            plan.add(
-                source.memory.address, copies=[(index, into, size, at) for at, into, size in copies]
-            )
+            moves = Moves([(index, into, size, at) for at, into, size in copies], [])
+            plan.add(source.memory.address, moves=moves)
         if not plan.copies:
             return 0
         targets = [target for _, target in sourced]
@@ -216,13 +215,13 @@ class Loader:
         """Run one static plan: ready chunks first (they only copy), then those to read."""
         started_s = time.monotonic()
         chunked = entry.chunked
-        copies = cut.copies
+        moves = cut.moves
         plan = TransferPlan()
         if cut.targets:
             for chunk, pool_chunk in claim.ready.items():
-                plan.add(self._address(pool_chunk), copies=copies[chunk])
+                plan.add(self._address(pool_chunk), moves=moves[chunk])
         for chunk, pool_chunk in claim.kept.items():
-            plan.add(self._address(pool_chunk), reads=chunked.reads[chunk], copies=copies[chunk])
+            plan.add(self._address(pool_chunk), reads=chunked.reads[chunk], moves=moves[chunk])
         last_use = [-1] * len(claim.ring)
         for index, chunk in enumerate(claim.streamed):
             slot = index % len(claim.ring)
@@ -230,7 +229,7 @@ class Loader:
                 self._address(claim.ring[slot]),
                 after=last_use[slot],
                 reads=chunked.reads[chunk],
-                copies=copies[chunk],
+                moves=moves[chunk],
             )
         if not plan.steps:
             return _Moved(0, 0, time.monotonic() - started_s)
@@ -260,12 +259,12 @@ class _Cut:
 
     def __init__(self, targets: Sequence[Target], chunked: ChunkedImage) -> None:
         self.targets = targets
-        self.copies = cut_pieces(targets, chunked.chunk_bytes, chunked.chunks_total)
+        self.moves = cut_targets(targets, chunked)
 
     @property
     def wanted(self) -> list[int]:
         """The chunks that have something."""
-        return [chunk for chunk, pieces in enumerate(self.copies) if pieces]
+        return [chunk for chunk, moves in enumerate(self.moves) if moves.is_any]
 
 
 @dataclass(frozen=True, slots=True)

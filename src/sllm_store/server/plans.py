@@ -36,9 +36,17 @@ class PlannedLoad:
 
     @cached_property
     def bytes_total(self) -> int:
-        """Bytes to bring to devices, or of the image where there are none."""
+        """Bytes to bring to devices, or to the host where there are none; decoded ones."""
         moved = sum(arena.moved_bytes for _, arena in self.on_gpus)
-        return moved or self.plan.image.size_bytes
+        if moved or not self.plan.checkpoint.is_compressed:
+            return moved or self.plan.image.size_bytes
+        return sum(arena.moved_bytes for arena in self.plan.arenas)
+
+    def bytes_done(self, moved_bytes: int) -> int:
+        """How far a load is that moved so many bytes, on the scale of bytes_total."""
+        if self.on_gpus or not self.plan.checkpoint.is_compressed:
+            return moved_bytes
+        return moved_bytes * self.bytes_total // max(self.plan.image.size_bytes, 1)
 
     @cached_property
     def on_gpus(self) -> list[tuple[str, Arena]]:
@@ -70,7 +78,11 @@ class PlannedLoad:
         return pb.PlanLoadResponse(
             plan=self.plan_id,
             arenas=[
-                pb.Arena(device=device, size_bytes=arena.size_bytes)
+                pb.Arena(
+                    device=device,
+                    size_bytes=arena.size_bytes,
+                    decoding=_decoding(plan, arena) if device == CPU else None,
+                )
                 for device, arena in zip(plan.devices, plan.arenas, strict=True)
             ],
             tensors=to_columns(plan.tensors),
@@ -78,6 +90,18 @@ class PlannedLoad:
             format=checkpoint.format,
             path=str(checkpoint.directory),
         )
+
+
+def _decoding(plan: LoadPlan, arena: Arena) -> Any:
+    """Say how a client makes a host arena out of what is stored; None where that is the arena."""
+    if not plan.checkpoint.is_compressed:
+        return None
+    return pb.Decoding(
+        image_bytes=plan.image.size_bytes,
+        raw_bytes=arena.moved_bytes,
+        pieces=[number for piece in arena.pieces for number in piece],
+        decodes=[number for decode in arena.decodes for number in decode],
+    )
 
 
 class Plans:

@@ -119,7 +119,8 @@ class StoreService(rpc.StoreServicer):
         try:
             bytes_total = planned.bytes_total
             while not (await asyncio.wait({future}, timeout=PROGRESS_INTERVAL_S))[0]:
-                yield pb.LoadEvent(bytes_done=control.bytes_done, bytes_total=bytes_total)
+                bytes_done = planned.bytes_done(control.bytes_done)
+                yield pb.LoadEvent(bytes_done=bytes_done, bytes_total=bytes_total)
             result = future.result()
             delivered = True
             yield self._done_event(session, planned, result)
@@ -216,6 +217,7 @@ class StoreService(rpc.StoreServicer):
                     name=entry.name,
                     format=entry.checkpoint.format,
                     size_bytes=entry.checkpoint.size_bytes,
+                    stored_bytes=entry.checkpoint.stored_bytes,
                     tensors=len(entry.checkpoint.tensors),
                     host_bytes=residency.resident * self._engine.host.chunk_bytes
                     if residency

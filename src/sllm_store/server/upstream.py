@@ -151,6 +151,11 @@ def open_targets(entry: Entry, request: Any) -> tuple[ExitStack, list[Target]]:
     """
     if not request.chunks:
         raise InvalidRequestError("chunks is empty: name what to copy to which GPU")
+    if entry.checkpoint.is_compressed:
+        raise InvalidRequestError(
+            f"{entry.name} is compressed, and the offsets of this protocol are those of bytes "
+            "before that: save it without --compress, or load it by this store's own protocol"
+        )
     targets: list[Target] = []
     with ExitStack() as stack:
         for uuid, chunks in request.chunks.items():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sllm_store import native
 from sllm_store.disks import Comparison, disk_memory, disk_of
 from sllm_store.tiers.device import allocate_device
-from sllm_store.tiers.transfer import Target, TransferPlan, run_plan
+from sllm_store.tiers.transfer import Moves, Target, TransferPlan, run_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -117,8 +117,8 @@ class _RoundReader:
         plan = TransferPlan()
         for slot, place in enumerate(places):
             start = slot * self._chunk_bytes
-            copies = [(0, start, self._chunk_bytes, 0)]
-            plan.add(self._ring.address + start, reads=[(*place, 0)], copies=copies)
+            moves = Moves([(0, start, self._chunk_bytes, 0)], [])
+            plan.add(self._ring.address + start, reads=[(*place, 0)], moves=moves)
         target = Target(device=self._arena.device, address=self._arena.address, pieces=())
         run_plan(
             plan,

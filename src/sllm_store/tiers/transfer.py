@@ -8,16 +8,17 @@ copies run at 99 % of a PCIe 5 link) and numerous enough to overlap.
 
 from __future__ import annotations
 
+import errno
 import os
 from bisect import bisect_right
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sllm_store import native
 from sllm_store.disks import disk_memory, learning, read_use
-from sllm_store.errors import LoadCancelledError, ReadError
+from sllm_store.errors import ChecksumError, LoadCancelledError, ReadError
 from sllm_store.tiers.device import device_error
 from sllm_store.units import div_ceil
 
@@ -92,20 +93,37 @@ def cut_pieces(
     return copies
 
 
-def cut_decodes(
-    targets: Sequence[Target], chunk_bytes: int, chunks_total: int
-) -> list[list[tuple[int, int, int, int, int]]]:
-    """Return per chunk (target, device_offset, raw size, stored size, offset in the chunk).
+class Moves(NamedTuple):
+    """What goes from one chunk to targets, in the native core's form without the step.
 
-    A coded segment is whole in its chunk: the image is laid out so.
+    copies:  (target, device_offset, size, offset in the chunk)
+    decodes: (target, device_offset, raw size, stored size, offset in the chunk)
     """
-    decodes: list[list[tuple[int, int, int, int, int]]] = [[] for _ in range(chunks_total)]
+
+    copies: list[tuple[int, int, int, int]]
+    decodes: list[tuple[int, int, int, int, int]]
+
+    @property
+    def is_any(self) -> bool:
+        """Whether something goes anywhere."""
+        return bool(self.copies or self.decodes)
+
+
+NO_MOVES = Moves([], [])
+
+
+def cut_targets(targets: Sequence[Target], chunked: ChunkedImage) -> list[Moves]:
+    """Return what each chunk of an image gives to targets."""
+    moves = [
+        Moves(copies, [])
+        for copies in cut_pieces(targets, chunked.chunk_bytes, chunked.chunks_total)
+    ]
     for index, target in enumerate(targets):
         for image_offset, stored_bytes, raw_bytes, arena_offset in target.decodes:
-            chunk, offset = divmod(image_offset, chunk_bytes)
-            assert offset + stored_bytes <= chunk_bytes
-            decodes[chunk].append((index, arena_offset, raw_bytes, stored_bytes, offset))
-    return decodes
+            chunk, offset = divmod(image_offset, chunked.chunk_bytes)
+            assert offset + stored_bytes <= chunked.chunk_bytes, "the image keeps segments whole"
+            moves[chunk].decodes.append((index, arena_offset, raw_bytes, stored_bytes, offset))
+    return moves
 
 
 def _cut(start: int, size_bytes: int, chunk_bytes: int) -> Iterator[tuple[int, int, int, int]]:
@@ -133,15 +151,14 @@ class TransferPlan:
         *,
         after: int = -1,
         reads: Sequence[tuple[int, int, int, int]] = (),
-        copies: Sequence[tuple[int, int, int, int]] = (),
-        decodes: Sequence[tuple[int, int, int, int, int]] = (),
+        moves: Moves = NO_MOVES,
     ) -> int:
         """Add a step over the buffer at `address`; return its index."""
         index = len(self.steps)
         self.steps.append((address, after))
         self.reads.extend((index, *read) for read in reads)
-        self.copies.extend((index, *copy) for copy in copies)
-        self.decodes.extend((index, *decode) for decode in decodes)
+        self.copies.extend((index, *copy) for copy in moves.copies)
+        self.decodes.extend((index, *decode) for decode in moves.decodes)
         return index
 
     @property
@@ -182,6 +199,7 @@ def run_plan(
                 plan.reads,
                 plan.copies,
                 [(target.device, target.address, target.via) for target in targets],
+                decodes=plan.decodes,
                 mode=mode,
                 threads=threads,
                 control=control,
@@ -190,6 +208,10 @@ def run_plan(
     except native.Cancelled as error:
         raise LoadCancelledError("the load was cancelled before it ended") from error
     except native.NativeError as error:
+        if error.errno == errno.EBADMSG:
+            raise ChecksumError(
+                f"{error.strerror}: verify the checkpoint, and restore its file or save it again"
+            ) from error
         what = f"reading {error.filename}" if error.filename else "the transfer"
         raise ReadError(f"{what} failed: {error.strerror}") from error
     except native.CudaError as error:

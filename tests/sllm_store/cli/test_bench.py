@@ -9,6 +9,7 @@ import pytest
 from sllm_store.cli.bench_loaders import Bench
 from sllm_store.disks import Comparison
 from sllm_store.tiers.device import visible_gpus
+from tests.store_process import weight_tensors, write_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +48,17 @@ def test_each_loader_is_timed_cold_and_warm(
             for load, through in zip(row["seconds"], row["read_through_s"], strict=True)
         )
     assert store.client().status().leases == 0
+
+
+def test_a_compressed_checkpoint_is_timed_by_the_bytes_of_its_tensors(
+    storage: Path, start_store: Callable[..., StoreProcess], run: Callable[..., Any]
+) -> None:
+    write_checkpoint(storage / "c", weight_tensors(3, 600_000), compress=True)
+    store = start_store(storage)
+    done = run("bench", "c", "--address", store.address, "--runs", 1, "--device", "cpu", "--json")
+    assert done.code == 0
+    assert done.value["size_bytes"] == sum(map(len, weight_tensors(3, 600_000).values()))
+    assert [row["verified"] for row in done.value["rows"]] == [True] * 4
 
 
 def test_a_pinned_checkpoint_is_pinned_afterwards(

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.store_process import weight_tensors, write_checkpoint
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -53,6 +55,22 @@ def test_without_a_store_the_storage_path_is_read(
     else:
         assert done.err == f"read from {models}, which no running store serves\n"
         assert "11.7 KB" in done.out
+
+
+def test_what_compression_came_to_is_shown(
+    storage: Path, start_store: Callable[..., StoreProcess], run: Callable[..., Any]
+) -> None:
+    write_checkpoint(storage / "c", weight_tensors(2, 200_000), compress=True)
+    store = start_store(storage)
+    for place in (("--address", store.address), ("--storage-path", storage)):
+        (model,) = run("list", *place, "--json").value["models"]
+        assert model["stored_bytes"] < 0.8 * model["size_bytes"]
+        assert "compressed to 6" in run("list", *place).out
+    shown = run("show", "c", "--storage-path", storage)
+    assert "rans-f16, compressed to 6" in shown.out
+    value = run("show", "c", "--storage-path", storage, "--json").value
+    assert value["encoding"] == "rans-f16"
+    assert value["stored_bytes"] < value["size_bytes"] == 200_000 + 200_026 + 208
 
 
 def test_a_store_that_was_named_must_run(models: Path, run: Callable[..., Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import pytest
 
 from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.checkpoint.verify import verify_checkpoint
+from tests.store_process import weight_tensors, write_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +61,47 @@ def test_model_takes_a_path_too(source: Path, storage: Path, run: Callable[..., 
         "small_files": ["config.json", "tokenizer_config.json"],
         "compression": None,
     }
+
+
+def test_compress_says_what_was_gained_and_what_was_not(
+    tmp_path: Path, storage: Path, run: Callable[..., Any]
+) -> None:
+    tensors = weight_tensors(3, 400_000)
+    write_checkpoint(tmp_path / "source", tensors, compress=False)
+    options = ("save", "--source", tmp_path / "source", "--storage-path", storage, "--compress")
+    done = run(*options)
+    assert done.code == 0
+    saved, gained = done.out.splitlines()
+    assert saved.startswith("saved source: 5 tensors, 1.1 MB, from sllm, at ")
+    assert re.fullmatch(r"compressed to \d\d\.\d%; stored as they are: 208 B of bfloat16", gained)
+    checkpoint = open_checkpoint(storage / "source")
+    assert checkpoint.is_compressed
+    value = run(*options, "--json").value["compression"]
+    assert value == {
+        "raw_bytes": checkpoint.size_bytes,
+        "stored_bytes": checkpoint.stored_bytes,
+        "kept": {"bfloat16": 208},
+    }
+
+
+def test_compressing_what_does_not_compress_is_said(
+    source: Path, storage: Path, run: Callable[..., Any]
+) -> None:
+    done = run("save", "--source", source, "--storage-path", storage, "--compress")
+    assert done.code == 0
+    assert done.out.splitlines()[1] == (
+        "not compressed: coding gains nothing on 11.7 KB of float32"
+    )
+    assert not open_checkpoint(storage / "tiny").is_compressed
+
+
+def test_a_compressed_checkpoint_is_made_plain_by_saving_it_again(
+    tmp_path: Path, storage: Path, run: Callable[..., Any]
+) -> None:
+    tensors = weight_tensors(3, 1_200_000)
+    write_checkpoint(tmp_path / "source", tensors, compress=True)
+    assert run("save", "--source", tmp_path / "source", "--storage-path", storage).code == 0
+    assert bytes_of(storage / "source") == tensors
 
 
 def test_dtype_is_kept_unless_another_is_asked_for(

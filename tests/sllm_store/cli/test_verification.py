@@ -6,9 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.store_process import weight_tensors, write_checkpoint
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+
+def test_a_compressed_checkpoint_is_compared_decoded(
+    storage: Path, run: Callable[..., Any]
+) -> None:
+    write_checkpoint(storage / "c", weight_tensors(3, 200_000), compress=True)
+    done = run("verify", "c", "--storage-path", storage)
+    assert done.code == 0
+    assert done.out.startswith("c: all 5 extents are as they were saved; ")
+    assert done.out.endswith(" of them are compressed and were decoded\n")
+    value = run("verify", "c", "--storage-path", storage, "--json").value
+    assert value["bytes_read"] < value["bytes_decoded"]
 
 
 @pytest.fixture

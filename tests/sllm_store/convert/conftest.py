@@ -10,6 +10,7 @@ import pytest
 from gguf import MODEL_ARCH_NAMES, GGUFWriter, get_tensor_name_map, quants
 
 from sllm_store.checkpoint.reader import open_checkpoint
+from tests.checkpoint_memory import read_raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -167,9 +168,8 @@ class Workshop:
         found = {}
         for name, tensor in checkpoint.all_tensors().items():
             extent = checkpoint.extents[tensor.extent]
-            with checkpoint.files[extent.file].path.open("rb") as file:
-                file.seek(extent.offset)
-                found[name] = (tensor.dtype, tensor.shape, file.read(extent.size_bytes))
+            content = checkpoint.files[extent.file].path.read_bytes()
+            found[name] = (tensor.dtype, tensor.shape, read_raw(content, extent))
         return found
 
 

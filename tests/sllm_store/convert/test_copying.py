@@ -14,6 +14,7 @@ from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.checkpoint.writer import CheckpointWriter, Source
 from sllm_store.convert.importer import import_checkpoint
 from sllm_store.errors import InvalidRequestError
+from sllm_store.torch import save_dict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,6 +70,43 @@ def test_safetensors_are_copied_as_they_are_with_their_small_files(
     assert report.small_files == ("chat_template.jinja", "config.json")
     for name in report.small_files:
         assert (workshop.imported / name).read_bytes() == (source / name).read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_safetensors_are_compressed_without_loss(tmp_path: Path, workshop: Any, dtype: str) -> None:
+    torch.manual_seed(0)
+    tensors = {
+        "large": torch.randn(400, 300).bfloat16(),
+        "half": torch.randn(70_000).half(),
+        "single": torch.randn(50_000),
+        "ids": torch.arange(100_000),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    report = import_checkpoint(
+        tmp_path / "model.safetensors", workshop.imported, dtype=dtype, compress=True
+    )
+    if dtype != "auto":
+        tensors |= {name: tensors[name].bfloat16() for name in ("half", "single")}
+    assert workshop.read() == expected(tensors)
+    assert open_checkpoint(workshop.imported).is_compressed
+    assert report.compression is not None
+    kept = {"int64": 800_000} | ({"float32": 200_000} if dtype == "auto" else {})
+    assert report.compression.kept == kept
+    assert report.compression.stored_bytes < report.size_bytes == report.compression.raw_bytes
+
+
+def test_a_compressed_checkpoint_of_ours_can_be_made_plain_and_cast(
+    tmp_path: Path, workshop: Any
+) -> None:
+    torch.manual_seed(0)
+    tensors = {"w": torch.randn(700, 900).bfloat16(), "b": torch.ones(5)}
+    save_dict(tensors, tmp_path / "small", compress=True)
+    assert import_checkpoint(tmp_path / "small", workshop.imported).compression is None
+    assert workshop.read() == expected(tensors)
+    assert not open_checkpoint(workshop.imported).is_compressed
+    import_checkpoint(tmp_path / "small", tmp_path / "wide", dtype="float32")
+    wide = {name: value.float() for name, value in tensors.items()}
+    assert workshop.read(tmp_path / "wide") == expected(wide)
 
 
 def test_a_dtype_casts_floats_and_leaves_the_rest(source: Path, workshop: Any) -> None:

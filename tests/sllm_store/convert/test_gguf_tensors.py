@@ -12,6 +12,7 @@ import transformers
 from gguf import GGMLQuantizationType, quants
 from safetensors.torch import load_file
 
+from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.convert.gguf_rope import llama3_factors
 from sllm_store.convert.importer import import_checkpoint
 from sllm_store.errors import InvalidCheckpointError
@@ -130,6 +131,18 @@ def test_blocks_and_floats_become_the_dtype_that_is_asked_for(dtype: str, worksh
         expected = torch.from_numpy(values).to(getattr(torch, dtype)).view(torch.int16)
         assert found[name] == (dtype, values.shape, expected.numpy().tobytes())
     assert json.loads((workshop.imported / "config.json").read_text())["dtype"] == dtype
+
+
+def test_what_blocks_become_is_compressed_without_loss(workshop: Any, tmp_path: Path) -> None:
+    kind = GGMLQuantizationType.Q8_0
+    blocks = workshop.random_blocks(kind, 256, 256)
+    workshop.from_blocks({"token_embd.weight": (blocks, kind)})
+
+    import_checkpoint(workshop.gguf, workshop.imported, dtype="bfloat16")
+    import_checkpoint(workshop.gguf, tmp_path / "small", dtype="bfloat16", compress=True)
+
+    assert open_checkpoint(tmp_path / "small").is_compressed
+    assert workshop.read(tmp_path / "small") == workshop.read()
 
 
 def test_auto_keeps_the_dtype_of_float_tensors(workshop: Any) -> None:

@@ -6,15 +6,18 @@ import ctypes
 import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from sllm_store import errors, native
+from sllm_store.checkpoint.dtype import contiguous_bytes
 from sllm_store.client import SllmStoreClient
 from sllm_store.proto import storage_pb2 as pb
+from sllm_store.stream import load_checkpoint
 from sllm_store.tiers.leased import take_lease
-from tests.store_process import random_tensors, wait_until
+from tests.store_process import random_tensors, read_tensors, wait_until, weight_tensors
 
 if TYPE_CHECKING:
     from sllm_store.checkpoint.loaded import Loaded
@@ -255,6 +258,84 @@ def lease_not_taken(address: str) -> None:
             ):
                 next(events)
         assert client.status().sessions == 0
+
+
+def content_of(loaded: Loaded) -> dict[str, bytes]:
+    """Return the bytes of every tensor, wherever it is."""
+    content = {}
+    for number, arena in enumerate(loaded.arenas):
+        if isinstance(arena, native.DeviceBuffer):
+            for tensor in loaded.tensors:
+                if tensor.arena == number:
+                    size = contiguous_bytes(tensor.dtype, tensor.shape)
+                    content[tensor.name] = on_device(arena, tensor.offset_bytes, size)
+        elif arena is not None:
+            content |= read_tensors(loaded, arena=number)
+    return content
+
+
+def compressed(address: str, path: str, count: str, size: str) -> None:
+    """Load a compressed checkpoint to one GPU, to two, and to a GPU and the host, both ways."""
+    expected = weight_tensors(int(count), int(size))
+    first, second = native.device_uuid(0), native.device_uuid(1)
+    with SllmStoreClient(address) as client:
+        for device_map in (
+            {"": first},
+            {"": first, "layers.1": second, "norm": second},
+            {"": second, "layers.0": "cpu", "layers.2": "cpu"},
+            {"": "cpu"},
+        ):
+            assert content_of(client.load("m", device_map)) == expected, device_map
+            loaded = load_checkpoint(Path(path), device_map, threads=2)
+            assert content_of(loaded) == expected, device_map
+        wait_until(lambda: client.status().leases == 0)
+
+
+def alike(address: str, root: str) -> None:
+    """Two checkpoints have the same bytes, through every path."""
+    first, second = native.device_uuid(0), native.device_uuid(1)
+    with SllmStoreClient(address) as client:
+        for device_map in (
+            {"": first},
+            {"": first, "model.layers.1": second, "model.layers.2": "cpu"},
+            {"": "cpu"},
+        ):
+            plain = content_of(load_checkpoint(Path(root, "plain"), device_map))
+            assert content_of(load_checkpoint(Path(root, "small"), device_map)) == plain
+            assert content_of(client.load("small", device_map)) == plain
+            assert content_of(client.load("small", device_map)) == plain
+
+
+def compressed_to_gpus(address: str, count: str, size: str) -> None:
+    """Load a compressed checkpoint through a ring, again and again."""
+    first, second = native.device_uuid(0), native.device_uuid(1)
+    with SllmStoreClient(address) as client:
+        for device_map in ({"": first}, {"": second, "layers.1": first}):
+            loaded = client.load("m", device_map)
+            assert content_of(loaded) == weight_tensors(int(count), int(size))
+
+
+def corrupt(address: str) -> None:
+    """A segment that no decoder takes fails the load, and nothing else."""
+    with SllmStoreClient(address) as client:
+        for device in (native.device_uuid(0), "cpu", native.device_uuid(1)):
+            with pytest.raises(errors.ChecksumError, match=r"corrupt.*verify the checkpoint"):
+                client.load("m", {"": device})
+        wait_until(lambda: client.status().leases == 0)
+        assert content_of(client.load("n", {"": native.device_uuid(0)})) == weight_tensors(
+            2, 500_000
+        )
+
+
+def refused_compressed(address: str, message: str) -> None:
+    """ServerlessLLM's client plans with offsets that a compressed checkpoint does not have."""
+    gpu = native.device_uuid(0)
+    handle = native.DeviceBuffer(0, 2 << 20).ipc_handle()
+    with (
+        SllmStoreClient(address) as client,
+        pytest.raises(errors.InvalidRequestError, match=message),
+    ):
+        client.load_into_gpu("m", str(uuid.uuid4()), {gpu: [(0, 8, 0, 0)]}, {gpu: [handle]})
 
 
 if __name__ == "__main__":

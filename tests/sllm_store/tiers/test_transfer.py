@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given, strategies as st
 
-from sllm_store.checkpoint.layout import Image, Piece, Run
-from sllm_store.tiers.transfer import ImageMap, Target, TransferPlan, cut_image, cut_pieces
+from sllm_store.checkpoint.layout import Decode, Image, Piece, Run
+from sllm_store.tiers.transfer import (
+    HOST_DEVICE,
+    ChunkedImage,
+    ImageMap,
+    Moves,
+    Target,
+    TransferPlan,
+    cut_image,
+    cut_pieces,
+    cut_targets,
+)
 
 if TYPE_CHECKING:
     from sllm_store.checkpoint.model import Checkpoint
@@ -99,9 +109,42 @@ def test_the_map_finds_exactly_the_bytes_that_the_image_has(
     }
 
 
-@pytest.mark.parametrize(("copied", "total"), [(True, 7), (False, 30)])
-def test_the_total_counts_copies_where_there_are_any(*, copied: bool, total: int) -> None:
+@pytest.mark.parametrize(
+    ("moves", "total"),
+    [
+        (Moves([(0, 0, 7, 0)], []), 7),
+        (Moves([(0, 0, 7, 0)], [(0, 256, 50, 20, 7)]), 57),
+        (Moves([], [(0, 256, 50, 20, 7)]), 50),
+        (Moves([], []), 30),
+    ],
+)
+def test_the_total_counts_what_arrives_if_anything_does(moves: Moves, total: int) -> None:
     plan = TransferPlan()
-    step = plan.add(4096, reads=[(0, 0, 30, 0)], copies=[(0, 0, 7, 0)] if copied else [])
+    step = plan.add(4096, reads=[(0, 0, 30, 0)], moves=moves)
     assert plan.steps[step] == (4096, -1)
+    assert plan.copies == [(step, *copy) for copy in moves.copies]
+    assert plan.decodes == [(step, *decode) for decode in moves.decodes]
     assert plan.bytes_total == total
+
+
+def test_a_segment_is_decoded_by_the_step_of_its_chunk() -> None:
+    chunked = ChunkedImage(
+        image=Image(size_bytes=256, offsets=(), runs=()), chunk_bytes=CHUNK, reads=[[]] * 4
+    )
+    targets = [
+        Target(
+            device=0,
+            address=0,
+            pieces=(Piece(image_offset=0, size_bytes=10, arena_offset=500),),
+            decodes=(Decode(64, 64, 100, 0), Decode(200, 5, 9, 100)),
+        ),
+        Target(device=HOST_DEVICE, address=0, pieces=(), decodes=(Decode(10, 54, 60, 0),)),
+    ]
+    moves = cut_targets(targets, chunked)
+    assert moves == [
+        Moves([(0, 500, 10, 0)], [(1, 0, 60, 54, 10)]),
+        Moves([], [(0, 0, 100, 64, 0)]),
+        Moves([], []),
+        Moves([], [(0, 100, 9, 5, 8)]),
+    ]
+    assert [move.is_any for move in moves] == [True, True, False, True]

@@ -41,6 +41,25 @@ def test_upstreams_call_gives_the_state_dict(tmp_path: Path, where: dict[str, An
     module.load_state_dict({"weight": loaded["layers.3.w"]})
 
 
+def test_compressed_tensors_are_the_plain_ones(tmp_path: Path, where: dict[str, Any]) -> None:
+    state = {f"layers.{i}.w": torch.randn(300, 400 + i).to(torch.bfloat16) for i in range(6)}
+    state["layers.0.t"] = state["layers.0.w"].T
+    state["norm"] = torch.ones(300)
+    for name in ("plain", "small"):
+        save_dict(state, tmp_path / "models" / name, compress=name == "small")
+    plain, small = (
+        load_dict(tmp_path / "models" / name, "cpu", **where) for name in ("plain", "small")
+    )
+    assert list(small) == list(plain)
+    assert all(torch.equal(small[name], plain[name]) for name in plain)
+    assert all(small[name].stride() == plain[name].stride() for name in plain)
+    assert small["layers.0.t"].data_ptr() == small["layers.0.w"].data_ptr()
+    small["norm"][0] = 5  # Memory of its own, whoever loaded it.
+    assert torch.equal(
+        load_dict(tmp_path / "models" / "small", "cpu", **where)["norm"], plain["norm"]
+    )
+
+
 def test_wb5_a_prefix_matches_whole_names_of_modules(tmp_path: Path, where: dict[str, Any]) -> None:
     state = {"layers.1.w": torch.ones(1), "layers.10.w": torch.ones(1), "head": torch.ones(1)}
     save_dict(state, tmp_path / "models" / "m")

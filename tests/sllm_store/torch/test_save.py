@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sllm_store.checkpoint.dtype import ITEM_SIZES
+from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.errors import InvalidRequestError
 from sllm_store.torch import load_dict, save_dict
 
@@ -55,6 +56,42 @@ def require_equal(found: dict[str, torch.Tensor], state: dict[str, torch.Tensor]
         assert found[name].dtype == tensor.dtype, name
         assert found[name].shape == tensor.shape, name
         assert torch.equal(raw(found[name]), raw(tensor)), name
+
+
+def test_compressed_state_dicts_come_back_with_their_views_and_say_what_was_gained(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weight = torch.randn(700, 500).to(torch.bfloat16)
+    state = {
+        "weight": weight,
+        "transposed": weight.T,
+        "rows": weight[3:90:2, 7:],
+        "half": torch.randn(300_000, dtype=torch.float16),
+        "single": torch.randn(1000),
+        "fp8": torch.randn(100_000).to(torch.float8_e4m3fn),
+        "scalar": torch.tensor(1.5, dtype=torch.bfloat16),
+        "empty": torch.empty(0, 3, dtype=torch.bfloat16),
+    }
+    with caplog.at_level("INFO", logger="sllm_store.torch.save"):
+        found = round_trip(state, tmp_path / "m", compress=True)
+    require_equal(found, state)
+    assert found["weight"].data_ptr() == found["transposed"].data_ptr()
+    assert open_checkpoint(tmp_path / "m").is_compressed
+    (record,) = caplog.records
+    assert "compressed to" in record.message
+    assert "97.7 KB of float8_e4m3fn" in record.message
+
+
+def test_progress_of_a_compressed_save_counts_tensors_bytes(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    state = {str(number): torch.randn(200_000).to(torch.bfloat16) for number in range(5)}
+    save_dict(
+        state,
+        tmp_path / "m",
+        compress=True,
+        on_progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen[-1] == (2_000_000, 2_000_000)
 
 
 @pytest.mark.parametrize("dtype", PLAIN + BITS)

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sllm_store import transformers as adapter
+from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.errors import InvalidRequestError
 from sllm_store.torch import load_dict
 from sllm_store.transformers import save_model
@@ -36,6 +37,21 @@ def test_the_files_are_upstreams_and_ours(published: Any, tmp_path: Path) -> Non
     }
     index = json.loads((tmp_path / "m" / "tensor_index.json").read_text())
     assert list(index) == list(model.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_compressed_model_is_the_plain_one(
+    publish: Any, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    model = publish("llama").from_pretrained().to(dtype)
+    model.resize_token_embeddings(4000)
+    save_model(model, tmp_path / "m", compress=True)
+    assert open_checkpoint(tmp_path / "m").is_compressed == (dtype != torch.float32)
+    loaded = load_model(tmp_path / "m", device_map="cpu", store="in-process")
+    state, expected = loaded.state_dict(), model.state_dict()
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    assert {value.dtype for value in state.values()} == {dtype}
 
 
 def test_module_sizes_are_in_upstreams_form(publish: Any, tmp_path: Path) -> None:
