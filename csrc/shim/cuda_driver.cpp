@@ -58,7 +58,6 @@ std::string load_functions(Driver& d, void* library) {
   loader.require(d.copy_to_device_async, "cuMemcpyHtoDAsync_v2");
   loader.optional(d.copy_on_device_async, "cuMemcpyDtoDAsync_v2");
   loader.optional(d.memcpy_async, "cuMemcpyAsync");
-  loader.optional(d.memcpy_device, "cuMemcpyDtoD_v2");
   loader.optional(d.memcpy_peer_async, "cuMemcpyPeerAsync");
   loader.optional(d.memset_d32_async, "cuMemsetD32Async");
   loader.optional(d.pointer_get_attribute, "cuPointerGetAttribute");

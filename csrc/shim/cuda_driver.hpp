@@ -69,7 +69,6 @@ struct Driver {
   Result (*copy_on_device_async)(DevicePointer, DevicePointer, std::size_t, StreamHandle);
   // Between any two addresses, of host or device memory (unified addressing).
   Result (*memcpy_async)(DevicePointer, DevicePointer, std::size_t, StreamHandle);
-  Result (*memcpy_device)(DevicePointer, DevicePointer, std::size_t);
   Result (*memcpy_peer_async)(DevicePointer, ContextHandle, DevicePointer, ContextHandle,
                               std::size_t, StreamHandle);
   Result (*memset_d32_async)(DevicePointer, unsigned, std::size_t, StreamHandle);
