@@ -1,7 +1,8 @@
 """One parser per family of architectures: config.json in, ModelConfig out.
 
 A feature that changes what a model computes is either parsed here or refused: an unknown one must
-not be dropped in silence. Defaults are those of Transformers.
+not be dropped in silence. What may be absent has the
+default of Transformers; what has another default in each of its models must be there.
 """
 
 from __future__ import annotations
@@ -104,13 +105,17 @@ def _require_affine(quantization: Fields | None) -> None:
 
 def _llama(config: Fields, model_type: str) -> ModelConfig:
     bias = config.flag("attention_bias", default=False)
-    attention = replace(_attention(config), qkv_bias=bias, output_bias=bias)
+    heads = config.size("num_attention_heads")
+    kv_heads = config.size("num_key_value_heads", heads)  # Absent from the first Llamas.
+    attention = replace(_attention(config, kv_heads), qkv_bias=bias, output_bias=bias)
     mlp = _mlp(config, bias=config.flag("mlp_bias", default=False))
     return _model(config, model_type, [LayerConfig(mixer=attention, mlp=mlp)] * _depth(config))
 
 
 def _mistral(config: Fields, model_type: str) -> ModelConfig:
     window = config.size("sliding_window") if config.has("sliding_window") else None
+    if "sliding_window" not in config.values:  # Null means none; absent means the first Mistral's.
+        window = 4096
     layer = LayerConfig(mixer=replace(_attention(config), window=window), mlp=_mlp(config))
     return _model(config, model_type, [layer] * _depth(config))
 
@@ -123,6 +128,7 @@ def _qwen2(config: Fields, model_type: str) -> ModelConfig:
 
 
 def _qwen3(config: Fields, model_type: str) -> ModelConfig:
+    config.size("head_dim")
     attention, mlp = _qwen3_attention(config), _mlp(config)
     windows = _qwen_windows(config)
     layers = [LayerConfig(mixer=replace(attention, window=w), mlp=mlp) for w in windows]
@@ -152,6 +158,7 @@ def _hybrid(
     config: Fields, model_type: str, mlps: Sequence[MlpConfig | MoeConfig], *, grouped: bool
 ) -> ModelConfig:
     """Three layers of gated DeltaNet, then one of gated attention, and again."""
+    config.size("head_dim")
     interval = config.size("full_attention_interval", 4)
     default = [_LINEAR if (index + 1) % interval else _FULL for index in range(len(mlps))]
     delta = DeltaConfig(
@@ -220,9 +227,9 @@ def _depth(config: Fields) -> int:
     return depth
 
 
-def _attention(config: Fields) -> AttentionConfig:
+def _attention(config: Fields, kv_heads: int | None = None) -> AttentionConfig:
     hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
-    kv_heads = config.size("num_key_value_heads", heads)
+    kv_heads = kv_heads or config.size("num_key_value_heads")
     if heads % kv_heads:
         raise config.invalid("num_key_value_heads", f"is {kv_heads}, no divisor of {heads} heads")
     if not config.has("head_dim") and hidden % heads:

@@ -1,9 +1,9 @@
 """Gated DeltaNet: linear attention whose memory of a sequence is one matrix per head.
 
 With decay a, key k, value v and strength b of each token, a head's state S (key_dim, value_dim)
-becomes a S + b k (v - (a S)' k)', and its output is S' q. Decoding does just that; longer spans go
-in chunks, where one triangular system stands for the updates within a chunk: a few large products
-instead of a step per token.
+becomes a S + b k (v - (a S)' k)', and its output is S' q. Decoding does just that,
+for all sequences of a batch at once; longer spans go in chunks, where one triangular system stands
+for the updates within a chunk: a few large products instead of a step per token.
 """
 
 from __future__ import annotations
@@ -49,6 +49,10 @@ class Heads:
     key: torch.Tensor
     value: torch.Tensor
 
+    def parts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return all three."""
+        return self.query, self.key, self.value
+
 
 class GatedDelta:
     """The gated DeltaNet of one layer."""
@@ -67,8 +71,15 @@ class GatedDelta:
         mixed = torch.empty(
             (len(x), self._config.value_heads, self._config.value_dim), device=x.device
         )
-        for span in passage.batch.spans:
-            mixed[span.rows] = self._run(span, projected, kernel, memory)
+        spans = passage.batch.spans
+        _forget([span.sequence.slot for span in spans if span.start == 0], memory)
+        steps = [span for span in spans if span.count == 1]
+        if steps:
+            rows = [span.first_row for span in steps]
+            mixed[rows] = self._step(steps, projected, kernel, memory)
+        for span in spans:
+            if span.count > 1:
+                mixed[span.rows] = self._run(span, projected, kernel, memory)
         normed = rms_norm(
             mixed.to(x.dtype),
             weights.vectors["linear_attn.norm.weight"],
@@ -111,19 +122,32 @@ class GatedDelta:
         strength, decay = narrow.chunk(2, dim=-1)
         return mixed, gate, strength.flatten(1), decay.flatten(1)
 
+    def _step(
+        self, spans: list[Span], projected: Projected, kernel: torch.Tensor, memory: DeltaMemory
+    ) -> torch.Tensor:
+        """Return (spans, value_heads, value_dim) of one token each; their states move on."""
+        device = projected.mixed.device
+        rows = torch.tensor([span.first_row for span in spans], device=device)
+        slots = torch.tensor([span.sequence.slot for span in spans], device=device)
+        new = projected.mixed[rows].unsqueeze(-1)
+        inputs = torch.cat((memory.convolved[slots].to(new.dtype), new), dim=-1)
+        memory.convolved[slots] = inputs[..., 1:].to(memory.convolved.dtype)
+        heads = self._heads(functional.silu((inputs * kernel.squeeze(1)).sum(-1)))
+        one_each = Heads(*(part.transpose(0, 1).unsqueeze(2) for part in heads.parts()))
+        decay, strength = projected.decay[rows], projected.strength[rows]
+        out, state = _recur(one_each, decay, strength, memory.recurrent[slots])
+        memory.recurrent[slots] = state
+        return out.squeeze(2)
+
     def _run(
         self, span: Span, projected: Projected, kernel: torch.Tensor, memory: DeltaMemory
     ) -> torch.Tensor:
         """Return (tokens, value_heads, value_dim) of one span; its sequence's states move on."""
         slot = span.sequence.slot
-        if span.start == 0:
-            memory.convolved[slot] = 0
-            memory.recurrent[slot] = 0
         mixed = self._convolve(projected.mixed[span.rows], kernel, memory.convolved[slot])
         heads = self._heads(mixed)
         decay, strength = projected.decay[span.rows].T, projected.strength[span.rows].T
-        run = _recur if span.count == 1 else _recur_by_chunks
-        out, state = run(heads, decay, strength, memory.recurrent[slot])
+        out, state = _recur_by_chunks(heads, decay, strength, memory.recurrent[slot])
         memory.recurrent[slot] = state
         return out.transpose(0, 1)
 
@@ -148,6 +172,13 @@ class GatedDelta:
         return Heads(*(heads.transpose(0, 1) for heads in (query, key, value)))
 
 
+def _forget(slots: list[int], memory: DeltaMemory) -> None:
+    """Clear the states of sequences that begin: their slots may have been used before."""
+    if slots:
+        memory.convolved[slots] = 0
+        memory.recurrent[slots] = 0
+
+
 def _unit(x: torch.Tensor) -> torch.Tensor:
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + _LENGTH_EPSILON)
 
@@ -155,9 +186,12 @@ def _unit(x: torch.Tensor) -> torch.Tensor:
 def _recur(
     heads: Heads, decay: torch.Tensor, strength: torch.Tensor, state: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return output (heads, 1, value_dim) and the state after one token."""
-    state = state * decay.exp().unsqueeze(-1)
-    correction = (heads.value - heads.key @ state) * strength.unsqueeze(-1)
+    """Return output (sequences, heads, 1, value_dim) and the states after one token each.
+
+    heads: (sequences, heads, 1, dim); decay and strength: (sequences, heads).
+    """
+    state = state * decay.exp()[..., None, None]
+    correction = (heads.value - heads.key @ state) * strength[..., None, None]
     state = state + heads.key.transpose(-1, -2) @ correction
     return heads.query @ state, state
 

@@ -90,6 +90,25 @@ def test_llama_as_published() -> None:
     assert not config.tied
 
 
+def test_what_is_absent_has_the_default_of_transformers() -> None:
+    first_llama = {k: v for k, v in LLAMA_31.items() if k != "num_key_value_heads"}
+    assert parse_config(first_llama).layers[0].mixer == AttentionConfig(
+        heads=32, kv_heads=32, head_dim=128
+    )
+    mistral = {**LLAMA_31, "model_type": "mistral", "rope_scaling": None}
+    for changes, window in (({}, 4096), ({"sliding_window": None}, None)):
+        assert parse_config({**mistral, **changes}).layers[0].mixer == AttentionConfig(
+            heads=32, kv_heads=8, head_dim=128, window=window
+        )
+
+
+def test_what_has_another_default_in_each_model_has_to_be_there() -> None:
+    with pytest.raises(InvalidCheckpointError, match="num_key_value_heads is missing"):
+        parse_config({**LLAMA_31, "model_type": "mistral", "num_key_value_heads": None})
+    with pytest.raises(InvalidCheckpointError, match="head_dim is missing"):
+        parse_config({**LLAMA_31, "model_type": "qwen3"})
+
+
 def test_the_hybrid_alternates_three_layers_of_deltanet_and_one_of_attention() -> None:
     config = parse_config(QWEN_35)
     kinds = [type(layer.mixer) for layer in config.layers]
@@ -155,7 +174,7 @@ def test_a_value_that_makes_no_sense_is_named(changes: dict[str, Any], named: st
 
 
 def test_layer_types_are_held_against_the_layers() -> None:
-    qwen = {**LLAMA_31, "model_type": "qwen3", "rope_scaling": None}
+    qwen = {**LLAMA_31, "model_type": "qwen3", "head_dim": 128, "rope_scaling": None}
     with pytest.raises(InvalidCheckpointError, match="layer_types has 1 entries for 32"):
         parse_config({**qwen, "layer_types": ["full_attention"]})
     with pytest.raises(UnsupportedModelError, match="chunked_attention"):
