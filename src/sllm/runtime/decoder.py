@@ -44,9 +44,10 @@ class Decoder:
         device: torch.device | None = None,
     ) -> None:
         self.config = config
+        self.device = device or torch.device("cpu")
         self._source = source
         self._dtype = dtype
-        self._rope = Rope(config.rope, device or torch.device("cpu"))
+        self._rope = Rope(config.rope, self.device)
         self._mixers = [_mixer(layer, config, i) for i, layer in enumerate(config.layers)]
         self._mlps = [_mlp(layer) for layer in config.layers]
 

@@ -46,9 +46,9 @@ def generate(
             while len(waiting) > CHUNK_TOKENS:
                 chunk, waiting = waiting[:CHUNK_TOKENS], waiting[CHUNK_TOKENS:]
                 piece = Piece(sequence=sequence, tokens=chunk, outputs=0)
-                decoder.forward(Batch.of([piece]), memory)
+                decoder.forward(Batch.of([piece], decoder.device), memory)
             piece = Piece(sequence=sequence, tokens=waiting)
-            logits = decoder.forward(Batch.of([piece]), memory)
+            logits = decoder.forward(Batch.of([piece], decoder.device), memory)
             choice = choose(logits[0], parameters, prompt=prompt, answer=done)
             done.append(choice.token)
             waiting = [choice.token]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 LAYERS_MAX = 4096
+BYTES_MAX = 16 << 20
 AFFINE_GROUPS = (64, 128)
 _FULL, _SLIDING, _LINEAR = "full_attention", "sliding_attention", "linear_attention"
 # Fields whose other values would change the result, and the only value that is computed.
@@ -50,13 +51,15 @@ def read_config(directory: Path) -> ModelConfig:
     """Return the model that a directory's config.json describes."""
     path = directory / CONFIG_FILE
     try:
-        values = json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            text = file.read(BYTES_MAX + 1)
+        values = json.loads(text) if len(text) <= BYTES_MAX else None
     except OSError as error:
         raise InvalidCheckpointError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidCheckpointError(f"{path}: not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise InvalidCheckpointError(f"{path}: not a JSON object")
+        raise InvalidCheckpointError(f"{path}: not a JSON object of at most {BYTES_MAX} bytes")
     return parse_config(values, where=path)
 
 

@@ -91,8 +91,11 @@ def parse_rope(config: Fields, *, head_dim: int, partial_default: float = 1.0) -
         raise config.invalid(
             "partial_rotary_factor", f"rotates {rotated} of {head_dim} dimensions, not even pairs"
         )
+    theta = parameters.number("rope_theta", theta)
+    if theta <= 1:
+        raise config.invalid("rope_theta", f"is {theta}, not above 1")
     return RopeConfig(
-        theta=parameters.number("rope_theta", theta),
+        theta=theta,
         rotated=rotated,
         scaling=_parse_scaling(parameters, context=config.size("max_position_embeddings")),
     )

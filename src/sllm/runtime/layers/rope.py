@@ -111,6 +111,8 @@ def _plain(theta: float, rotated: int) -> torch.Tensor:
 
 def _stretched_theta(config: RopeConfig, scaling: DynamicScaling, length: int) -> float:
     length, rotated = max(length, scaling.context), config.rotated
+    if rotated == 2:  # One frequency, which is 1 for every base.
+        return config.theta
     growth = scaling.factor * length / scaling.context - (scaling.factor - 1)
     return float(config.theta * growth ** (rotated / (rotated - 2)))
 

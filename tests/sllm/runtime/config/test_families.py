@@ -6,10 +6,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from sllm.core.errors import UnsupportedModelError
 from sllm.runtime.config.families import parse_config, read_config
 from sllm.runtime.config.model import AttentionConfig, DeltaConfig, MlpConfig, MoeConfig
+from sllm.runtime.layers.rope import attention_scale, frequencies
+from sllm.runtime.weights.expected import layer_shapes
 from sllm_store.errors import InvalidCheckpointError
 
 if TYPE_CHECKING:
@@ -127,7 +130,7 @@ def test_a_file_is_read_where_a_model_is(tmp_path: Path) -> None:
     assert read_config(tmp_path) == _llama()
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", "7"])
+@pytest.mark.parametrize("text", [None, "{", "[]", "7", "[" * 10**5, " " * 17_000_000 + "{}"])
 def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "config.json").write_text(text)
@@ -171,6 +174,35 @@ def test_what_is_not_computed_is_refused_by_name(changes: dict[str, Any], named:
 def test_a_value_that_makes_no_sense_is_named(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(InvalidCheckpointError, match=named):
         _llama(**changes)
+
+
+SCALARS = st.sampled_from([None, True, -1, 0, 1, 3, 64, 1e-9, 0.5, 2.5, 1e300, 1 << 40, "", "yarn"])
+ROPE = st.dictionaries(
+    st.sampled_from(["rope_type", "factor", "rope_theta", "beta_fast", "beta_slow", "mscale"])
+    | st.sampled_from(["low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]),
+    SCALARS | st.sampled_from(["linear", "dynamic", "llama3"]),
+)
+VALUES = SCALARS | ROPE | st.lists(SCALARS, max_size=2)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.sampled_from([LLAMA_31, QWEN_35["text_config"], {**LLAMA_31, "model_type": "qwen2"}]),
+    st.dictionaries(
+        st.sampled_from(sorted({*LLAMA_31, *QWEN_35["text_config"]})), VALUES, max_size=3
+    ),
+)
+def test_any_values_make_a_model_or_one_of_two_errors(
+    config: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    try:
+        model = parse_config({**config, **changes})
+    except (InvalidCheckpointError, UnsupportedModelError):
+        return
+    assert model.layers
+    assert bool(frequencies(model.rope).isfinite().all())
+    assert attention_scale(model.rope) > 0
+    assert layer_shapes(model, 0)
 
 
 def test_layer_types_are_held_against_the_layers() -> None:
