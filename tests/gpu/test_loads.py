@@ -41,6 +41,11 @@ def tensors() -> Tensors:
     made: Tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
     made |= {f"half.{i}": torch.randn(77, 5 + i).to(torch.bfloat16) for i in range(50)}
     made |= {"flag": torch.rand(31) > 0.5, "scalar": torch.tensor(3.5)}
+    made["weights"] = (torch.randn(3000, 1111) / 50).to(torch.bfloat16)
+    made["half"] = (torch.randn(999, 1500) / 50).to(torch.float16)
+    made["noise"] = torch.randint(-(2**15), 2**15, (700_001,), dtype=torch.int16).view(
+        torch.float16
+    )
     made["eight"] = torch.randn(64, 3).to(torch.float8_e4m3fn)
     return made
 
@@ -51,6 +56,7 @@ def store(tensors: Tensors, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     (root / "st").mkdir()
     save_file(tensors, str(root / "st" / "model.safetensors"))
     save_dict(tensors, root / "ours")
+    save_dict(tensors, root / "small", compress=True)
     started = start_process(
         root, tmp_path_factory.mktemp("run"), pool_bytes=1 << 30, chunk_bytes=8 * MB
     )
@@ -58,7 +64,7 @@ def store(tensors: Tensors, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     started.stop()
 
 
-@pytest.mark.parametrize("name", ["st", "ours"])
+@pytest.mark.parametrize("name", ["st", "ours", "small"])
 @pytest.mark.parametrize("how", ["store", "in-process"])
 def test_every_byte_arrives(store: StoreProcess, tensors: Tensors, name: str, how: str) -> None:
     path = store_root(store) / name

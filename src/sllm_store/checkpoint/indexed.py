@@ -20,10 +20,11 @@ from sllm_store.checkpoint.manifest import (
     StoredExtent,
     parse_manifest,
     partition_name,
+    segment_starts,
 )
 from sllm_store.checkpoint.model import RAW, Checkpoint, Extent, Segment, Tensor
 from sllm_store.errors import InvalidCheckpointError
-from sllm_store.units import align_up, format_size
+from sllm_store.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -229,13 +230,17 @@ class _OursBuilder:
 
 def _segments(stored: StoredExtent, start: int) -> tuple[Segment, ...]:
     """Return the segments of an extent whose first is at `start` of its file."""
-    segments: list[Segment] = []
-    left = stored.size_bytes
-    for size, checksum in zip(stored.stored_sizes, stored.checksums, strict=True):
-        segments.append(Segment(start, size, min(left, SEGMENT_BYTES), checksum))
-        start = align_up(start + size, SEGMENT_ALIGNMENT)
-        left -= SEGMENT_BYTES
-    return tuple(segments)
+    count = len(stored.stored_sizes)
+    last_bytes = stored.size_bytes - (count - 1) * SEGMENT_BYTES
+    return tuple(
+        map(
+            Segment,
+            [start + offset for offset in segment_starts(stored.stored_sizes)],
+            stored.stored_sizes,
+            [SEGMENT_BYTES] * (count - 1) + [last_bytes],
+            stored.checksums,
+        )
+    )
 
 
 def _tensor(name: str, entry: Entry, extent: int, *, storage_offset: int = 0) -> Tensor:

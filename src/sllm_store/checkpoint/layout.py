@@ -129,22 +129,25 @@ class _CompressedImage:
         assert chunk_bytes % PAGE == 0
         self._chunk_bytes = chunk_bytes
         self._runs: list[Run] = []
+        self._file = 0
         self._cursor = 0
-        self._base = 0
+        self._base = 0  # Of the file's byte 0 in the image, for what comes next.
 
     def plan(self, checkpoint: Checkpoint) -> Image:
         offsets = [0] * len(checkpoint.extents)
         segments: dict[int, tuple[int, ...]] = {}
         for file, group in _by_file(checkpoint.extents):
+            self._file = file
             first = checkpoint.extents[group[0]]
             self._base = align_up(self._cursor, PAGE) - align_down(first.offset, PAGE)
             for index in group:
                 extent = checkpoint.extents[index]
+                self._skip_hole(extent.offset)
                 if extent.segments:
-                    segments[index] = tuple(self._place(file, part) for part in extent.segments)
+                    segments[index] = self._put_segments(extent.segments)
                     offsets[index] = segments[index][0]
                 else:
-                    offsets[index] = self._put(file, extent.offset, extent.size_bytes)
+                    offsets[index] = self._put(extent.offset, extent.size_bytes)
         return Image(
             size_bytes=align_up(self._cursor, PAGE),
             offsets=tuple(offsets),
@@ -152,30 +155,48 @@ class _CompressedImage:
             segments=segments,
         )
 
-    def _place(self, file: int, segment: Segment) -> int:
-        if segment.is_coded and segment.stored_bytes > self._chunk_bytes:
-            raise InvalidRequestError(
-                f"a compressed segment of {segment.stored_bytes} bytes does not fit a chunk of "
-                f"{self._chunk_bytes}: use larger chunks"
-            )
-        return self._put(file, segment.offset, segment.stored_bytes, whole=segment.is_coded)
+    def _put_segments(self, segments: Sequence[Segment]) -> tuple[int, ...]:
+        """Place the segments of an extent; a coded one that would cross a chunk's end moves on."""
+        chunk_bytes = self._chunk_bytes
+        starts: list[int] = []
+        first = 0
+        for number, (offset, stored_bytes, raw_bytes, _) in enumerate(segments):
+            start = self._base + offset
+            room = chunk_bytes - start % chunk_bytes
+            if stored_bytes > room and stored_bytes < raw_bytes:
+                if stored_bytes > chunk_bytes:
+                    raise InvalidRequestError(
+                        f"a compressed segment of {stored_bytes} bytes does not fit a chunk of "
+                        f"{chunk_bytes}: use larger chunks"
+                    )
+                self._put_neighbours(segments[first:number])
+                first = number
+                self._base += room
+                start += room
+            starts.append(start)
+        self._put_neighbours(segments[first:])
+        return tuple(starts)
 
-    def _put(self, file: int, offset: int, size_bytes: int, *, whole: bool = False) -> int:
-        """Place bytes of a file; what must stay whole moves to the next chunk if it crosses."""
-        if self._base + offset - self._cursor >= PAGE:  # A hole in the file is not kept.
+    def _put_neighbours(self, segments: Sequence[Segment]) -> None:
+        """Place segments that lie in the image as in the file, with less than a page between."""
+        if segments:
+            start, last = segments[0].offset, segments[-1]
+            self._put(start, last.offset + last.stored_bytes - start)
+
+    def _skip_hole(self, offset: int) -> None:
+        """Do not keep a hole in the file before an extent at `offset`."""
+        if self._base + offset - self._cursor >= PAGE:
             self._base = align_up(self._cursor, PAGE) - align_down(offset, PAGE)
-        room = self._chunk_bytes - (self._base + offset) % self._chunk_bytes
-        if whole and size_bytes > room:
-            self._base += room
+
+    def _put(self, offset: int, size_bytes: int) -> int:
         start = self._base + offset
         self._cursor = max(self._cursor, start + size_bytes)
-        self._append(Run(file, offset, size_bytes, start))
+        if size_bytes:
+            self._append(Run(self._file, offset, size_bytes, start))
         return start
 
     def _append(self, run: Run) -> None:
-        """Add a run, merged with the last one when both sides continue it across a small gap."""
-        if run.size_bytes == 0:
-            return
+        """Add a run, joined with the last one where both sides continue it across a small gap."""
         if self._runs and self._runs[-1].file == run.file:
             last = self._runs[-1]
             file_gap = run.file_offset - (last.file_offset + last.size_bytes)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from sllm_store.checkpoint import fields
 from sllm_store.checkpoint.fields import FieldError, shown
@@ -17,10 +18,10 @@ from sllm_store.checkpoint.index import (
 )
 from sllm_store.checkpoint.model import RAW
 from sllm_store.errors import InvalidCheckpointError
-from sllm_store.units import align_up, div_ceil
+from sllm_store.units import div_ceil
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 MANIFEST_FILE = "checkpoint.json"
 FORMAT = "sllm-checkpoint"
@@ -57,8 +58,7 @@ class StoredExtent(NamedTuple):
         """Bytes of the partition from its start to its end; each segment starts aligned."""
         if not self.stored_sizes:
             return self.size_bytes
-        before = sum(align_up(size, SEGMENT_ALIGNMENT) for size in self.stored_sizes[:-1])
-        return before + self.stored_sizes[-1]
+        return segment_starts(self.stored_sizes)[-1] + self.stored_sizes[-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +78,12 @@ class Manifest:
     def index_file(self) -> str:
         """The index beside it: a compressed one has a name that other readers do not know."""
         return INDEX_FILE if self.encoding == RAW else COMPRESSED_INDEX_FILE
+
+
+def segment_starts(stored_sizes: Sequence[int]) -> list[int]:
+    """Return where each segment of an extent starts, from its first: one behind the other."""
+    taken = [size + -size % SEGMENT_ALIGNMENT for size in stored_sizes[:-1]]
+    return list(accumulate(taken, initial=0))
 
 
 def partition_name(number: int) -> str:
@@ -227,14 +233,14 @@ def _compressed_extent(item: object, field: str) -> StoredExtent:
         return StoredExtent(offset, size, crc, stored_offset)
     sizes = _segment_numbers(item[4], f"{field} stored sizes", size, maximum=SEGMENT_BYTES)
     checksums = _segment_numbers(item[5], f"{field} checksums", size, maximum=CRC_MAX)
-    last = len(sizes) - 1
-    for number, stored in enumerate(sizes):
-        raw = size - last * SEGMENT_BYTES if number == last else SEGMENT_BYTES
-        if not 1 <= stored <= raw:
-            raise FieldError(
-                f"{field} segment {number} is stored in {stored} bytes, which is not between 1 "
-                f"and its own {raw}"
-            )
+    if 0 in sizes:
+        raise FieldError(f"{field} segment {sizes.index(0)} is stored in 0 bytes")
+    last = size - (len(sizes) - 1) * SEGMENT_BYTES
+    if sizes and sizes[-1] > last:
+        raise FieldError(
+            f"{field} segment {len(sizes) - 1} is stored in {sizes[-1]} bytes, more than its own "
+            f"{last}"
+        )
     extent = StoredExtent(offset, size, crc, stored_offset, sizes, checksums)
     if size and not extent.is_coded:
         raise FieldError(f"{field} lists segments, but none of them is coded")
@@ -259,4 +265,7 @@ def _segment_numbers(
             f"{field} has {len(items)} entries, and {size_bytes} bytes have "
             f"{div_ceil(size_bytes, SEGMENT_BYTES)} segments"
         )
-    return tuple(fields.integer(item, f"an entry of {field}", maximum=maximum) for item in items)
+    for item in items:
+        if type(item) is not int or not 0 <= item <= maximum:
+            fields.integer(item, f"an entry of {field}", maximum=maximum)
+    return cast("tuple[int, ...]", tuple(items))

@@ -264,7 +264,7 @@ def content_of(loaded: Loaded) -> dict[str, bytes]:
     """Return the bytes of every tensor, wherever it is."""
     content = {}
     for number, arena in enumerate(loaded.arenas):
-        if isinstance(arena, native.DeviceBuffer):
+        if isinstance(arena, native.DeviceBuffer | native.DeviceMapping):
             for tensor in loaded.tensors:
                 if tensor.arena == number:
                     size = contiguous_bytes(tensor.dtype, tensor.shape)
@@ -304,6 +304,30 @@ def alike(address: str, root: str) -> None:
             assert content_of(load_checkpoint(Path(root, "small"), device_map)) == plain
             assert content_of(client.load("small", device_map)) == plain
             assert content_of(client.load("small", device_map)) == plain
+
+
+def compressed_shared(address: str, count: str, size: str) -> None:
+    """What is resident is decoded; another GPU's arena and a private one are copies of it."""
+    expected = weight_tensors(int(count), int(size))
+    first, second = native.device_uuid(0), native.device_uuid(1)
+    with SllmStoreClient(address) as client:
+        shared = client.load("m", {"": first}, shared=True)
+        assert content_of(shared) == expected
+        for device in (second, first):
+            loaded = client.load("m", {"": device})
+            assert loaded.tier == "device"
+            assert content_of(loaded) == expected
+        mixed = client.load("m", {"": first, "layers.1": "cpu"}, shared=True)
+        assert content_of(mixed) == expected
+
+
+def compressed_fails_once(address: str, message: str, count: str, size: str) -> None:
+    """A load whose decoding the driver refuses fails with its error, and the next one works."""
+    with SllmStoreClient(address) as client:
+        device_map = {"": native.device_uuid(0)}
+        with pytest.raises(errors.DeviceError, match=message):
+            client.load("m", device_map)
+        assert content_of(client.load("m", device_map)) == weight_tensors(int(count), int(size))
 
 
 def compressed_to_gpus(address: str, count: str, size: str) -> None:

@@ -103,6 +103,20 @@ def test_what_no_pool_holds_is_decoded_on_its_way_through_a_ring(
     run_gpu_client("compressed_to_gpus", store.address, *TENSORS)
 
 
+def test_a_shared_arena_is_decoded_once_and_copied_from(
+    start_store: Start, models: Path, gpu_environment: dict[str, str], run_gpu_client: Run
+) -> None:
+    store = start_store(models, gpu_environment)
+    run_gpu_client("compressed_shared", store.address, *TENSORS)
+
+
+def test_a_driver_that_refuses_to_decode_fails_that_load_alone(
+    start_store: Start, models: Path, gpu_environment: dict[str, str], run_gpu_client: Run
+) -> None:
+    store = start_store(models, gpu_environment | {"FAKE_CUDA_FAIL": "cuLaunchKernel:1"})
+    run_gpu_client("compressed_fails_once", store.address, "cuLaunchKernel", *TENSORS)
+
+
 @pytest.mark.slow
 def test_smollm2_is_the_same_through_every_path(  # noqa: PLR0917
     models: Path,
