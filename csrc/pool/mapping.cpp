@@ -22,7 +22,7 @@
 namespace sllm::pool {
 namespace {
 
-constexpr std::size_t kPopulateSize = 64 << 20;
+constexpr std::size_t kPopulateSize = 8 << 20;  // so that a small ring takes many threads too
 
 // For kernels before 5.14: an atomic write that leaves the value as it was.
 void touch(std::byte* address, std::size_t size) {

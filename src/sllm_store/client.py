@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,7 +15,7 @@ import grpc
 
 from sllm_store import native
 from sllm_store.checkpoint.columns import from_columns
-from sllm_store.checkpoint.loaded import Loaded
+from sllm_store.checkpoint.loaded import Loaded, Placed
 from sllm_store.checkpoint.plan import CPU
 from sllm_store.config import TOKEN_VARIABLE, default_address as configured_address
 from sllm_store.errors import (
@@ -26,6 +26,7 @@ from sllm_store.errors import (
     StoreUnavailableError,
     UnauthenticatedError,
 )
+from sllm_store.interpreter import no_collection, short_turns
 from sllm_store.proto import storage_pb2 as pb, storage_pb2_grpc as rpc
 from sllm_store.tiers.decoding import map_host, with_decoding
 from sllm_store.tiers.device import allocate_device, device_ordinal
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from sllm_store.checkpoint.loaded import ArenaMemory
-    from sllm_store.checkpoint.plan import PlacedTensor
     from sllm_store.tiers.watching import OnProgress
+
+    OnPlaced = Callable[[Placed], None]
 
 ERROR_KEY = "sllm-error"
 CALL_TIMEOUT_S = 60.0
@@ -302,6 +304,7 @@ class SllmStoreClient:
         shared: bool = False,
         timeout_s: float | None = None,
         on_progress: Callable[[int, int], None] | None = None,
+        on_placed: Callable[[Placed], None] | None = None,
     ) -> Loaded:
         """Load a checkpoint by name: to GPUs by copy, to the host by mapping the store's memory.
 
@@ -309,28 +312,40 @@ class SllmStoreClient:
         host. Host memory is shared with every other process that loads the model and private when
         written to. With `shared` so is GPU memory, but it is never private: CUDA IPC has no mapping
         for reading alone, so what one process writes all others see. on_progress gets (bytes done,
-        bytes in all).
+        bytes in all). on_placed is called once, as soon as the memory is there: while the bytes
+        still move, unless some of it is the host's. It is for what need not wait for them.
         """
         question = pb.PlanLoadRequest(model=model, device_map=dict(device_map or {}))
         request = pb.LoadRequest(client=_own_name(), shared=shared, timeout_s=timeout_s or 0.0)
-        if shared or set(question.device_map.values()) <= {CPU}:
-            request.question.CopyFrom(question)
-            return self._load_mapped(request, on_progress)
-        return self._load_copied(question, request, on_progress)
+        with short_turns():
+            if shared or set(question.device_map.values()) <= {CPU}:
+                request.question.CopyFrom(question)
+                placed, tier = self._load_mapped(request, on_progress, on_placed)
+            else:
+                placed, tier = self._load_copied(question, request, on_progress, on_placed)
+        return placed.loaded(tier=tier, store=self.address)
 
-    def _load_mapped(self, request: Any, on_progress: Callable[[int, int], None] | None) -> Loaded:
+    def _load_mapped(
+        self, request: Any, on_progress: OnProgress | None, on_placed: OnPlaced | None
+    ) -> tuple[Placed, str]:
         """Plan and load in one call, and map what the store has."""
         with self._loading(request) as events:
             first = next(events)
             on_event = with_decoding(on_progress, first.plan.arenas)
             done = _follow(itertools.chain([first], events), on_event)
             own: list[ArenaMemory | None] = [None] * len(first.plan.arenas)
-            arenas = _map_arenas(first.plan, done, own, on_progress)
-        return self._loaded(first.plan, arenas, from_columns(first.plan.tensors), done.tier)
+            placed = _placed(first.plan, _map_arenas(first.plan, done, own, on_progress))
+        if on_placed is not None:
+            on_placed(placed)
+        return placed, done.tier
 
     def _load_copied(
-        self, question: Any, request: Any, on_progress: Callable[[int, int], None] | None
-    ) -> Loaded:
+        self,
+        question: Any,
+        request: Any,
+        on_progress: OnProgress | None,
+        on_placed: OnPlaced | None,
+    ) -> tuple[Placed, str]:
         """Plan, allocate, and let the store copy; what is on the host is mapped."""
         planned = self._call(self._store.PlanLoad, question)
         buffers = [
@@ -348,10 +363,17 @@ class SllmStoreClient:
             if buffer is not None
         )
         with self._loading(request) as events:
-            tensors = from_columns(planned.tensors)  # While the bytes move.
+            placed = _placed(planned, buffers)
+            own_all = all(arena.device != CPU for arena in planned.arenas)
+            if on_placed is not None and own_all:
+                on_placed(placed)
             done = _follow(events, with_decoding(on_progress, planned.arenas))
-            arenas = _map_arenas(planned, done, list(buffers), on_progress)
-        return self._loaded(planned, arenas, tensors, done.tier)
+            if not own_all:
+                arenas = _map_arenas(planned, done, list(buffers), on_progress)
+                placed = replace(placed, arenas=tuple(arenas))
+        if on_placed is not None and not own_all:
+            on_placed(placed)
+        return placed, done.tier
 
     @contextmanager
     def _loading(self, request: Any) -> Iterator[Any]:
@@ -362,24 +384,6 @@ class SllmStoreClient:
                 yield events
             finally:
                 events.cancel()
-
-    def _loaded(
-        self,
-        planned: Any,
-        arenas: Sequence[ArenaMemory | None],
-        tensors: tuple[PlacedTensor, ...],
-        tier: str,
-    ) -> Loaded:
-        return Loaded(
-            arenas=tuple(arenas),
-            devices=tuple(arena.device for arena in planned.arenas),
-            tensors=tensors,
-            aliases=dict(planned.aliases),
-            directory=Path(planned.path),
-            format=planned.format,
-            tier=tier,
-            store=self.address,
-        )
 
     def _call(self, method: Any, request: Any, *, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         with translated(self.address):
@@ -399,6 +403,19 @@ def _follow(events: Any, on_progress: Callable[[int, int], None] | None) -> Any:
         if event.done:
             return event
     raise StoreError("the store ended a load without saying how: see its log")
+
+
+def _placed(planned: Any, arenas: Sequence[ArenaMemory | None]) -> Placed:
+    with no_collection():
+        tensors = from_columns(planned.tensors)
+    return Placed(
+        arenas=tuple(arenas),
+        devices=tuple(arena.device for arena in planned.arenas),
+        tensors=tensors,
+        aliases=dict(planned.aliases),
+        directory=Path(planned.path),
+        format=planned.format,
+    )
 
 
 def _map_arenas(

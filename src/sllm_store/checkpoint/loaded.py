@@ -22,12 +22,10 @@ class ArenaMemory(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """A checkpoint in memory. `arenas[i]` is None where the arena would be empty.
+class Placed:
+    """Where a checkpoint is in memory, or will be. `arenas[i]` is None where it would be empty.
 
-    `tensors` index into `arenas`; `directory` has the small files; `tier` tells where the bytes
-    came from ('device', 'host', 'disk', 'mixed'), `store` who moved them (an address, or
-    'in-process').
+    `tensors` index into `arenas`; `directory` has the small files.
     """
 
     arenas: tuple[ArenaMemory | None, ...]
@@ -36,5 +34,28 @@ class Loaded:
     aliases: Mapping[str, str]
     directory: Path
     format: str
+
+    def loaded(self, *, tier: str, store: str) -> Loaded:
+        """Return the same with its bytes: where they came from, and who moved them."""
+        return Loaded(
+            arenas=self.arenas,
+            devices=self.devices,
+            tensors=self.tensors,
+            aliases=self.aliases,
+            directory=self.directory,
+            format=self.format,
+            tier=tier,
+            store=store,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded(Placed):
+    """A checkpoint in memory, every byte of it.
+
+    `tier` tells where the bytes came from ('device', 'host', 'disk', 'mixed'), `store` who moved
+    them (an address, or 'in-process').
+    """
+
     tier: str
     store: str

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from sllm_store.errors import DeadlineError
@@ -25,16 +26,23 @@ def run_watched(
     bytes_total: int,
     timeout_s: float | None,
     on_progress: OnProgress | None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> Result:
     """Return what `run` returns; on_progress gets (bytes done, bytes in all) meanwhile and last.
 
-    Raises DeadlineError after timeout_s, and what `run` or on_progress raises; the control is
-    cancelled then, and `run` has ended.
+    `meanwhile` is called once, while it runs. Raises DeadlineError after timeout_s, and what `run`,
+    `meanwhile` or on_progress raises; the control is cancelled then, and `run` has ended.
     """
-    with ThreadPoolExecutor(max_workers=1) as executor:
+    with futures.ThreadPoolExecutor(max_workers=1) as executor:
         running = executor.submit(run)
         try:
-            _watch(control, bytes_total, running.done, timeout_s, on_progress=on_progress)
+            if meanwhile is not None:
+                meanwhile()
+            if on_progress is None:
+                report = None
+            else:
+                report = partial(_report, on_progress, control, bytes_total)
+            _watch(running, timeout_s, report)
             result = running.result()
         except BaseException:
             control.cancel()
@@ -51,23 +59,25 @@ def shifted(on_progress: OnProgress | None, *, total: int, done: int = 0) -> OnP
     return lambda part, whole: on_progress(done + part, total + whole)
 
 
+def _report(on_progress: OnProgress, control: Control, bytes_total: int) -> None:
+    on_progress(control.bytes_done, bytes_total)
+
+
 def _watch(
-    control: Control,
-    bytes_total: int,
-    is_done: Callable[[], bool],
-    timeout_s: float | None,
-    *,
-    on_progress: OnProgress | None,
+    running: futures.Future[Result], timeout_s: float | None, report: Callable[[], None] | None
 ) -> None:
-    """Report progress until the transfer is done; raise DeadlineError when it takes too long."""
+    """Wait until a transfer is done; raise DeadlineError when it takes too long.
+
+    This thread wakes only to report: each time it wants the interpreter lock, which may be busy.
+    """
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-    bytes_done = 0
-    while bytes_done < bytes_total and not is_done():
-        wait_s = PROGRESS_INTERVAL_S
+    wait_s = None if report is None else PROGRESS_INTERVAL_S
+    while not running.done():
         if deadline_s is not None:
-            wait_s = min(wait_s, deadline_s - time.monotonic())
-            if wait_s <= 0:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
                 raise DeadlineError(f"the load did not end within {timeout_s} s")
-        bytes_done = control.wait(bytes_done, wait_s)
-        if on_progress is not None:
-            on_progress(bytes_done, bytes_total)
+            wait_s = left_s if report is None else min(left_s, PROGRESS_INTERVAL_S)
+        futures.wait([running], timeout=wait_s)
+        if report is not None and not running.done():
+            report()

@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sllm_store.interpreter import short_turns
 from sllm_store.torch.devices import DeviceMap, parse_device_map, store_device
 from sllm_store.torch.route import choose_route
-from sllm_store.torch.views import view_tensors
+from sllm_store.torch.views import Views, needs_bytes, view_tensors
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
     from pathlib import Path
 
-    from sllm_store.checkpoint.loaded import Loaded
+    from sllm_store.checkpoint.loaded import Loaded, Placed
 
 
 class LoadedDict(dict[str, torch.Tensor]):
@@ -32,9 +33,10 @@ class LoadedDict(dict[str, torch.Tensor]):
     buffers: dict[str, torch.Tensor]
 
     @classmethod
-    def of(cls, loaded: Loaded) -> LoadedDict:
-        """Return the tensors of a load."""
-        views = view_tensors(loaded)
+    def of(cls, loaded: Loaded, views: Views | None = None) -> LoadedDict:
+        """Return the tensors of a load; `views` are those that it has already."""
+        if views is None:
+            views = view_tensors(loaded)
         state_dict = cls(views.tensors)
         state_dict.buffers = views.buffers
         state_dict.store = loaded.store
@@ -67,10 +69,17 @@ def load_dict(  # noqa: PLR0913 - upstream's signature, and what it lacks
     which loads this way sees. It is there at once if it is there already. Treat it as read-only:
     CUDA IPC has no such mapping, and an in-place write is seen by all. It goes with the store.
     """
-    route = choose_route(model_path, storage_path, store=store)
-    devices = {
-        prefix: store_device(device) for prefix, device in parse_device_map(device_map).items()
-    }
-    return LoadedDict.of(
-        route.load(devices, shared=shared, timeout_s=timeout_s, on_progress=on_progress)
-    )
+    views: list[Views] = []
+
+    def view(placed: Placed) -> None:
+        views[:] = [] if needs_bytes(placed) else [view_tensors(placed)]
+
+    with short_turns():
+        route = choose_route(model_path, storage_path, store=store)
+        devices = {
+            prefix: store_device(device) for prefix, device in parse_device_map(device_map).items()
+        }
+        loaded = route.load(
+            devices, shared=shared, timeout_s=timeout_s, on_progress=on_progress, on_placed=view
+        )
+        return LoadedDict.of(loaded, views[0] if views else None)

@@ -23,7 +23,7 @@ from sllm_store.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from sllm_store.checkpoint.loaded import Loaded
+    from sllm_store.checkpoint.loaded import Loaded, Placed
 
 IN_PROCESS = "in-process"
 
@@ -51,8 +51,13 @@ class Route:
         shared: bool = False,
         timeout_s: float | None = None,
         on_progress: Callable[[int, int], None] | None = None,
+        on_placed: Callable[[Placed], None] | None = None,
     ) -> Loaded:
-        """Load the checkpoint, and log once who did; `shared` memory is the store's own."""
+        """Load the checkpoint, and log once who did; `shared` memory is the store's own.
+
+        on_placed is called as soon as the memory is there: see SllmStoreClient.load. It is called
+        again if this process begins anew with a load that the store refused.
+        """
         if shared and self.store is None:
             raise InvalidRequestError(
                 f"{self.name}: shared=True wants memory of a store, and none serves it here: start "
@@ -62,12 +67,21 @@ class Route:
         loaded = None
         if self.store is not None:
             loaded = self._load_through_store(
-                self.store, device_map, shared=shared, timeout_s=timeout_s, on_progress=on_progress
+                self.store,
+                device_map,
+                shared=shared,
+                timeout_s=timeout_s,
+                on_progress=on_progress,
+                on_placed=on_placed,
             )
         if loaded is None:
             assert self.path is not None
             loaded = load_checkpoint(
-                self.path, device_map, timeout_s=timeout_s, on_progress=on_progress
+                self.path,
+                device_map,
+                timeout_s=timeout_s,
+                on_progress=on_progress,
+                on_placed=on_placed,
             )
         load_s = time.monotonic() - started_s
         size_bytes = sum(arena.size for arena in loaded.arenas if arena is not None)
@@ -91,6 +105,7 @@ class Route:
         shared: bool,
         timeout_s: float | None,
         on_progress: Callable[[int, int], None] | None,
+        on_placed: Callable[[Placed], None] | None,
     ) -> Loaded | None:
         """Ask the store; None if it does not serve this checkpoint and this process may load."""
         try:
@@ -101,6 +116,7 @@ class Route:
                     shared=shared,
                     timeout_s=timeout_s,
                     on_progress=on_progress,
+                    on_placed=on_placed,
                 )
         except (CheckpointNotFoundError, StoreUnavailableError, InvalidRequestError) as error:
             if shared or not self.or_in_process or self.path is None:
