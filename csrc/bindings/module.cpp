@@ -331,8 +331,8 @@ void bind_writer(nb::module_& module) {
                          "Writes one new file: direct I/O where possible, several threads, "
                          "explicit errors.",
                          nb::is_final())
-      .def(nb::init<std::string, std::int64_t, bool>(), "path"_a, nb::kw_only(), "threads"_a,
-           "direct"_a, ReleaseGil())
+      .def(nb::init<std::string, std::int64_t, bool, std::shared_ptr<sllm::io::Tuner>>(), "path"_a,
+           nb::kw_only(), "threads"_a, "direct"_a, "tuner"_a = nb::none(), ReleaseGil())
       .def(
           "write",
           [](FileWriter& self, const std::vector<Triple>& pieces, sllm::io::Control& control) {

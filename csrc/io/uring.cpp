@@ -55,6 +55,7 @@ static_assert(sizeof(Parameters) == 120);
 constexpr long kSetup = 425;
 constexpr long kEnter = 426;
 constexpr std::uint8_t kOpcodeRead = 22;
+constexpr std::uint8_t kOpcodeWrite = 23;
 constexpr unsigned kEnterGetEvents = 1U << 0;
 constexpr unsigned kSetupSingleIssuer = 1U << 12;
 constexpr unsigned kSetupDeferTaskrun = 1U << 13;
@@ -130,17 +131,33 @@ Uring::~Uring() {
 
 bool Uring::try_read(int fd, std::byte* destination, std::uint32_t size, std::uint64_t offset,
                      std::uint64_t tag) {
+  UringSubmission request{};
+  request.opcode = kOpcodeRead;
+  request.fd = fd;
+  request.offset = offset;
+  request.address = reinterpret_cast<std::uintptr_t>(destination);
+  request.size = size;
+  request.tag = tag;
+  return try_queue(request);
+}
+
+bool Uring::try_write(int fd, const std::byte* source, std::uint32_t size, std::uint64_t offset,
+                      std::uint64_t tag) {
+  UringSubmission request{};
+  request.opcode = kOpcodeWrite;
+  request.fd = fd;
+  request.offset = offset;
+  request.address = reinterpret_cast<std::uintptr_t>(source);
+  request.size = size;
+  request.tag = tag;
+  return try_queue(request);
+}
+
+bool Uring::try_queue(const UringSubmission& request) {
   const std::uint32_t tail = *submission_tail_;  // only this thread writes it
   if (tail - load_acquire(submission_head_) >= entries_) return false;
   const std::uint32_t index = tail & submission_mask_;
-  UringSubmission& entry = submissions_[index];
-  entry = UringSubmission{};
-  entry.opcode = kOpcodeRead;
-  entry.fd = fd;
-  entry.offset = offset;
-  entry.address = reinterpret_cast<std::uintptr_t>(destination);
-  entry.size = size;
-  entry.tag = tag;
+  submissions_[index] = request;
   submission_array_[index] = index;
   store_release(submission_tail_, tail + 1);
   ++queued_;

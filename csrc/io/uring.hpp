@@ -1,4 +1,4 @@
-// A minimal io_uring for reads, by raw system calls. One thread owns a ring.
+// A minimal io_uring for reads and writes, by raw system calls. One thread owns a ring.
 #pragma once
 
 #include <cstddef>
@@ -28,6 +28,8 @@ class Uring {
   // Queues a read; false when the submission queue is full.
   bool try_read(int fd, std::byte* destination, std::uint32_t size, std::uint64_t offset,
                 std::uint64_t tag);
+  bool try_write(int fd, const std::byte* source, std::uint32_t size, std::uint64_t offset,
+                 std::uint64_t tag);
   // Hands what is queued to the kernel and waits for `wait_for` completions. Returns 0 or an
   // errno; what was queued stays queued after an error.
   int submit(unsigned wait_for);
@@ -38,6 +40,7 @@ class Uring {
  private:
   Uring() = default;
   int open(unsigned entries);
+  bool try_queue(const UringSubmission& request);
 
   Descriptor ring_;
   std::byte* rings_ = nullptr;

@@ -21,7 +21,7 @@
 namespace sllm::io {
 namespace {
 
-constexpr std::size_t kBlockSize = 4 << 20;
+constexpr std::size_t kBlockSize = WriteQueue::kSlabSize;
 // Summed and copied while it is in the processor's cache.
 constexpr std::size_t kCacheSize = 64 << 10;
 
@@ -45,11 +45,17 @@ bool is_direct(int fd) {
 
 }  // namespace
 
-FileWriter::FileWriter(std::string path, std::int64_t threads, bool direct)
+FileWriter::FileWriter(std::string path, std::int64_t threads, bool direct,
+                       std::shared_ptr<Tuner> tuner)
     : path_(checked_path(std::move(path))), threads_(checked_threads(threads)) {
   file_ = Descriptor(::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
   if (!file_.valid()) throw SystemError(errno, errno_text(errno), path_);
-  if (direct && is_direct_possible(file_.get())) set_direct(file_.get(), true);
+  if (!direct || !is_direct_possible(file_.get())) return;
+  set_direct(file_.get(), true);
+  if (!is_direct(file_.get())) return;
+  queue_ = WriteQueue::create(file_.get(), threads_, std::move(tuner),
+                              [this](const std::byte* memory, std::uint64_t size,
+                                     std::uint64_t offset) { write_fully(memory, size, offset); });
 }
 
 void FileWriter::require_open() const {
@@ -137,12 +143,14 @@ void FileWriter::write_layout(Layout& layout, std::uint64_t end, Control& contro
     for (std::size_t item = 0; items.try_claim(item);) {
       const Block& block = layout.blocks[item];
       const bool kept = partial && block.index == last.index;
-      if (!kept && slab == nullptr) slab = allocate_aligned(kBlockSize);
+      if (!kept && slab == nullptr) {
+        slab = queue_ != nullptr ? queue_->take_slab() : allocate_aligned(kBlockSize);
+      }
       std::byte* memory = kept ? next_carry.get() : slab.get();
       const std::size_t filled = carried && item == 0 ? carry_filled_ : 0;
       if (filled != 0) std::memcpy(memory, carry_.get(), filled);
       const std::uint64_t bytes = fill(memory, filled, layout, block);
-      if (!kept) write_fully(memory, kBlockSize, block.index * kBlockSize);
+      if (!kept) write_block(slab, block.index * kBlockSize);
       control.add_bytes(bytes);
     }
   });
@@ -151,6 +159,15 @@ void FileWriter::write_layout(Layout& layout, std::uint64_t end, Control& contro
   carry_index_ = last.index;
   carry_filled_ = partial ? static_cast<std::size_t>(end % kBlockSize) : 0;
   end_ = end;
+}
+
+// Takes the slab away where it is written in the background.
+void FileWriter::write_block(AlignedMemory& slab, std::uint64_t offset) {
+  if (queue_ != nullptr) {
+    queue_->push(std::move(slab), offset);
+  } else {
+    write_fully(slab.get(), kBlockSize, offset);
+  }
 }
 
 void FileWriter::reserve(std::uint64_t offset, std::uint64_t size) {
@@ -214,6 +231,8 @@ void FileWriter::finish(std::int64_t total_size) {
                                 " is less than what was written, " + std::to_string(end_));
   }
   failed_ = true;
+  if (queue_ != nullptr) queue_->drain();
+  queue_.reset();
   if (carry_filled_ != 0) flush_carry();
   carry_.reset();
   if (::ftruncate(file_.get(), static_cast<off_t>(total_size)) != 0) {
@@ -227,6 +246,7 @@ void FileWriter::finish(std::int64_t total_size) {
 
 void FileWriter::abort() {
   std::lock_guard lock(mutex_);
+  queue_.reset();
   carry_.reset();
   file_.reset();
 }

@@ -1,8 +1,9 @@
-// Writes one new file in whole aligned blocks, by several threads, and sums each piece.
+// Writes one new file in whole aligned blocks that several threads fill, and sums each piece.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -10,6 +11,8 @@
 #include "io/aligned_memory.hpp"
 #include "io/control.hpp"
 #include "io/descriptor.hpp"
+#include "io/tuner.hpp"
+#include "io/write_queue.hpp"
 
 namespace sllm::io {
 
@@ -21,10 +24,12 @@ struct WritePiece {
 
 class FileWriter {
  public:
-  // Creates the file, which must not exist.
-  FileWriter(std::string path, std::int64_t threads, bool direct);
+  // Creates the file, which must not exist. `tuner`: of the disk with the file, for writes; null
+  // for a setting that suits most.
+  FileWriter(std::string path, std::int64_t threads, bool direct, std::shared_ptr<Tuner> tuner);
 
-  // Pieces ascend and are disjoint, over all calls; gaps are zeros. Returns each piece's CRC-32C.
+  // Pieces ascend and are disjoint, over all calls; gaps are zeros. Returns each piece's CRC-32C
+  // when the bytes are copied: a disk that fails may say so in a later call.
   std::vector<std::uint32_t> write(const std::vector<WritePiece>& pieces, Control& control);
   // Writes what is buffered, sets the exact length, syncs and closes.
   void finish(std::int64_t total_size);
@@ -53,6 +58,7 @@ class FileWriter {
   std::uint64_t check(const std::vector<WritePiece>& pieces) const;
   static Layout lay_out(const std::vector<WritePiece>& pieces);
   void write_layout(Layout& layout, std::uint64_t end, Control& control);
+  void write_block(AlignedMemory& slab, std::uint64_t offset);
   void reserve(std::uint64_t offset, std::uint64_t size);
   // Copies a block's segments into `slab`, whose first `filled` bytes are taken.
   static std::uint64_t fill(std::byte* slab, std::size_t filled, Layout& layout,
@@ -63,7 +69,8 @@ class FileWriter {
   std::string path_;
   unsigned threads_;
   Descriptor file_;
-  std::mutex mutex_;  // one call at a time
+  std::unique_ptr<WriteQueue> queue_;  // null where the threads write themselves
+  std::mutex mutex_;                   // one call at a time
   bool failed_ = false;
   std::uint64_t end_ = 0;  // of the data written so far
   // The last block, while it is incomplete. Bytes from carry_filled_ on are not set.

@@ -212,7 +212,10 @@ class DiskMemory:
 
 
 def _start(disk: Disk, use: str) -> tuple[int, int, int]:
-    return _THREADS_START if use in _BY_THREADS else _STARTS[disk.kind]
+    if use in _BY_THREADS:
+        return _THREADS_START
+    threads, depth, size = _STARTS[disk.kind]
+    return (1 if use == "writes" else threads), depth, size  # One thread writes a file.
 
 
 def _make_tuner(use: str, known: Learnt | None, start: tuple[int, int, int]) -> native.Tuner:

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -24,6 +25,7 @@
 #include "io/page_cache.hpp"
 #include "io/probe.hpp"
 #include "io/transfer.hpp"
+#include "io/write_queue.hpp"
 #include "io/writer.hpp"
 #include "pool/host_memory.hpp"
 #include "shim/cuda_device.hpp"
@@ -80,7 +82,7 @@ void check_checksums(const std::vector<std::byte>& bytes) {
 void write_file(const std::string& path, const std::vector<std::byte>& bytes) {
   ::unlink(path.c_str());
   io::Control control;
-  io::FileWriter writer(path, 4, true);
+  io::FileWriter writer(path, 4, true, nullptr);
   const auto third = static_cast<std::int64_t>(bytes.size() / 3);
   const auto size = static_cast<std::int64_t>(bytes.size());
   const auto first = writer.write({{0, number(bytes.data()), third}}, control);
@@ -90,6 +92,28 @@ void write_file(const std::string& path, const std::vector<std::byte>& bytes) {
                 {third + 1, number(bytes.data()) + third + 1, size - third - 1}},
                control);
   writer.finish(size);
+}
+
+// A write that fails in the background is an error of what comes after it.
+void fail_to_write(const std::string& path) {
+  const Descriptor file(::open(path.c_str(), O_RDONLY));
+  const auto refuse = [&](const std::byte*, std::uint64_t, std::uint64_t) {
+    throw SystemError(EBADF, "cannot write", path);
+  };
+  const auto queue = io::WriteQueue::create(file.get(), 2, nullptr, refuse);
+  if (queue == nullptr) return;  // no io_uring here
+  bool failed = false;
+  try {
+    for (std::uint64_t i = 0; i < 100; ++i) {
+      io::AlignedMemory slab = queue->take_slab();
+      std::memset(slab.get(), 1, io::WriteQueue::kSlabSize);
+      queue->push(std::move(slab), i * io::WriteQueue::kSlabSize);
+    }
+    queue->drain();
+  } catch (const SystemError& error) {
+    failed = error.code == EBADF;
+  }
+  require(failed, "a write that failed was not reported");
 }
 
 // Reads a file through a ring of buffers to both devices, in steps of odd sizes.
@@ -105,6 +129,12 @@ void load(const std::shared_ptr<const io::File>& file, const std::vector<std::by
   request.files = {file};
   request.mode = mode;
   request.threads = 1 + seed % 7;
+  if (mode == io::ReadMode::kAuto || mode == io::ReadMode::kUring) {
+    static const auto tuner =
+        std::make_shared<io::Tuner>(io::has_queues(mode), io::IoSetting{1, 1, 128 << 10}, 0,
+                                    std::vector<io::RefusedSetting>{}, true);
+    request.tuner = tuner;
+  }
   for (const auto& arena : arenas) {
     request.devices.push_back({arena.device(), static_cast<std::int64_t>(arena.address())});
   }
@@ -264,6 +294,7 @@ int main(int argc, char** argv) {
   check_checksums(bytes);
   const std::string path = directory + "/data";
   write_file(path, bytes);
+  fail_to_write(path);
   const auto file = std::make_shared<const io::File>(path);
   const auto modes = available_modes(directory);
   check_residency(*file);

@@ -1,16 +1,19 @@
 """Lay extents into partition files, tensor.data_0 and on, and write them with native code.
 
-One copy of the bytes through the processor's cache (summed there), then direct I/O: a save takes
-as long as the disk needs for its bytes.
+One copy of the bytes through the processor's cache (summed there), then direct I/O in the
+background: a save takes as long as the disk needs for its bytes. What a save teaches about the disk
+is remembered for the next one.
 """
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from sllm_store import native
 from sllm_store.checkpoint.layout import ALIGNMENT, PAGE
 from sllm_store.checkpoint.manifest import StoredExtent, partition_name
+from sllm_store.disks import disk_memory, disk_of
 from sllm_store.units import align_up
 
 if TYPE_CHECKING:
@@ -26,6 +29,8 @@ class PartitionFiles:
         self._directory = directory
         self._threads = threads
         self._direct = direct
+        self._disk = disk_of(directory)
+        self._memory = disk_memory(os.environ)
         self._file: native.FileWriter | None = None
         self.sizes: list[int] = []
 
@@ -40,6 +45,7 @@ class PartitionFiles:
         size = align_up(end, PAGE)
         self._open().finish(size)
         self._file = None
+        self._memory.keep(self._disk, "writes")
         self.sizes.append(size)
 
     def abort(self) -> None:
@@ -51,7 +57,12 @@ class PartitionFiles:
     def _open(self) -> native.FileWriter:
         if self._file is None:
             path = self._directory / partition_name(len(self.sizes))
-            self._file = native.FileWriter(str(path), threads=self._threads, direct=self._direct)
+            self._file = native.FileWriter(
+                str(path),
+                threads=self._threads,
+                direct=self._direct,
+                tuner=self._memory.tuner(self._disk, "writes"),
+            )
         return self._file
 
 

@@ -194,12 +194,17 @@ class FileWriter:
     ascending order of offset; gaps are zeros.
     """
 
-    def __init__(self, path: str, *, threads: int, direct: bool) -> None: ...
+    def __init__(
+        self, path: str, *, threads: int, direct: bool, tuner: Tuner | None = None
+    ) -> None:
+        """threads fill and sum blocks; how many go to the disk at once is the tuner's, which is
+        that of the disk for writes. Without one a setting that suits most disks is kept."""
     def write(self, pieces: Sequence[tuple[int, int, int]], control: Control) -> list[int]:
         """pieces: (file_offset, address, size), ascending, disjoint. Returns each piece's CRC-32C.
-        Raises NativeError (ENOSPC and so on) with the path. The memory may be reused on return."""
+        Raises NativeError (ENOSPC and so on) with the path, also for what an earlier call left to
+        be written. The memory may be reused on return."""
     def finish(self, total_size: int) -> None:
-        """Write what is buffered, set the exact length, fsync and close."""
+        """Write what is buffered, wait for it, set the exact length, fsync and close."""
     def abort(self) -> None:
         """Close without more writing; the caller removes the file."""
 
