@@ -18,12 +18,14 @@ import torch
 SUITE: dict[str, list[str]] = {
     "load_time": ["--shapes", "llama-8b,weights,many,few"],
     "resident": [],
+    "busy_interpreter": [],
     "codec_rate": [],
     "links": [],
 }
 SMALL: dict[str, list[str]] = {
     "load_time": ["--small", "--pool", "256MB", "--runs", "1"],
     "resident": ["--small", "--pool", "256MB", "--processes", "1,2", "--runs", "1"],
+    "busy_interpreter": ["--small", "--pool", "256MB", "--runs", "1"],
     "links": ["--small", "--size", "64MB", "--coded-size", "8MB", "--pool", "256MB", "--runs", "1"],
     "codec_rate": ["--size", "8MB", "--threads", "1", "--runs", "1"],
 }

@@ -5,13 +5,19 @@ from __future__ import annotations
 import gc
 import os
 import random
+import sys
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
+from sllm_store import interpreter
+from sllm_store.checkpoint.loaded import Placed
 from sllm_store.errors import DeadlineError, InvalidRequestError, StoreError
 from sllm_store.torch import load, load_dict, save_dict
+from sllm_store.torch.views import view_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -190,3 +196,58 @@ def test_the_report_tells_where_the_bytes_were(tmp_path: Path, where: dict[str, 
     assert loaded.directory == tmp_path / "models" / "m"
     assert loaded.buffers == {}
     assert isinstance(loaded, load.LoadedDict)
+
+
+def test_a_load_waits_a_few_times_for_a_busy_interpreter_and_then_not_long(
+    tmp_path: Path, where: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With turns of 50 ms, which no noise makes, the time of a load counts how often it waits."""
+    state = {f"layers.{i}.w": torch.randn(4, 8) for i in range(300)}
+    save_dict(state, tmp_path / "models" / "m")
+    stop = threading.Event()
+
+    def compute() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+
+    def best_s() -> float:
+        times_s = []
+        for _ in range(3):
+            started_s = time.perf_counter()
+            load_dict(tmp_path / "models" / "m", "cpu", **where)
+            times_s.append(time.perf_counter() - started_s)
+        return min(times_s)
+
+    best_s()
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(0.05)
+    busy = threading.Thread(target=compute)
+    busy.start()
+    try:
+        short_s = best_s()
+        monkeypatch.setattr(interpreter, "SWITCH_INTERVAL_S", 1.0)  # As if nobody cared.
+        long_s = best_s()
+    finally:
+        stop.set()
+        busy.join()
+        sys.setswitchinterval(interval_s)
+    assert long_s / 0.05 < 20
+    assert short_s < long_s or short_s < 0.05
+
+
+def test_views_are_made_once_of_memory_whose_bytes_may_be_on_the_way(
+    tmp_path: Path, where: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"a": torch.randn(4, 8), "b": torch.arange(3)}
+    save_dict(state, tmp_path / "models" / "m")
+    viewed: list[Placed] = []
+
+    def view(placed: Placed) -> Any:
+        viewed.append(placed)
+        return view_tensors(placed)
+
+    monkeypatch.setattr(load, "view_tensors", view)
+    loaded = load_dict(tmp_path / "models" / "m", "cpu", **where)
+    assert [type(placed) for placed in viewed] == [Placed]
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
