@@ -33,7 +33,7 @@ PURE_PART = 0.98
 _ALONE_PART = 0.8
 _MIXTURES_KEPT = 5
 _REMAINING_MIN_PART = 0.05
-_CALLS = "calls"
+_CALLS, _MAPPED = "calls", "mapped"
 _SEPARATOR = ">"
 
 _PRIORS = {
@@ -41,11 +41,12 @@ _PRIORS = {
     (DISK, "gpu"): Prior(fixed_s=0.003, per_tensor_s=1e-6, bytes_per_s=2e9),
     (CACHE, CPU): Prior(fixed_s=0.003, per_tensor_s=1e-6, bytes_per_s=8e9),
     (CACHE, "gpu"): Prior(fixed_s=0.003, per_tensor_s=1e-6, bytes_per_s=16e9),
-    (HOST, CPU): Prior(fixed_s=0.001, per_tensor_s=1e-7, bytes_per_s=1e13),
+    (HOST, CPU): Prior(fixed_s=1e-5, per_tensor_s=1e-9, bytes_per_s=1e15),  # It is mapped.
     (HOST, "gpu"): Prior(fixed_s=0.001, per_tensor_s=1e-6, bytes_per_s=25e9),
     (DEVICE, "gpu"): Prior(fixed_s=0.001, per_tensor_s=1e-6, bytes_per_s=500e9),
     (_CALLS, CPU): Prior(fixed_s=0.005, per_tensor_s=5e-6, bytes_per_s=1e13),
     (_CALLS, "gpu"): Prior(fixed_s=0.008, per_tensor_s=5e-6, bytes_per_s=5e12),
+    (_CALLS, _MAPPED): Prior(fixed_s=0.003, per_tensor_s=5e-6, bytes_per_s=1e14),
 }
 
 
@@ -53,7 +54,8 @@ _PRIORS = {
 class Demand:
     """What a load moves: bytes by where they are now, and bytes by the GPU that gets them.
 
-    Without GPUs the bytes stay in host memory. `coded` bytes are decoded where they arrive.
+    Without GPUs the bytes stay in host memory. `coded` bytes are decoded where they arrive. What is
+    `mapped` is where it is wanted already, and does not move.
     """
 
     model: str
@@ -61,6 +63,7 @@ class Demand:
     gpus: Mapping[str, int] = field(default_factory=dict)
     tensors: int = 0
     coded: bool = False
+    mapped: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -118,7 +121,7 @@ class Estimator:
             for lane, samples in (remembered or {}).items()
             if _kind(lane)[:2] in _PRIORS
         }
-        self._mixtures: dict[str, deque[float]] = {}
+        self._mixtures: dict[str, deque[tuple[Demand, float]]] = {}
         self._running: list[Running] = []
         self._moved_on_s = clock()
         self._lock = threading.Lock()
@@ -134,7 +137,9 @@ class Estimator:
                 wait_s = filler.remaining_s() * ahead
                 demand = demand.from_host()
             lane, alone_s = self._alone(demand)
-            beside = [one for one in self._beside(lane) if one is not filler]
+            beside = (
+                [] if demand.mapped else [one for one in self._beside(lane) if one is not filler]
+            )
             shared_s = sum(min(one.remaining_s(), alone_s) for one in beside)
             calls_s = self._fit(_calls(demand)).seconds(
                 tensors=demand.tensors, size_bytes=demand.size_bytes
@@ -150,7 +155,7 @@ class Estimator:
         """Note that a transfer starts now; end it with finish, whatever becomes of it."""
         with self._lock:
             now_s = self._move_on()
-            lane, alone_s = self._alone(demand)
+            lane, alone_s = self._slowest(demand, at_once=True)
             running = Running(demand=demand, lane=lane, alone_s=alone_s, started_s=now_s)
             self._running.append(running)
             return running
@@ -166,15 +171,17 @@ class Estimator:
             if moved is None or wall_s <= 0:
                 return
             demand = replace(running.demand, sources=moved)
-            lane, alone_s = self._alone(demand)
+            lane, _ = self._slowest(demand, at_once=True)
             mostly_alone = running.done_s >= _ALONE_PART * wall_s
             if not mostly_alone and self._fit(lane).samples:
                 return
-            if _mixture(demand) is None:
+            mixture = _mixture(demand)
+            if mixture is None:
                 taken = Sample(demand.tensors, demand.size_bytes, running.done_s)
                 self._fit(lane).add(taken)
             else:
-                self._learn_mixture(demand, running.done_s, alone_s)
+                last = self._mixtures.setdefault(mixture, deque(maxlen=_MIXTURES_KEPT))
+                last.append((demand, running.done_s))
 
     def calls_took(self, demand: Demand, seconds: float) -> None:
         """Learn what a load took besides its transfer."""
@@ -203,22 +210,24 @@ class Estimator:
 
     def _alone(self, demand: Demand) -> tuple[str, float]:
         """Return the slowest lane of a demand and the seconds it takes with nobody beside it."""
-        times = {
-            lane: self._fit(lane).seconds(tensors=demand.tensors, size_bytes=size_bytes)
-            for lane, size_bytes in _lanes(demand)
-        }
-        slowest = max(times, key=lambda lane: times[lane])
-        mixture = _mixture(demand)
-        ratios = self._mixtures.get(mixture or "")
-        factor = math.exp(statistics.median(ratios)) if ratios else 1.0
-        return slowest, times[slowest] * factor
+        slowest, seconds = self._slowest(demand)
+        if demand.mapped:
+            return slowest, 0.0
+        ratios = [
+            math.log(took_s / self._slowest(known)[1])
+            for known, took_s in self._mixtures.get(_mixture(demand) or "", ())
+        ]
+        return slowest, seconds * (math.exp(statistics.median(ratios)) if ratios else 1.0)
 
-    def _learn_mixture(self, demand: Demand, took_s: float, said_s: float) -> None:
-        mixture = _mixture(demand)
-        assert mixture is not None
-        ratios = self._mixtures.setdefault(mixture, deque(maxlen=_MIXTURES_KEPT))
-        factor = statistics.median(ratios) if ratios else 0.0
-        ratios.append(math.log(took_s / said_s) + factor)
+    def _slowest(self, demand: Demand, *, at_once: bool = False) -> tuple[str, float]:
+        """Return the slowest lane and its seconds; at once means without fitting anything."""
+        times: dict[str, float] = {}
+        for lane, size_bytes in _lanes(demand):
+            fit = self._fit(lane)
+            seconds = fit.seconds_at_once if at_once else fit.seconds
+            times[lane] = seconds(tensors=demand.tensors, size_bytes=size_bytes)
+        slowest = max(times, key=lambda lane: times[lane])
+        return slowest, times[slowest]
 
     def _fit(self, lane: str) -> LaneFit:
         """Return a lane's fit; a new GPU's starts where another GPU's is."""
@@ -264,7 +273,8 @@ def _mixture(demand: Demand) -> str | None:
 
 
 def _calls(demand: Demand) -> str:
-    return f"{_CALLS}{_SEPARATOR}{'gpu' if demand.gpus else CPU}"
+    destination = _MAPPED if demand.mapped else "gpu" if demand.gpus else CPU
+    return f"{_CALLS}{_SEPARATOR}{destination}"
 
 
 def _fills_same(one: Running, demand: Demand) -> bool:
@@ -276,7 +286,7 @@ def _kind(lane: str) -> tuple[str, str, bool]:
     """Return what lanes have in common that differ by their GPU alone."""
     source, _, destination = lane.partition(_SEPARATOR)
     name, _, coded = destination.partition("+")
-    return source, CPU if name == CPU else "gpu", bool(coded)
+    return source, name if name in {CPU, _MAPPED} else "gpu", bool(coded)
 
 
 def _bound(lane: str) -> str:

@@ -59,7 +59,8 @@ class LaneFit:
         """Start with what is believed, and with samples of an earlier life, the oldest first."""
         self._prior = prior
         self._samples: deque[Sample] = deque(samples, WINDOW)
-        self._coefficients: tuple[float, ...] | None = None
+        self._coefficients: tuple[float, ...] = prior.means()
+        self._is_fresh = not self._samples
 
     @property
     def samples(self) -> tuple[Sample, ...]:
@@ -69,11 +70,15 @@ class LaneFit:
     def add(self, sample: Sample) -> None:
         """Learn from a load."""
         self._samples.append(sample)
-        self._coefficients = None
+        self._is_fresh = False
 
     def seconds(self, *, tensors: int, size_bytes: int) -> float:
         """Return how long a load of this size takes alone."""
         return _dot(self._fitted(), _features(tensors, size_bytes))
+
+    def seconds_at_once(self, *, tensors: int, size_bytes: int) -> float:
+        """Return the same as of the last time that somebody asked, without fitting anything."""
+        return _dot(self._coefficients, _features(tensors, size_bytes))
 
     def as_prior(self) -> Prior:
         """Return what it has learned as a belief about a lane like this one."""
@@ -85,8 +90,9 @@ class LaneFit:
         )
 
     def _fitted(self) -> tuple[float, ...]:
-        if self._coefficients is None:
+        if not self._is_fresh:
             self._coefficients = _fit(self._samples, self._prior.means())
+            self._is_fresh = True
         return self._coefficients
 
 
