@@ -6,6 +6,7 @@ import itertools
 import os
 import socket
 import sys
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,6 +106,24 @@ class StoreStatus:
     devices: tuple[str, ...]
     gpu_pool_bytes: int
     resident_bytes: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadEstimate:
+    """How long a load would take, and where the bytes are that it would move.
+
+    `wait_s` of the seconds is due to `loads_ahead` loads that run already. `samples` counts the
+    loads that this was learned from; with 0 it is a guess.
+    """
+
+    seconds: float
+    device_bytes: int
+    host_bytes: int
+    cached_bytes: int
+    disk_bytes: int
+    wait_s: float
+    loads_ahead: int
+    samples: int
 
 
 def default_address() -> str:
@@ -296,6 +315,18 @@ class SllmStoreClient:
         request = pb.SetPinnedRequest(model=model, pinned=pinned, device_map=device_map or {})
         self._call(self._store.SetPinned, request, timeout_s=timeout_s)
 
+    def estimate_load(
+        self, model: str, device_map: Mapping[str, str] | None = None, *, shared: bool = False
+    ) -> LoadEstimate:
+        """Return how long load would take with these arguments if it were called now.
+
+        The store learns what its disk and links do from the loads that it serves, and remembers it.
+        """
+        question = pb.PlanLoadRequest(model=model, device_map=dict(device_map or {}))
+        request = pb.EstimateLoadRequest(question=question, shared=shared)
+        reply = self._call(self._store.EstimateLoad, request)
+        return LoadEstimate(**{f.name: getattr(reply, f.name) for f in reply.DESCRIPTOR.fields})
+
     def load(
         self,
         model: str,
@@ -347,6 +378,7 @@ class SllmStoreClient:
         on_placed: OnPlaced | None,
     ) -> tuple[Placed, str]:
         """Plan, allocate, and let the store copy; what is on the host is mapped."""
+        started_s = time.monotonic()
         planned = self._call(self._store.PlanLoad, question)
         buffers = [
             allocate_device(device_ordinal(arena.device), arena.size_bytes)
@@ -362,6 +394,7 @@ class SllmStoreClient:
             for buffer in buffers
             if buffer is not None
         )
+        request.spent_s = time.monotonic() - started_s
         with self._loading(request) as events:
             placed = _placed(planned, buffers)
             own_all = all(arena.device != CPU for arena in planned.arenas)

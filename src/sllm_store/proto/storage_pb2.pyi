@@ -236,20 +236,22 @@ class Kind(_message.Message):
     def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class LoadRequest(_message.Message):
-    __slots__ = ("client", "plan", "targets", "timeout_s", "shared", "question")
+    __slots__ = ("client", "plan", "targets", "timeout_s", "shared", "question", "spent_s")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
     QUESTION_FIELD_NUMBER: _ClassVar[int]
+    SPENT_S_FIELD_NUMBER: _ClassVar[int]
     client: str
     plan: str
     targets: _containers.RepeatedCompositeFieldContainer[DeviceTarget]
     timeout_s: float
     shared: bool
     question: PlanLoadRequest
-    def __init__(self, client: _Optional[str] = ..., plan: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[DeviceTarget, _Mapping]]] = ..., timeout_s: _Optional[float] = ..., shared: bool = ..., question: _Optional[_Union[PlanLoadRequest, _Mapping]] = ...) -> None: ...
+    spent_s: float
+    def __init__(self, client: _Optional[str] = ..., plan: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[DeviceTarget, _Mapping]]] = ..., timeout_s: _Optional[float] = ..., shared: bool = ..., question: _Optional[_Union[PlanLoadRequest, _Mapping]] = ..., spent_s: _Optional[float] = ...) -> None: ...
 
 class DeviceTarget(_message.Message):
     __slots__ = ("device", "ipc_handle", "offset_bytes")
@@ -406,3 +408,31 @@ class GetStatusResponse(_message.Message):
     gpu_pool_bytes: int
     resident_bytes: _containers.ScalarMap[str, int]
     def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_s: _Optional[float] = ..., pool_bytes: _Optional[int] = ..., pool_used_bytes: _Optional[int] = ..., chunk_size: _Optional[int] = ..., pool_pinned: bool = ..., sessions: _Optional[int] = ..., leases: _Optional[int] = ..., loads_running: _Optional[int] = ..., storage_path: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ..., gpu_pool_bytes: _Optional[int] = ..., resident_bytes: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
+class EstimateLoadRequest(_message.Message):
+    __slots__ = ("question", "shared")
+    QUESTION_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    question: PlanLoadRequest
+    shared: bool
+    def __init__(self, question: _Optional[_Union[PlanLoadRequest, _Mapping]] = ..., shared: bool = ...) -> None: ...
+
+class EstimateLoadResponse(_message.Message):
+    __slots__ = ("seconds", "device_bytes", "host_bytes", "cached_bytes", "disk_bytes", "wait_s", "loads_ahead", "samples")
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CACHED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    LOADS_AHEAD_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    seconds: float
+    device_bytes: int
+    host_bytes: int
+    cached_bytes: int
+    disk_bytes: int
+    wait_s: float
+    loads_ahead: int
+    samples: int
+    def __init__(self, seconds: _Optional[float] = ..., device_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., cached_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., wait_s: _Optional[float] = ..., loads_ahead: _Optional[int] = ..., samples: _Optional[int] = ...) -> None: ...

@@ -346,6 +346,11 @@ class StoreStub(object):
                 request_serializer=sllm__store_dot_proto_dot_storage__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=sllm__store_dot_proto_dot_storage__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.EstimateLoad = channel.unary_unary(
+                '/storage.Store/EstimateLoad',
+                request_serializer=sllm__store_dot_proto_dot_storage__pb2.EstimateLoadRequest.SerializeToString,
+                response_deserializer=sllm__store_dot_proto_dot_storage__pb2.EstimateLoadResponse.FromString,
+                _registered_method=True)
 
 
 class StoreServicer(object):
@@ -386,6 +391,13 @@ class StoreServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EstimateLoad(self, request, context):
+        """How long a load would take if it started now. Nothing is loaded, held or promised.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StoreServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -413,6 +425,11 @@ def add_StoreServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=sllm__store_dot_proto_dot_storage__pb2.GetStatusRequest.FromString,
                     response_serializer=sllm__store_dot_proto_dot_storage__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'EstimateLoad': grpc.unary_unary_rpc_method_handler(
+                    servicer.EstimateLoad,
+                    request_deserializer=sllm__store_dot_proto_dot_storage__pb2.EstimateLoadRequest.FromString,
+                    response_serializer=sllm__store_dot_proto_dot_storage__pb2.EstimateLoadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -550,6 +567,33 @@ class Store(object):
             '/storage.Store/GetStatus',
             sllm__store_dot_proto_dot_storage__pb2.GetStatusRequest.SerializeToString,
             sllm__store_dot_proto_dot_storage__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EstimateLoad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/storage.Store/EstimateLoad',
+            sllm__store_dot_proto_dot_storage__pb2.EstimateLoadRequest.SerializeToString,
+            sllm__store_dot_proto_dot_storage__pb2.EstimateLoadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import time
 import traceback
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from sllm_store import native
 from sllm_store.errors import DeadlineError, InvalidRequestError, LoadCancelledError
 from sllm_store.server.catalog import Catalog
+from sllm_store.server.estimate import Estimator
+from sllm_store.server.lane_memory import LaneMemory, lane_memory
 from sllm_store.server.loads import Loader, LoadJob, Means
 from sllm_store.server.metrics import StoreMetrics
 from sllm_store.server.sessions import Sessions
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from sllm_store.config import StoreConfig
 
 LOADS_MAX = 1024
+KEEP_INTERVAL_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,9 @@ class Engine:
             chunk_bytes=config.chunk_bytes,
             registration_required=config.registration_required,
         )
+        self._lanes = _lane_memory(config)
+        self.estimator = Estimator(time.monotonic, self._lanes.recall() if self._lanes else None)
+        self._kept_s = time.monotonic()
         self.loader = Loader(
             pool,
             self.host,
@@ -69,6 +76,7 @@ class Engine:
                 threads=config.threads,
                 neighbours=_neighbours(config, len(self.gpus)),
             ),
+            estimator=self.estimator,
             on_load=self.metrics.on_load,
         )
         self.shared = SharedLoader(self.loader, self.devices, self.metrics)
@@ -117,6 +125,14 @@ class Engine:
         self.running.pop(future, None)
         if not future.cancelled():
             future.exception()  # Whoever asked has it; nobody asking is not a leak.
+        if time.monotonic() - self._kept_s >= KEEP_INTERVAL_S:
+            self._kept_s = time.monotonic()
+            asyncio.get_running_loop().run_in_executor(self._calls, self.keep)
+
+    def keep(self) -> None:
+        """Write down what loads taught, for the next server on this machine."""
+        if self._lanes is not None:
+            self._lanes.keep(self.estimator.remember())
 
     def patience(self, timeout_s: float) -> Patience:
         """Wait for others at most timeout_s, on nobody's behalf."""
@@ -140,6 +156,13 @@ class Engine:
     def _retire(self, model: str) -> None:
         self.host.retire(model)
         self.devices.retire(model)
+
+
+def _lane_memory(config: StoreConfig) -> LaneMemory | None:
+    try:
+        return lane_memory(config.storage_path, os.environ)
+    except OSError:
+        return None
 
 
 def _neighbours(config: StoreConfig, gpus: int) -> Mapping[int, tuple[int, ...]]:

@@ -54,13 +54,15 @@ _PRIORS = {
 class Demand:
     """What a load moves: bytes by where they are now, and bytes by the GPU that gets them.
 
-    Without GPUs the bytes stay in host memory. `coded` bytes are decoded where they arrive. What is
-    `mapped` is where it is wanted already, and does not move.
+    Without GPUs the bytes stay in host memory. `arena_bytes` is what all arenas take. `coded` bytes
+    are decoded where they arrive. What is `mapped` is where it is wanted already, and does not
+    move.
     """
 
     model: str
     sources: Mapping[str, int]
     gpus: Mapping[str, int] = field(default_factory=dict)
+    arena_bytes: int = 0
     tensors: int = 0
     coded: bool = False
     mapped: bool = False
@@ -142,7 +144,7 @@ class Estimator:
             )
             shared_s = sum(min(one.remaining_s(), alone_s) for one in beside)
             calls_s = self._fit(_calls(demand)).seconds(
-                tensors=demand.tensors, size_bytes=demand.size_bytes
+                tensors=demand.tensors, size_bytes=demand.arena_bytes
             )
             return Estimate(
                 seconds=calls_s + wait_s + alone_s + shared_s,
@@ -186,7 +188,7 @@ class Estimator:
     def calls_took(self, demand: Demand, seconds: float) -> None:
         """Learn what a load took besides its transfer."""
         with self._lock:
-            taken = Sample(demand.tensors, demand.size_bytes, max(seconds, 1e-6))
+            taken = Sample(demand.tensors, demand.arena_bytes, max(seconds, 1e-6))
             self._fit(_calls(demand)).add(taken)
 
     def remember(self) -> dict[str, tuple[Sample, ...]]:

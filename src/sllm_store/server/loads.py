@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from sllm_store import native
+from sllm_store.server.survey import describe_copies, describe_transfer, moved_bytes
 from sllm_store.tiers.host import Claim, HostTier, Patience
 from sllm_store.tiers.resident import plan_copies
 from sllm_store.tiers.transfer import Moves, Target, TransferPlan, cut_targets, open_files, run_plan
@@ -22,8 +23,17 @@ if TYPE_CHECKING:
 
     from sllm_store.native import Control, File, SharedPool, TransferReport
     from sllm_store.server.catalog import Entry
+    from sllm_store.server.estimate import Demand, Estimator
     from sllm_store.tiers.resident import DeviceTier, ResidentArena
     from sllm_store.tiers.transfer import ChunkedImage
+
+
+@dataclass(slots=True)
+class Meter:
+    """Where the time of one load went: transfers, and waiting for others."""
+
+    moved_s: float = 0.0
+    waited_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +43,7 @@ class LoadJob:
     holder: str
     control: Control
     deadline_s: float
+    meter: Meter = field(default_factory=Meter)
 
     def patience(self) -> Patience:
         """Wait as long as the job may take."""
@@ -79,13 +90,18 @@ class Loader:
         devices: DeviceTier,
         *,
         means: Means,
+        estimator: Estimator,
         on_load: Callable[[str, LoadResult], None],
     ) -> None:
-        """on_load is told of every load that succeeded, with the model's name."""
+        """on_load is told of every load that succeeded, with the model's name.
+
+        The estimator learns from every transfer.
+        """
         self._pool = pool
         self._host = host
         self._devices = devices
         self._means = means
+        self._estimator = estimator
         self._on_load = on_load
 
     def load_host(self, entry: Entry, job: LoadJob, *, keep_held: bool) -> LoadResult:
@@ -168,7 +184,7 @@ class Loader:
         if not plan.copies:
             return 0
         targets = [target for _, target in sourced]
-        self._run(plan, [], targets, job)
+        self._run(plan, [], targets, job, demand=describe_copies(entry, targets))
         return plan.bytes_total
 
     def _fill(
@@ -189,12 +205,14 @@ class Loader:
             entry.name, entry.checkpoint.version, entry.chunked.chunks_total
         )
         filling = False
+        entered_s = time.monotonic()
         try:
             self._host.begin_fill(residency, patience)
             filling = True
             claim = self._host.claim(
                 residency, wanted, whole=cut is None, holder=job.holder, patience=patience
             )
+            job.meter.waited_s += time.monotonic() - entered_s
             if claim.is_ready:
                 self._host.end_fill(residency)
                 filling = False
@@ -236,19 +254,35 @@ class Loader:
         files = open_files(entry.checkpoint) if plan.reads else []
         neighbours = self._means.neighbours
         over = [replace(target, via=neighbours.get(target.device, ())) for target in cut.targets]
-        report = self._run(plan, files, over, job)
+        demand = describe_transfer(entry, plan, files, over)
+        report = self._run(plan, files, over, job, demand=demand)
         if plan.reads:
             entry.checkpoint.require_unchanged()
         read = report.bytes_direct + report.bytes_buffered
         return _Moved(read, report.bytes_copied, time.monotonic() - started_s)
 
     def _run(
-        self, plan: TransferPlan, files: Sequence[File], targets: Sequence[Target], job: LoadJob
+        self,
+        plan: TransferPlan,
+        files: Sequence[File],
+        targets: Sequence[Target],
+        job: LoadJob,
+        *,
+        demand: Demand,
     ) -> TransferReport:
         means = self._means
-        return run_plan(
-            plan, files, targets, mode=means.mode, threads=means.threads, control=job.control
-        )
+        started_s = time.monotonic()
+        moved = None
+        running = self._estimator.begin(demand)
+        try:
+            report = run_plan(
+                plan, files, targets, mode=means.mode, threads=means.threads, control=job.control
+            )
+            moved = moved_bytes(demand, report)
+        finally:
+            self._estimator.finish(running, moved)
+            job.meter.moved_s += time.monotonic() - started_s
+        return report
 
     def _address(self, pool_chunk: int) -> int:
         return self._pool.address + pool_chunk * self._host.chunk_bytes

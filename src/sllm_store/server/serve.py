@@ -85,6 +85,7 @@ async def _serve(
             log.info("store stopping", extra={"loads_running": len(engine.running)})
             await health.enter_graceful_shutdown()
             await engine.drain(DRAIN_S)
+            await engine.blocking(engine.keep)
             await server.stop(grace=1.0)
         finally:
             await descriptors.close()

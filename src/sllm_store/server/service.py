@@ -7,15 +7,17 @@ import contextlib
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from sllm_store.errors import InvalidRequestError, StoreError
 from sllm_store.proto import storage_pb2 as pb, storage_pb2_grpc as rpc
 from sllm_store.server.edge import remaining_s, stream, unary
-from sllm_store.server.loads import LoadResult
+from sllm_store.server.estimate import CACHE, DEVICE, DISK, HOST
+from sllm_store.server.loads import LoadResult, Meter
 from sllm_store.server.sessions import Lease
+from sllm_store.server.survey import calls_of, expect
 from sllm_store.server.upstream import open_handle
 from sllm_store.tiers.transfer import Target
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 PROGRESS_INTERVAL_S = 0.1
 LEASE_TIMEOUT_S = 60.0
+SPENT_MAX_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,8 @@ class _Wanted:
     planned: PlannedLoad
     targets: list[tuple[Arena, Any]]
     shared: list[tuple[ArenaKey, Arena]]
+    began_s: float = 0.0
+    meter: Meter = field(default_factory=Meter)
 
 
 class StoreService(rpc.StoreServicer):
@@ -68,11 +73,14 @@ class StoreService(rpc.StoreServicer):
     @stream
     async def Load(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Move a load, telling how far it is; the last event is `done`."""
+        spent_s = request.spent_s if 0 <= request.spent_s <= SPENT_MAX_S else 0.0
+        began_s = time.monotonic() - spent_s
         session = self._engine.sessions.open(request.client)
         self.metrics.sessions.inc()
         try:
             wanted = await self._engine.blocking(self._wanted, request)
             plan = None if request.plan else wanted.planned.answer
+            wanted = replace(wanted, began_s=began_s)
             async for event in self._move(session, wanted, request.timeout_s, context):
                 if plan is not None:
                     event.plan.CopyFrom(plan)
@@ -108,9 +116,10 @@ class StoreService(rpc.StoreServicer):
             held = self._engine.shared.try_hold(wanted.shared, session.holder)
             if held is not None:
                 yield self._done_event(session, planned, held)
+                self._learn(wanted, held)
                 return
         future, control = self._engine.start_load(
-            lambda job: self._load(wanted, job),
+            lambda job: self._load(wanted, replace(job, meter=wanted.meter)),
             holder=session.holder,
             timeout_s=remaining_s(context, timeout_s or self._engine.config.load_timeout_s),
         )
@@ -124,12 +133,41 @@ class StoreService(rpc.StoreServicer):
             result = future.result()
             delivered = True
             yield self._done_event(session, planned, result)
+            self._learn(wanted, result)
         finally:
             session.running.discard(control)
             if not delivered:
                 control.cancel()
                 self._engine.wake()
                 future.add_done_callback(_undo)
+
+    def _learn(self, wanted: _Wanted, result: LoadResult) -> None:
+        """Let estimates know what a load took besides its transfers, and waiting for others."""
+        taken_s = time.monotonic() - wanted.began_s
+        demand = calls_of(wanted.planned, mapped=bool(wanted.shared) and result.tier == "device")
+        spent_s = taken_s - wanted.meter.moved_s - wanted.meter.waited_s
+        self._engine.estimator.calls_took(demand, spent_s)
+
+    @unary
+    async def EstimateLoad(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Say how long a load would take, from what is where now and who is ahead."""
+        return await self._engine.blocking(self._estimate, request)
+
+    def _estimate(self, request: Any) -> Any:
+        engine = self._engine
+        planned = self._plan(request.question)
+        demand = expect(planned, engine.host, engine.devices, shared=request.shared)
+        estimate = engine.estimator.estimate(demand)
+        return pb.EstimateLoadResponse(
+            seconds=estimate.seconds,
+            device_bytes=demand.sources.get(DEVICE, 0),
+            host_bytes=demand.sources.get(HOST, 0),
+            cached_bytes=demand.sources.get(CACHE, 0),
+            disk_bytes=demand.sources.get(DISK, 0),
+            wait_s=estimate.wait_s,
+            loads_ahead=estimate.loads_ahead,
+            samples=estimate.samples,
+        )
 
     def _load(self, wanted: _Wanted, job: LoadJob) -> LoadResult:
         """Load the host part, then the devices; runs in a thread."""

@@ -55,7 +55,9 @@ class SharedLoader:
         filling: list[ResidentArena] = []
         with ExitStack() as undo:
             for key, arena in sorted(wanted, key=lambda pair: pair[0].gpu):
+                asked_s = time.monotonic()
                 resident, fills = devices.enter(key, arena, holder=job.holder, patience=patience)
+                job.meter.waited_s += time.monotonic() - asked_s
                 held[key] = resident
                 if fills:
                     filling.append(resident)

@@ -6,21 +6,23 @@ microseconds whatever the size of the files, and is off by a window or two in th
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from itertools import accumulate
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
+from sllm_store import native
 from sllm_store.server.estimate import CACHE, CPU, DEVICE, DISK, HOST, Demand
-from sllm_store.server.shared import arena_key
 from sllm_store.tiers.device import device_ordinal
 from sllm_store.tiers.transfer import open_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Mapping, Sequence
 
     from sllm_store.checkpoint.layout import Arena
     from sllm_store.native import File, TransferReport
-    from sllm_store.server.catalog import Entry, PlannedLoad
+    from sllm_store.server.catalog import Entry
+    from sllm_store.server.plans import PlannedLoad
     from sllm_store.tiers.host import HostTier
     from sllm_store.tiers.resident import DeviceTier
     from sllm_store.tiers.transfer import Target, TransferPlan
@@ -40,64 +42,63 @@ def expect(planned: PlannedLoad, host: HostTier, devices: DeviceTier, *, shared:
     gpus: dict[str, int] = {}
     sources: dict[str, int] = {}
     wanted: set[int] = set()
-    mapped = shared
-    for device, arena in zip(planned.plan.devices, planned.plan.arenas, strict=True):
-        if device == CPU:
-            wanted.update(range(entry.chunked.chunks_total))
-            mapped = False
+    if CPU in planned.plan.devices:
+        wanted.update(range(entry.chunked.chunks_total))
+    for key, arena in planned.shared:
+        device_ordinal(key.gpu)
+        resident = devices.gpus_with(key)
+        if shared and key.gpu in resident:
             continue
-        device_ordinal(device)
-        resident = devices.gpus_with(arena_key(planned, device, arena))
-        if shared and device in resident:
-            continue
-        mapped = False
-        gpus[device] = _stored_bytes(arena)
+        gpus[key.gpu] = _stored_bytes(arena)
         if resident:
-            sources[DEVICE] = sources.get(DEVICE, 0) + gpus[device]
+            sources[DEVICE] = sources.get(DEVICE, 0) + gpus[key.gpu]
         else:
             wanted |= _chunks_of(arena, entry.chunked.chunk_bytes)
-    for source, size_bytes in _through_host(entry, host, wanted).items():
-        sources[source] = size_bytes
     return Demand(
         model=entry.name,
-        sources=sources,
+        sources=sources | _through_host(entry, host, wanted),
         gpus=gpus,
+        arena_bytes=planned.plan.image.size_bytes,
         tensors=len(planned.plan.tensors),
         coded=entry.checkpoint.is_compressed,
+        mapped=shared and not gpus and CPU not in planned.plan.devices,
+    )
+
+
+def calls_of(planned: PlannedLoad, *, mapped: bool) -> Demand:
+    """Return what decides how long the calls of a load take, wherever its bytes are."""
+    return Demand(
+        model=planned.entry.name,
+        sources={},
+        gpus={gpu: arena.size_bytes for gpu, arena in planned.on_gpus},
+        arena_bytes=planned.plan.image.size_bytes,
+        tensors=len(planned.plan.tensors),
         mapped=mapped,
     )
 
 
 def describe_transfer(
-    entry: Entry,
-    plan: TransferPlan,
-    files: Sequence[File],
-    targets: Sequence[Target],
-    uuid_of: Callable[[int], str],
+    entry: Entry, plan: TransferPlan, files: Sequence[File], targets: Sequence[Target]
 ) -> Demand:
-    """Return what a transfer is about to move; without files, its bytes are on GPUs already."""
-    gpus: dict[str, int] = {}
-    for index, target in enumerate(targets):
-        if target.device >= 0:
-            copied = sum(copy[3] for copy in plan.copies if copy[1] == index)
-            decoded = sum(decode[4] for decode in plan.decodes if decode[1] == index)
-            gpu = uuid_of(target.device)
-            gpus[gpu] = gpus.get(gpu, 0) + copied + decoded
+    """Return what a transfer is about to move. What it does not read is in the host pool."""
+    gpus = {
+        native.device_uuid(target.device): _stored_bytes(target)
+        for target in targets
+        if target.device >= 0
+    }
     sources: dict[str, int] = {}
     read = sum(map(_SIZE, plan.reads))
     if read:
-        cached = int(read * cached_part(files, plan.reads))
+        cached = int(read * cached_part(files, [entry[1:] for entry in plan.reads]))
         sources = {CACHE: cached, DISK: read - cached}
-    ready = max(sum(gpus.values()) - read, 0)
-    if ready:
-        sources[HOST if plan.on_host else DEVICE] = ready
-    return Demand(
-        model=entry.name,
-        sources={source: size for source, size in sources.items() if size},
-        gpus=gpus,
-        tensors=len(entry.checkpoint.tensors),
-        coded=entry.checkpoint.is_compressed,
-    )
+    sources[HOST] = max(sum(gpus.values()) - read, 0)
+    return _demand(entry, sources, gpus)
+
+
+def describe_copies(entry: Entry, targets: Sequence[Target]) -> Demand:
+    """Return what a copy out of resident arenas is about to move."""
+    gpus = {native.device_uuid(target.device): _stored_bytes(target) for target in targets}
+    return _demand(entry, {DEVICE: sum(gpus.values())}, gpus)
 
 
 def moved_bytes(demand: Demand, report: TransferReport) -> dict[str, int]:
@@ -112,21 +113,32 @@ def moved_bytes(demand: Demand, report: TransferReport) -> dict[str, int]:
     return kept | {DISK: report.bytes_direct, CACHE: report.bytes_buffered}
 
 
-def cached_part(files: Sequence[File], reads: Sequence[tuple[int, int, int, int, int]]) -> float:
-    """Return which part of the reads the page cache holds, from windows spread over them."""
-    ends = list(accumulate(map(_SIZE, reads)))
+def cached_part(files: Sequence[File], reads: Sequence[tuple[int, int, int, int]]) -> float:
+    """Return which part of the reads the page cache holds, from windows spread over them.
+
+    Reads are (file, offset, size, …), as in ChunkedImage.
+    """
+    ends = list(accumulate(size for _, _, size, _ in reads))
     asked = held = 0
-    index = 0
     for window in range(WINDOWS):
         place = (2 * window + 1) * ends[-1] // (2 * WINDOWS)
-        while ends[index] <= place:
-            index += 1
-        _, file, offset, size, _ = reads[index]
+        index = bisect_right(ends, place)
+        file, offset, size, _ = reads[index]
         start = offset + place - (ends[index] - size)
         length = min(WINDOW_BYTES, offset + size - start)
         asked += length
         held += files[file].resident_bytes(start, length)
-    return min(held / asked, 1.0) if asked else 0.0
+    return min(held / asked, 1.0)
+
+
+def _demand(entry: Entry, sources: Mapping[str, int], gpus: Mapping[str, int]) -> Demand:
+    return Demand(
+        model=entry.name,
+        sources={source: size for source, size in sources.items() if size},
+        gpus=gpus,
+        tensors=len(entry.checkpoint.tensors),
+        coded=entry.checkpoint.is_compressed,
+    )
 
 
 def _through_host(entry: Entry, host: HostTier, wanted: set[int]) -> dict[str, int]:
@@ -142,15 +154,15 @@ def _through_host(entry: Entry, host: HostTier, wanted: set[int]) -> dict[str, i
     sources = {}
     if ready:
         sources[HOST] = min(ready * chunked.chunk_bytes, chunked.image.size_bytes)
-    reads = [(chunk, *read) for chunk in missing for read in chunked.reads[chunk]]
+    reads = [read for chunk in missing for read in chunked.reads[chunk]]
     if reads:
-        read = sum(map(_SIZE, reads))
-        cached = int(read * cached_part(open_files(entry.checkpoint), reads))
-        sources |= {CACHE: cached, DISK: read - cached}
+        total = sum(size for _, _, size, _ in reads)
+        cached = int(total * cached_part(open_files(entry.checkpoint), reads))
+        sources |= {CACHE: cached, DISK: total - cached}
     return {source: size for source, size in sources.items() if size}
 
 
-def _stored_bytes(arena: Arena) -> int:
+def _stored_bytes(arena: Arena | Target) -> int:
     """Return what goes over a link to fill an arena."""
     copied = sum(piece.size_bytes for piece in arena.pieces)
     return copied + sum(decode.stored_bytes for decode in arena.decodes)

@@ -172,6 +172,17 @@ class DeviceTier:
             self._hold(best, holder)
             return best
 
+    def gpus_with(self, key: ArenaKey) -> frozenset[str]:
+        """Return the GPUs that have a filled arena with these extents; nothing is held."""
+        with self._changed:
+            return frozenset(
+                known.gpu
+                for known, arena in self._arenas.items()
+                if (known.model, known.version) == (key.model, key.version)
+                and not arena.filling
+                and known.extents.issuperset(key.extents)
+            )
+
     def evict(self, gpu: str) -> bool:
         """Free the least recently used arena that nobody holds; return whether there was one."""
         with self._changed:

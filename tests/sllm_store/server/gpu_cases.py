@@ -362,5 +362,34 @@ def refused_compressed(address: str, message: str) -> None:
         client.load_into_gpu("m", str(uuid.uuid4()), {gpu: [(0, 8, 0, 0)]}, {gpu: [handle]})
 
 
+def estimates(address: str) -> None:
+    """Estimate before and after each kind of load; say where the bytes were expected."""
+    device_map = {"": native.device_uuid(0)}
+    with SllmStoreClient(address) as client:
+
+        def expected(*, shared: bool = False) -> str:
+            estimate = client.estimate_load("m", device_map, shared=shared)
+            moved = {
+                "disk": estimate.disk_bytes,
+                "cached": estimate.cached_bytes,
+                "host": estimate.host_bytes,
+                "copy": estimate.device_bytes,
+            }
+            where = [name for name, size in moved.items() if size] or ["mapped"]
+            assert estimate.seconds > 0
+            return "+".join(where)
+
+        said = [expected()]
+        client.load("m", device_map)
+        said.append(expected(shared=True))
+        held = client.load("m", device_map, shared=True)
+        said += [expected(), expected(shared=True)]
+        assert client.estimate_load("m", device_map).samples == 0
+        client.load("m", device_map)
+        assert client.estimate_load("m", device_map).samples == 1
+        del held
+    print(*said)
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]](*sys.argv[2:])
