@@ -21,9 +21,11 @@ SUITE: dict[str, list[str]] = {
     "busy_interpreter": [],
     "codec_rate": [],
     "links": [],
+    "estimates": [],
 }
 SMALL: dict[str, list[str]] = {
-    "load_time": ["--small", "--pool", "256MB", "--runs", "1"],
+    "load_time": ["--small", "--pool", "256MB", "--runs", "1", "--cold-runs", "1"],
+    "estimates": ["--small", "--pool", "64MB", "--loads", "10"],
     "resident": ["--small", "--pool", "256MB", "--processes", "1,2", "--runs", "1"],
     "busy_interpreter": ["--small", "--pool", "256MB", "--runs", "1"],
     "links": ["--small", "--size", "64MB", "--coded-size", "8MB", "--pool", "256MB", "--runs", "1"],

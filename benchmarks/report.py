@@ -38,8 +38,9 @@ Results = dict[str, dict[str, Any]]
 
 
 def read_results(directory: Path = RESULTS) -> Results:
-    """Return every result by the name of its file."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))}
+    """Return the results that the report shows, by the name of their file."""
+    shown = sorted([*directory.glob("load_time*.json"), *directory.glob("estimates.json")])
+    return {path.stem: json.loads(path.read_text()) for path in shown}
 
 
 def readme_part(results: Results) -> str:
@@ -51,7 +52,10 @@ def readme_part(results: Results) -> str:
 
 def page_part(results: Results) -> str:
     """Return the targets, then a picture and a table for every checkpoint of every run."""
-    parts = ["## Targets", *_targets(results), "## Load times", _CAPTION]
+    parts = ["## Targets", *_targets(results)]
+    if "estimates" in results:
+        parts += ["## Estimates", "![Estimated and measured](figures/estimates.svg)"]
+    parts += ["## Load times", _CAPTION]
     for name, one in results.items():
         for checkpoint in one.get("checkpoints", {}):
             title = _TITLES.get(checkpoint, checkpoint)

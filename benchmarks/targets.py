@@ -89,6 +89,8 @@ def verdicts(results: Results) -> list[Verdict]:
             if checkpoint in one.get("checkpoints", {}):
                 found += judge(one)
                 break
+    for one in results:
+        found += _estimates(one)
     return found
 
 
@@ -180,6 +182,15 @@ def _many_columns(results: dict[str, Any]) -> list[Verdict]:
         )
     ]
     return [*judged, *_resident(many, "4 GB in 20,000 tensors in 100 ms", wanted_ms=100.0)]
+
+
+def _estimates(results: dict[str, Any]) -> Iterator[Verdict]:
+    for name, words, wanted in (
+        ("error_median", "a median error of 5 %", 0.05),
+        ("error_worst", "a worst error of 20 %", 0.2),
+    ):
+        if name in results:
+            yield from at_most("estimates", words, results[name] * 100, wanted * 100, unit=" %")
 
 
 def _weights_columns(results: dict[str, Any]) -> list[Verdict]:

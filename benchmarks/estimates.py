@@ -1,0 +1,115 @@
+"""How well does the store say beforehand how long a load will take?
+
+It serves some loads of each kind first, from which it learns, and then `--loads` more in an order
+of their own: before each the store is asked, then the load is timed in this process, from the call
+to its return. Bytes come from the disk, the page cache, half of each, or the store's memory.
+
+    python -m benchmarks.estimates --work DIR --out FILE.json [--shapes few,many] [--loads 50]
+        [--pool 10GB] [--seed 1] [--small]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import time
+from pathlib import Path
+from random import Random
+
+import torch
+
+from benchmarks import page_cache
+from benchmarks.load_time import make
+from benchmarks.result import Result
+from benchmarks.store import BenchStore
+from benchmarks.timed_load import SETTLE_S
+from sllm_store.client import SllmStoreClient
+from sllm_store.torch.devices import store_device
+
+STATES = ("cold disk", "mixed", "page cache", "host pool")
+LEARNED_FROM = 3
+
+
+def prepare(client: SllmStoreClient, directory: Path, state: str, device: str) -> None:
+    """Bring a checkpoint into a state, and let the driver scrub what the last load freed."""
+    name = directory.name
+    if state == "host pool":
+        client.set_pinned(name, pinned=True)
+        client.set_pinned(name, pinned=False)
+    else:
+        client.unload_from_cpu(name)
+        page_cache.evict(directory)
+        if state == "mixed":
+            page_cache.halve(directory)
+        elif state == "page cache":
+            page_cache.fill(directory)
+    if device != "cpu":
+        time.sleep(SETTLE_S)
+
+
+def measure(client: SllmStoreClient, directory: Path, state: str, device: str) -> dict[str, object]:
+    """Ask, load, and return a row."""
+    prepare(client, directory, state, device)
+    device_map = {"": store_device(torch.device(device))}
+    estimate = client.estimate_load(directory.name, device_map)
+    started_s = time.perf_counter()
+    loaded = client.load(directory.name, device_map)
+    seconds = time.perf_counter() - started_s
+    del loaded
+    gc.collect()
+    return {
+        "checkpoint": directory.name,
+        "tier": state,
+        "estimate_s": estimate.seconds,
+        "seconds": seconds,
+        "error": estimate.seconds / seconds - 1,
+        "samples": estimate.samples,
+    }
+
+
+def main() -> None:
+    """Let the store learn, then compare."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--shapes", default="few,many")
+    parser.add_argument("--loads", type=int, default=50)
+    parser.add_argument("--pool", default="10GB")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--small", action="store_true", help="checkpoints of a few megabytes")
+    parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--commit", default="")
+    args = parser.parse_args()
+    question = (__doc__ or "").splitlines()[0]
+    result = Result(question, out=args.out, device=args.device, commit=args.commit)
+    directories = [make(kind, args).directory for kind in args.shapes.split(",")]
+    kinds = [(directory, state) for directory in directories for state in STATES]
+    random = Random(args.seed)
+    with (
+        BenchStore(args.work / "models", args.pool) as store,
+        SllmStoreClient(store.address) as client,
+    ):
+        for directory, state in kinds * LEARNED_FROM:
+            measure(client, directory, state, args.device)
+        for _ in range(args.loads):
+            directory, state = random.choice(kinds)
+            result.add(measure(client, directory, state, args.device))
+    errors = [abs(float(row["error"])) for row in result.rows]
+    result.describe(
+        learned_from=len(kinds) * LEARNED_FROM,
+        error_median=statistics.median(errors),
+        error_worst=max(errors),
+    )
+    for row in result.rows:
+        print(
+            f"{row['checkpoint']:10} {row['tier']:11} estimated {row['estimate_s']:8.4f} s, "
+            f"took {row['seconds']:8.4f} s, {row['error']:+.1%}"
+        )
+    print(f"median error {statistics.median(errors):.1%}, worst {max(errors):.1%}")
+
+
+if __name__ == "__main__":
+    main()
