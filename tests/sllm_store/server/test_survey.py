@@ -107,9 +107,8 @@ def test_estimates_know_gpus_and_what_is_resident_there(
     start_store: Start,
     gpu_environment: dict[str, str],
     run_gpu_client: Callable[..., str],
-    tmp_path: Path,
 ) -> None:
-    env = {**gpu_environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    env = {**gpu_environment, "XDG_CACHE_HOME": str(models.with_name("cache"))}
     store = start_store(models, env=env, gpu_pool_bytes=64 * MB)
     said = run_gpu_client("estimates", store.address)
     assert said.split() == ["cached", "host", "copy", "mapped"]
