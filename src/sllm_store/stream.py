@@ -15,20 +15,18 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from sllm_store import native
-from sllm_store.checkpoint.layout import plan_image
 from sllm_store.checkpoint.loaded import Placed
-from sllm_store.checkpoint.plan import CPU, plan_load
-from sllm_store.checkpoint.reader import open_checkpoint
+from sllm_store.checkpoint.plan import CPU
 from sllm_store.errors import DeviceError
 from sllm_store.interpreter import no_collection, short_turns
 from sllm_store.tiers.device import allocate_device, device_ordinal
 from sllm_store.tiers.direct_storage import choose_mode
+from sllm_store.tiers.planned import PlannedLoads
 from sllm_store.tiers.ring import Rings
 from sllm_store.tiers.transfer import (
     HOST_DEVICE,
     Target,
     TransferPlan,
-    cut_image,
     cut_targets,
     open_files,
     run_plan,
@@ -43,6 +41,7 @@ if TYPE_CHECKING:
     from sllm_store.checkpoint.loaded import Loaded
     from sllm_store.checkpoint.model import Checkpoint
     from sllm_store.checkpoint.plan import LoadPlan
+    from sllm_store.tiers.transfer import ChunkedImage
     from sllm_store.tiers.watching import OnProgress
 
 CHUNK_BYTES = 8 << 20
@@ -53,6 +52,7 @@ CORES_LEFT = 2  # For threads that wait for copies, and for Python.
 CUFILE = "cufile"
 
 _RINGS = Rings()
+_LOADS = PlannedLoads(CHUNK_BYTES)
 
 
 def load_checkpoint(  # noqa: PLR0913 - a load's choices, by name
@@ -117,9 +117,8 @@ def _prepare(path: Path, device_map: Mapping[str, str], mode: str, using: ExitSt
     gpu = None if mode == CUFILE else _only_gpus(device_map)
     if gpu is not None:  # It is pinned while the checkpoint is opened.
         pinned = using.enter_context(_RINGS.borrow(_ring_bytes(path), gpu))
-    with no_collection():
-        checkpoint = open_checkpoint(path)
-        plan = plan_load(checkpoint, plan_image(checkpoint, CHUNK_BYTES), device_map)
+    planned = _LOADS.plan(path, device_map)
+    checkpoint, plan = planned.checkpoint, planned.plan
     arenas = [
         _allocate(device, arena.size_bytes)
         for device, arena in zip(plan.devices, plan.arenas, strict=True)
@@ -138,7 +137,7 @@ def _prepare(path: Path, device_map: Mapping[str, str], mode: str, using: ExitSt
         # Where cuFile reads, nothing touches the ring; what goes to the host need not be pinned.
         ring = native.HostBuffer(_ring_bytes(path)) if pinned is None else pinned.result()
     with no_collection():
-        transfer = _plan_transfer(plan, targets, host, ring)
+        transfer = _plan_transfer(planned.chunked, targets, host, ring)
     placed = Placed(
         arenas=tuple(arenas),
         devices=plan.devices,
@@ -209,13 +208,12 @@ def _targets(
 
 
 def _plan_transfer(
-    plan: LoadPlan,
+    chunked: ChunkedImage,
     targets: list[Target],
     host: native.HostBuffer | None,
     ring: native.HostBuffer | None,
 ) -> TransferPlan:
     """Read every chunk once: in place on the host, or through the ring to the targets."""
-    chunked = cut_image(plan.image, CHUNK_BYTES)
     moves = cut_targets(targets, chunked)
     transfer = TransferPlan()
     slots = [-1] * (ring.size // CHUNK_BYTES if ring is not None else 0)
