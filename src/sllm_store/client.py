@@ -7,8 +7,9 @@ import os
 import socket
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
     from sllm_store.tiers.watching import OnProgress
 
     OnPlaced = Callable[[Placed], None]
+
+# gRPC imports it for the first channel of a process, which takes 4 ms of that load.
+with suppress(ImportError):
+    import_module("grpc._channel")
 
 ERROR_KEY = "sllm-error"
 CALL_TIMEOUT_S = 60.0

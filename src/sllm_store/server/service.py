@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sllm_store.tiers.resident import ArenaKey
 
 PROGRESS_INTERVAL_S = 0.1
+VERSION = version("serverless-llm")
 LEASE_TIMEOUT_S = 60.0
 SPENT_MAX_S = 10.0
 
@@ -313,7 +314,7 @@ class StoreService(rpc.StoreServicer):
         """Say what this server is and how busy."""
         engine = self._engine
         return pb.GetStatusResponse(
-            version=version("serverless-llm"),
+            version=VERSION,
             pid=os.getpid(),
             uptime_s=time.monotonic() - engine.started_s,
             pool_bytes=engine.pool.size,
