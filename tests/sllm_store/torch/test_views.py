@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
 from torch.utils.dlpack import from_dlpack
 
 from sllm_store.checkpoint.dtype import ITEM_SIZES
@@ -161,3 +162,46 @@ def test_gguf_blocks_become_float32(kind: str) -> None:
     assert found.dtype == torch.float32
     assert np.array_equal(found.numpy(), gguf.quants.dequantize(blocks, wanted))
     assert np.abs(found.numpy() - values).max() < 0.5
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    kinds=st.lists(
+        st.tuples(
+            st.sampled_from(["uint8", "bfloat16", "float32"]),
+            st.sampled_from([(), (3,), (2, 4), (0, 2), (1, 5)]),
+            st.booleans(),
+            st.integers(0, 2),
+        ),
+        min_size=1,
+        max_size=30,
+    ),
+    order=st.randoms(use_true_random=False),
+)
+def test_tensors_that_are_alike_are_views_as_each_by_itself_would_be(
+    kinds: list[tuple[str, tuple[int, ...], bool, int]], order: random.Random
+) -> None:
+    """In rows at equal distances, in rows that break off, and twice at one place."""
+    buffer = HostBuffer(1 << 16)
+    raw = from_dlpack(buffer)
+    raw.copy_(torch.arange(raw.numel()).remainder(251))
+    tensors, offset = [], 0
+    for number, (dtype, shape, transposed, gap) in enumerate(kinds):
+        stride = torch.empty(shape, device="meta").stride()
+        stride = tuple(reversed(stride)) if transposed and len(shape) == 2 else stride
+        tensors.append(placed(f"t{number}", dtype, shape, offset, stride=stride))
+        offset += 256 * gap
+    order.shuffle(tensors)
+    found = view_tensors(load_of(tensors, [buffer])).tensors
+    assert list(found) == [tensor.name for tensor in tensors]
+    for tensor in tensors:
+        base = raw.view(dtype_named(tensor.dtype))
+        start = tensor.offset_bytes // base.element_size()
+        plain = base.as_strided(tensor.shape, tensor.stride, start)
+        view = found[tensor.name]
+        assert (view.shape, view.stride(), view.data_ptr()) == (
+            plain.shape,
+            plain.stride(),
+            plain.data_ptr(),
+        )
+        assert view.is_leaf
