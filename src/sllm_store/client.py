@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import socket
 import sys
+import threading
 import time
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from importlib import import_module
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 
 from sllm_store import native
+from sllm_store.answers import LoadEstimate, ModelInfo, ResidentInfo, StoreStatus
 from sllm_store.checkpoint.columns import from_columns
 from sllm_store.checkpoint.loaded import Loaded, Placed
 from sllm_store.checkpoint.plan import CPU
-from sllm_store.config import TOKEN_VARIABLE, default_address as configured_address
+from sllm_store.config import (
+    TOKEN_VARIABLE,
+    default_address as configured_address,
+    local_socket_path,
+)
 from sllm_store.errors import (
     BY_NAME,
     DeadlineError,
@@ -29,10 +33,10 @@ from sllm_store.errors import (
     UnauthenticatedError,
 )
 from sllm_store.interpreter import no_collection, short_turns
+from sllm_store.local_connection import LocalConnection
 from sllm_store.proto import storage_pb2 as pb, storage_pb2_grpc as rpc
 from sllm_store.tiers.decoding import map_host, with_decoding
 from sllm_store.tiers.device import allocate_device, device_ordinal
-from sllm_store.tiers.leased import take_lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,13 +46,12 @@ if TYPE_CHECKING:
 
     OnPlaced = Callable[[Placed], None]
 
-# gRPC imports it for the first channel of a process, which takes 4 ms of that load.
-with suppress(ImportError):
-    import_module("grpc._channel")
-
 ERROR_KEY = "sllm-error"
 CALL_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 2.0
+# How long a connection to the local socket waits for its next call: one load_dict makes several.
+IDLE_S = 2.0
+_UNIX = "unix:"
 _OPTIONS = [
     ("grpc.max_receive_message_length", 512 << 20),
     ("grpc.max_send_message_length", 512 << 20),
@@ -61,74 +64,6 @@ _BY_STATUS = {
 }
 
 Chunk = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResidentInfo:
-    """A model's arena in GPU memory as the store lists it; `device` is the GPU's UUID."""
-
-    device: str
-    size_bytes: int
-    pinned: bool
-    leases: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelInfo:
-    """A checkpoint as the store lists it. `error` says why a broken one cannot be loaded.
-
-    `size_bytes` is what its tensors take in memory, `stored_bytes` what its files have of that;
-    `pinned` is in the host pool; `leases` are in the pool and in GPU memory.
-    """
-
-    name: str
-    format: str
-    size_bytes: int
-    stored_bytes: int
-    host_bytes: int
-    pinned: bool
-    leases: int
-    tensors: int
-    error: str
-    resident: tuple[ResidentInfo, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreStatus:
-    """What a store is and how busy. `resident_bytes` is GPU memory by the GPU's UUID."""
-
-    version: str
-    pid: int
-    uptime_s: float
-    pool_bytes: int
-    pool_used_bytes: int
-    chunk_size: int
-    pool_pinned: bool
-    sessions: int
-    leases: int
-    loads_running: int
-    storage_path: str
-    devices: tuple[str, ...]
-    gpu_pool_bytes: int
-    resident_bytes: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadEstimate:
-    """How long a load would take, and where the bytes are that it would move.
-
-    `wait_s` of the seconds is due to `loads_ahead` loads that run already. `samples` counts the
-    loads that this was learned from; with 0 it is a guess.
-    """
-
-    seconds: float
-    device_bytes: int
-    host_bytes: int
-    cached_bytes: int
-    disk_bytes: int
-    wait_s: float
-    loads_ahead: int
-    samples: int
 
 
 def default_address() -> str:
@@ -168,9 +103,13 @@ class SllmStoreClient:
         self.address = address or default_address()
         secret = token or os.environ.get(TOKEN_VARIABLE)
         self._metadata = [("authorization", f"Bearer {secret}")] if secret else []
-        self._channel = grpc.insecure_channel(self.address, options=_OPTIONS)
-        self._storage = rpc.StorageStub(self._channel)
-        self._store = rpc.StoreStub(self._channel)
+        self._lock = threading.Lock()
+        self._grpc: tuple[Any, tuple[Any, Any]] | None = None
+        self._idle: tuple[LocalConnection, float, int] | None = None
+        self._local_path = ""
+        if self.address.startswith(_UNIX):
+            socket_path = Path(self.address.removeprefix(_UNIX))
+            self._local_path = str(local_socket_path(socket_path))
 
     def __enter__(self) -> Self:
         """Return the client."""
@@ -181,8 +120,14 @@ class SllmStoreClient:
         self.close()
 
     def close(self) -> None:
-        """End the connection and the loads that are running. Idempotent."""
-        self._channel.close()
+        """End the connection. Idempotent."""
+        with self._lock:
+            opened, self._grpc = self._grpc, None
+            idle, self._idle = self._idle, None
+        if opened is not None:
+            opened[0].close()
+        if idle is not None:
+            idle[0].close()
 
     def load_into_cpu(self, model_path: str) -> Any:
         """Start bringing a model into the host pool."""
@@ -298,11 +243,22 @@ class SllmStoreClient:
 
     def status(self) -> StoreStatus:
         """Return what the store is and how busy."""
-        reply = self._call(self._store.GetStatus, pb.GetStatusRequest())
-        fields = {field.name: getattr(reply, field.name) for field in reply.DESCRIPTOR.fields}
+        reply = self._ask_status()
+        values = {entry.name: getattr(reply, entry.name) for entry in fields(StoreStatus)}
         resident_bytes = dict(reply.resident_bytes)
-        fields |= {"devices": tuple(reply.devices), "resident_bytes": resident_bytes}
-        return StoreStatus(**fields)
+        values |= {"devices": tuple(reply.devices), "resident_bytes": resident_bytes}
+        return StoreStatus(**values)
+
+    def _ask_status(self) -> Any:
+        if not self.address.startswith(_UNIX):
+            return self._call(self._store.GetStatus, pb.GetStatusRequest())
+        connection = self._connect()
+        with ExitStack() as failed:
+            failed.callback(connection.close)
+            reply = connection.call(pb.LocalRequest(status=pb.GetStatusRequest())).status
+            failed.pop_all()
+        self._keep(connection)
+        return reply
 
     def set_pinned(
         self,
@@ -365,12 +321,14 @@ class SllmStoreClient:
         self, request: Any, on_progress: OnProgress | None, on_placed: OnPlaced | None
     ) -> tuple[Placed, str]:
         """Plan and load in one call, and map what the store has."""
-        with self._loading(request) as events:
-            first = next(events)
-            on_event = with_decoding(on_progress, first.plan.arenas)
-            done = _follow(itertools.chain([first], events), on_event)
-            own: list[ArenaMemory | None] = [None] * len(first.plan.arenas)
-            placed = _placed(first.plan, _map_arenas(first.plan, done, own, on_progress))
+        with self._connect() as connection:
+            events = connection.load(request)
+            planned = next(events).plan
+            done = _follow(events, with_decoding(on_progress, planned.arenas))
+            own: list[ArenaMemory | None] = [None] * len(planned.arenas)
+            placed = _placed(
+                planned, _map_arenas(connection, planned, done, own, on_progress=on_progress)
+            )
         if on_placed is not None:
             on_placed(placed)
         return placed, done.tier
@@ -384,44 +342,73 @@ class SllmStoreClient:
     ) -> tuple[Placed, str]:
         """Plan, allocate, and let the store copy; what is on the host is mapped."""
         started_s = time.monotonic()
-        planned = self._call(self._store.PlanLoad, question)
-        buffers = [
-            allocate_device(device_ordinal(arena.device), arena.size_bytes)
-            if arena.device != CPU and arena.size_bytes
-            else None
-            for arena in planned.arenas
-        ]
-        request.plan = planned.plan
-        request.targets.extend(
-            pb.DeviceTarget(
-                device=native.device_uuid(buffer.device), ipc_handle=buffer.ipc_handle()
+        with self._connect() as connection:
+            planned = connection.call(pb.LocalRequest(plan=question)).plan
+            buffers = [
+                allocate_device(device_ordinal(arena.device), arena.size_bytes)
+                if arena.device != CPU and arena.size_bytes
+                else None
+                for arena in planned.arenas
+            ]
+            request.plan = planned.plan
+            request.targets.extend(
+                pb.DeviceTarget(
+                    device=native.device_uuid(buffer.device), ipc_handle=buffer.ipc_handle()
+                )
+                for buffer in buffers
+                if buffer is not None
             )
-            for buffer in buffers
-            if buffer is not None
-        )
-        request.spent_s = time.monotonic() - started_s
-        with self._loading(request) as events:
+            request.spent_s = time.monotonic() - started_s
+            events = connection.load(request)
             placed = _placed(planned, buffers)
             own_all = all(arena.device != CPU for arena in planned.arenas)
             if on_placed is not None and own_all:
                 on_placed(placed)
             done = _follow(events, with_decoding(on_progress, planned.arenas))
             if not own_all:
-                arenas = _map_arenas(planned, done, list(buffers), on_progress)
+                arenas = _map_arenas(
+                    connection, planned, done, list(buffers), on_progress=on_progress
+                )
                 placed = replace(placed, arenas=tuple(arenas))
         if on_placed is not None and not own_all:
             on_placed(placed)
         return placed, done.tier
 
-    @contextmanager
-    def _loading(self, request: Any) -> Iterator[Any]:
-        """Yield the events of a load; on leaving, it is cancelled if it still runs."""
-        with translated(self.address):
-            events = self._store.Load(request, metadata=self._metadata)
-            try:
-                yield events
-            finally:
-                events.cancel()
+    def _connect(self) -> LocalConnection:
+        """Return a connection to the local socket, perhaps one that has just been of use."""
+        with self._lock:
+            idle, self._idle = self._idle, None
+        if idle is not None:
+            connection, since_s, process = idle
+            if process == os.getpid() and time.monotonic() - since_s < IDLE_S:
+                return connection
+            connection.close()
+        if not self._local_path:
+            self._local_path = self._ask_status().local_socket
+        return LocalConnection(self._local_path, address=self.address)
+
+    def _keep(self, connection: LocalConnection) -> None:
+        """Have a connection for the next call."""
+        with self._lock:
+            before, self._idle = self._idle, (connection, time.monotonic(), os.getpid())
+        if before is not None:
+            before[0].close()
+
+    @property
+    def _storage(self) -> Any:
+        return self._stubs()[0]
+
+    @property
+    def _store(self) -> Any:
+        return self._stubs()[1]
+
+    def _stubs(self) -> tuple[Any, Any]:
+        """Return both services over gRPC; a channel takes milliseconds, and loads need none."""
+        with self._lock:
+            if self._grpc is None:
+                channel = grpc.insecure_channel(self.address, options=_OPTIONS)
+                self._grpc = channel, (rpc.StorageStub(channel), rpc.StoreStub(channel))
+            return self._grpc[1]
 
     def _call(self, method: Any, request: Any, *, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         with translated(self.address):
@@ -457,20 +444,25 @@ def _placed(planned: Any, arenas: Sequence[ArenaMemory | None]) -> Placed:
 
 
 def _map_arenas(
-    planned: Any, done: Any, own: list[ArenaMemory | None], on_progress: OnProgress | None
+    connection: LocalConnection,
+    planned: Any,
+    done: Any,
+    own: list[ArenaMemory | None],
+    *,
+    on_progress: OnProgress | None,
 ) -> list[ArenaMemory | None]:
-    """Map the arenas of a finished load that are not the client's own; the lease is theirs."""
-    if not done.lease:
+    """Map the arenas of a finished load that are not the client's own; they keep the connection."""
+    if not done.held:
         return own
     shared = iter(done.arenas)
-    with take_lease(done.descriptor_socket, done.lease) as lease:
+    with connection.held_memory() as held:
         for index, arena in enumerate(planned.arenas):
             if own[index] is not None or not arena.size_bytes:
                 continue
             if arena.device == CPU:
-                own[index] = map_host(lease, done, arena, on_progress)
+                own[index] = map_host(held, done, arena, on_progress)
             else:
-                own[index] = lease.map_device(arena.device, next(shared).ipc_handle)
+                own[index] = held.map_device(arena.device, next(shared).ipc_handle)
     return own
 
 

@@ -91,6 +91,11 @@ def default_socket_path(environ: Mapping[str, str], *, uid: int) -> Path:
     return directory / f"sllm-store-{uid}" / "store.sock"
 
 
+def local_socket_path(socket_path: Path) -> Path:
+    """Return where the store of this socket speaks to processes of its machine."""
+    return socket_path.with_name(f"{socket_path.name}.local")
+
+
 def default_address(environ: Mapping[str, str], *, uid: int) -> str:
     """Return the address a client uses unless told otherwise: 'unix:/path' or 'host:port'."""
     return environ.get(ADDRESS_VARIABLE) or f"unix:{default_socket_path(environ, uid=uid)}"

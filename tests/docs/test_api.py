@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from sllm_store import errors
-from sllm_store.client import ModelInfo, SllmStoreClient, StoreStatus
+from sllm_store.answers import ModelInfo, StoreStatus
+from sllm_store.client import SllmStoreClient
 from tests.docs.documents import DOCS, ROOT, code_cell, inline_code, read_blocks, table_rows
 
 PAGE = DOCS / "python-api.md"

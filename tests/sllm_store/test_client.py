@@ -44,9 +44,11 @@ def test_nothing_runs_at_an_address_that_nobody_has(address: str) -> None:
 def test_the_servers_error_arrives_as_its_own_class(start_store: Start, models: Path) -> None:
     client = start_store(models).client()
     with pytest.raises(errors.CheckpointNotFoundError, match="no checkpoint 'x'") as caught:
-        client.load("x")
+        client.register_model("x")
     assert isinstance(caught.value, FileNotFoundError)
     assert isinstance(caught.value.__cause__, grpc.RpcError)
+    with pytest.raises(errors.CheckpointNotFoundError, match="no checkpoint 'x'"):
+        client.load("x")
 
 
 def test_every_error_has_a_status_and_a_name() -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from sllm_store.errors import CheckpointNotFoundError
 
 if TYPE_CHECKING:
+    from sllm_store.answers import ModelInfo
     from sllm_store.checkpoint.model import Checkpoint
-    from sllm_store.client import ModelInfo, SllmStoreClient
+    from sllm_store.client import SllmStoreClient
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from sllm_store.errors import DeadlineError, InvalidRequestError
 from sllm_store.units import format_size
 
 if TYPE_CHECKING:
-    from sllm_store.client import StoreStatus
+    from sllm_store.answers import StoreStatus
 
 _UNIX = "unix:"
 _PEER = struct.Struct("3i")  # The pid, uid and gid behind a Unix socket.

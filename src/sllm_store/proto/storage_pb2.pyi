@@ -149,6 +149,36 @@ class ClearMemResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class LocalRequest(_message.Message):
+    __slots__ = ("status", "plan", "load")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    status: GetStatusRequest
+    plan: PlanLoadRequest
+    load: LoadRequest
+    def __init__(self, status: _Optional[_Union[GetStatusRequest, _Mapping]] = ..., plan: _Optional[_Union[PlanLoadRequest, _Mapping]] = ..., load: _Optional[_Union[LoadRequest, _Mapping]] = ...) -> None: ...
+
+class LocalReply(_message.Message):
+    __slots__ = ("status", "plan", "event", "error")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    status: GetStatusResponse
+    plan: PlanLoadResponse
+    event: LoadEvent
+    error: LocalError
+    def __init__(self, status: _Optional[_Union[GetStatusResponse, _Mapping]] = ..., plan: _Optional[_Union[PlanLoadResponse, _Mapping]] = ..., event: _Optional[_Union[LoadEvent, _Mapping]] = ..., error: _Optional[_Union[LocalError, _Mapping]] = ...) -> None: ...
+
+class LocalError(_message.Message):
+    __slots__ = ("name", "message")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    message: str
+    def __init__(self, name: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
 class PlanLoadRequest(_message.Message):
     __slots__ = ("model", "device_map")
     class DeviceMapEntry(_message.Message):
@@ -264,12 +294,11 @@ class DeviceTarget(_message.Message):
     def __init__(self, device: _Optional[str] = ..., ipc_handle: _Optional[bytes] = ..., offset_bytes: _Optional[int] = ...) -> None: ...
 
 class LoadEvent(_message.Message):
-    __slots__ = ("bytes_done", "bytes_total", "done", "lease", "descriptor_socket", "chunks", "chunk_size", "tier", "plan", "arenas")
+    __slots__ = ("bytes_done", "bytes_total", "done", "held", "chunks", "chunk_size", "tier", "plan", "arenas")
     BYTES_DONE_FIELD_NUMBER: _ClassVar[int]
     BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
-    LEASE_FIELD_NUMBER: _ClassVar[int]
-    DESCRIPTOR_SOCKET_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
@@ -278,14 +307,13 @@ class LoadEvent(_message.Message):
     bytes_done: int
     bytes_total: int
     done: bool
-    lease: str
-    descriptor_socket: str
+    held: bool
     chunks: _containers.RepeatedScalarFieldContainer[int]
     chunk_size: int
     tier: str
     plan: PlanLoadResponse
     arenas: _containers.RepeatedCompositeFieldContainer[SharedArena]
-    def __init__(self, bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., done: bool = ..., lease: _Optional[str] = ..., descriptor_socket: _Optional[str] = ..., chunks: _Optional[_Iterable[int]] = ..., chunk_size: _Optional[int] = ..., tier: _Optional[str] = ..., plan: _Optional[_Union[PlanLoadResponse, _Mapping]] = ..., arenas: _Optional[_Iterable[_Union[SharedArena, _Mapping]]] = ...) -> None: ...
+    def __init__(self, bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., done: bool = ..., held: bool = ..., chunks: _Optional[_Iterable[int]] = ..., chunk_size: _Optional[int] = ..., tier: _Optional[str] = ..., plan: _Optional[_Union[PlanLoadResponse, _Mapping]] = ..., arenas: _Optional[_Iterable[_Union[SharedArena, _Mapping]]] = ...) -> None: ...
 
 class SharedArena(_message.Message):
     __slots__ = ("device", "ipc_handle", "offset_bytes", "size_bytes")
@@ -371,7 +399,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "pid", "uptime_s", "pool_bytes", "pool_used_bytes", "chunk_size", "pool_pinned", "sessions", "leases", "loads_running", "storage_path", "devices", "gpu_pool_bytes", "resident_bytes")
+    __slots__ = ("version", "pid", "uptime_s", "pool_bytes", "pool_used_bytes", "chunk_size", "pool_pinned", "sessions", "leases", "loads_running", "storage_path", "devices", "gpu_pool_bytes", "resident_bytes", "local_socket")
     class ResidentBytesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -393,6 +421,7 @@ class GetStatusResponse(_message.Message):
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     GPU_POOL_BYTES_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_SOCKET_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     uptime_s: float
@@ -407,7 +436,8 @@ class GetStatusResponse(_message.Message):
     devices: _containers.RepeatedScalarFieldContainer[str]
     gpu_pool_bytes: int
     resident_bytes: _containers.ScalarMap[str, int]
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_s: _Optional[float] = ..., pool_bytes: _Optional[int] = ..., pool_used_bytes: _Optional[int] = ..., chunk_size: _Optional[int] = ..., pool_pinned: bool = ..., sessions: _Optional[int] = ..., leases: _Optional[int] = ..., loads_running: _Optional[int] = ..., storage_path: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ..., gpu_pool_bytes: _Optional[int] = ..., resident_bytes: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    local_socket: str
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_s: _Optional[float] = ..., pool_bytes: _Optional[int] = ..., pool_used_bytes: _Optional[int] = ..., chunk_size: _Optional[int] = ..., pool_pinned: bool = ..., sessions: _Optional[int] = ..., leases: _Optional[int] = ..., loads_running: _Optional[int] = ..., storage_path: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ..., gpu_pool_bytes: _Optional[int] = ..., resident_bytes: _Optional[_Mapping[str, int]] = ..., local_socket: _Optional[str] = ...) -> None: ...
 
 class EstimateLoadRequest(_message.Message):
     __slots__ = ("question", "shared")

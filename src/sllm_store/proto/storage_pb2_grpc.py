@@ -321,16 +321,6 @@ class StoreStub(object):
         Args:
             channel: A grpc.Channel.
         """
-        self.PlanLoad = channel.unary_unary(
-                '/storage.Store/PlanLoad',
-                request_serializer=sllm__store_dot_proto_dot_storage__pb2.PlanLoadRequest.SerializeToString,
-                response_deserializer=sllm__store_dot_proto_dot_storage__pb2.PlanLoadResponse.FromString,
-                _registered_method=True)
-        self.Load = channel.unary_stream(
-                '/storage.Store/Load',
-                request_serializer=sllm__store_dot_proto_dot_storage__pb2.LoadRequest.SerializeToString,
-                response_deserializer=sllm__store_dot_proto_dot_storage__pb2.LoadEvent.FromString,
-                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/storage.Store/ListModels',
                 request_serializer=sllm__store_dot_proto_dot_storage__pb2.ListModelsRequest.SerializeToString,
@@ -355,22 +345,6 @@ class StoreStub(object):
 
 class StoreServicer(object):
     """Missing associated documentation comment in .proto file."""
-
-    def PlanLoad(self, request, context):
-        """Where each tensor of a model will be, per device: the client allocates what this says.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Load(self, request, context):
-        """Move a load into device memory, or into the host pool; events tell the progress and the last
-        one is `done`. The call is a session: it stays open until the client ends it or has taken its
-        lease, and the load ends with it.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
         """Missing associated documentation comment in .proto file."""
@@ -401,16 +375,6 @@ class StoreServicer(object):
 
 def add_StoreServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'PlanLoad': grpc.unary_unary_rpc_method_handler(
-                    servicer.PlanLoad,
-                    request_deserializer=sllm__store_dot_proto_dot_storage__pb2.PlanLoadRequest.FromString,
-                    response_serializer=sllm__store_dot_proto_dot_storage__pb2.PlanLoadResponse.SerializeToString,
-            ),
-            'Load': grpc.unary_stream_rpc_method_handler(
-                    servicer.Load,
-                    request_deserializer=sllm__store_dot_proto_dot_storage__pb2.LoadRequest.FromString,
-                    response_serializer=sllm__store_dot_proto_dot_storage__pb2.LoadEvent.SerializeToString,
-            ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
                     request_deserializer=sllm__store_dot_proto_dot_storage__pb2.ListModelsRequest.FromString,
@@ -441,60 +405,6 @@ def add_StoreServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Store(object):
     """Missing associated documentation comment in .proto file."""
-
-    @staticmethod
-    def PlanLoad(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/storage.Store/PlanLoad',
-            sllm__store_dot_proto_dot_storage__pb2.PlanLoadRequest.SerializeToString,
-            sllm__store_dot_proto_dot_storage__pb2.PlanLoadResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Load(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/storage.Store/Load',
-            sllm__store_dot_proto_dot_storage__pb2.LoadRequest.SerializeToString,
-            sllm__store_dot_proto_dot_storage__pb2.LoadEvent.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
 
     @staticmethod
     def ListModels(request,

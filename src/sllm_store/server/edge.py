@@ -44,35 +44,26 @@ def unary(method: Callable[[Any, Any, Any], Awaitable[Any]]) -> Callable[..., Aw
     return handler
 
 
-def stream(
-    method: Callable[[Any, Any, Any], AsyncIterator[Any]],
-) -> Callable[..., AsyncIterator[Any]]:
-    """Translate what a streaming handler raises."""
-
-    @functools.wraps(method)
-    async def handler(self: Any, request: Any, context: Any) -> AsyncIterator[Any]:
-        try:
-            async for response in method(self, request, context):
-                yield response
-        except Exception as error:  # noqa: BLE001 - the edge that translates
-            await abort(context, method.__name__, error, self.metrics)
-
-    return handler
-
-
 async def abort(context: Any, method: str, error: Exception, metrics: StoreMetrics) -> None:
     """End an RPC with the status, the message and the class name of an error."""
     if isinstance(error, grpc.aio.AbortError):
         raise error
+    name, message, status = describe_failure(method, error, metrics)
+    metadata = ((ERROR_KEY, name),) if name else ()
+    await context.abort(getattr(grpc.StatusCode, status), message, metadata)
+
+
+def describe_failure(method: str, error: Exception, metrics: StoreMetrics) -> tuple[str, str, str]:
+    """Count and log a failed call; return its error's class name, a message and a gRPC status.
+
+    The name is empty for what no caller can be blamed for.
+    """
     metrics.failures.labels(method, type(error).__name__).inc()
     if isinstance(error, StoreError):
         log.warning("request failed", extra={"method": method, "error": str(error)})
-        status = getattr(grpc.StatusCode, error.status)
-        await context.abort(status, str(error), ((ERROR_KEY, type(error).__name__),))
+        return type(error).__name__, str(error), error.status
     log.error("request crashed", extra={"method": method}, exc_info=error)
-    await context.abort(
-        grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error} (see the store's log)"
-    )
+    return "", f"{type(error).__name__}: {error} (see the store's log)", "INTERNAL"
 
 
 async def before_deadline(work: asyncio.Future[Any], timeout_s: float, what: str) -> Any:

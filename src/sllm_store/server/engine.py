@@ -80,7 +80,7 @@ class Engine:
             on_load=self.metrics.on_load,
         )
         self.shared = SharedLoader(self.loader, self.devices, self.metrics)
-        self.sessions = Sessions(self.wake)
+        self.sessions = Sessions(self.metrics.sessions)
         self.started_s = time.monotonic()
         self.running: dict[asyncio.Future[Any], native.Control] = {}
         self._calls = executors.calls

@@ -17,11 +17,13 @@ from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined
 from prometheus_client import start_http_server
 
 from sllm_store import native
+from sllm_store.config import local_socket_path
 from sllm_store.errors import DeviceError, InvalidRequestError
 from sllm_store.proto import storage_pb2 as pb, storage_pb2_grpc as rpc
-from sllm_store.server.descriptors import DescriptorServer
 from sllm_store.server.edge import OPTIONS, TokenInterceptor
 from sllm_store.server.engine import Engine, Executors
+from sllm_store.server.loading import Loading
+from sllm_store.server.local_socket import LocalServer
 from sllm_store.server.service import StoreService
 from sllm_store.server.upstream import UpstreamService
 from sllm_store.tiers.device import visible_gpus
@@ -70,9 +72,10 @@ async def _serve(
         ThreadPoolExecutor(1, "store-free") as frees,
     ):
         engine = Engine(config, pool, Executors(calls=calls, loads=loads, frees=frees))
-        descriptors = DescriptorServer(_descriptor_path(config.socket_path), pool, engine.sessions)
-        descriptors.start(loop)
-        server, health = _make_server(config, engine, descriptors.path, stopping)
+        loading = Loading(engine)
+        local = LocalServer(local_socket_path(config.socket_path), engine, loading)
+        local.start(loop)
+        server, health = _make_server(config, engine, loading)
         metrics = _start_metrics(config, engine)
         try:
             addresses = _listen(server, config)
@@ -88,7 +91,7 @@ async def _serve(
             await engine.blocking(engine.keep)
             await server.stop(grace=1.0)
         finally:
-            await descriptors.close()
+            await local.close()
             if metrics is not None:
                 metrics[0].shutdown()
                 metrics[0].server_close()
@@ -96,13 +99,11 @@ async def _serve(
     log.info("store stopped")
 
 
-def _make_server(
-    config: StoreConfig, engine: Engine, descriptor_path: Path, stopping: asyncio.Event
-) -> tuple[Any, Any]:
+def _make_server(config: StoreConfig, engine: Engine, loading: Loading) -> tuple[Any, Any]:
     interceptors = [TokenInterceptor(config.token)] if config.token else []
     server = grpc.aio.server(options=OPTIONS, interceptors=interceptors)
     rpc.add_StorageServicer_to_server(UpstreamService(engine), server)
-    rpc.add_StoreServicer_to_server(StoreService(engine, descriptor_path, stopping), server)
+    rpc.add_StoreServicer_to_server(StoreService(engine, loading), server)
     health = health_aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     for service in ("", *SERVICES):
@@ -168,10 +169,6 @@ def _start_metrics(config: StoreConfig, engine: Engine) -> Any:
     )
 
 
-def _descriptor_path(socket_path: Path) -> Path:
-    return socket_path.with_name(f"{socket_path.name}.fd")
-
-
 @contextlib.contextmanager
 def _socket_owned(path: Path) -> Iterator[None]:
     """Own the socket's path: one store at a time, leftovers of a killed one removed."""
@@ -192,7 +189,7 @@ def _socket_owned(path: Path) -> Iterator[None]:
             raise InvalidRequestError(
                 f"a store is already running at unix:{path}: stop it, or name another --socket"
             ) from error
-        leftovers = (path, _descriptor_path(path))
+        leftovers = (path, local_socket_path(path))
         for leftover in leftovers:
             leftover.unlink(missing_ok=True)
         try:

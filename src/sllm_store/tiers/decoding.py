@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sllm_store.proto import storage_pb2 as pb
-    from sllm_store.tiers.leased import TakenLease
+    from sllm_store.tiers.held import HeldMemory
     from sllm_store.tiers.watching import OnProgress
 
 THREADS_MAX = 64
@@ -29,13 +29,13 @@ def with_decoding(on_progress: OnProgress | None, arenas: Iterable[pb.Arena]) ->
 
 
 def map_host(
-    lease: TakenLease, done: pb.LoadEvent, arena: pb.Arena, on_progress: OnProgress | None
+    held: HeldMemory, done: pb.LoadEvent, arena: pb.Arena, on_progress: OnProgress | None
 ) -> native.PoolMapping | native.HostBuffer:
     """Map a host arena; what is compressed is decoded to memory of its own, and let go."""
     chunks = done.chunk_size, list(done.chunks)
     if not arena.HasField("decoding"):
-        return lease.map_pool(*chunks, arena.size_bytes)
-    image = lease.map_pool(*chunks, arena.decoding.image_bytes)
+        return held.map_pool(*chunks, arena.size_bytes)
+    image = held.map_pool(*chunks, arena.decoding.image_bytes)
     try:
         return decode_image(
             image.address,
@@ -43,7 +43,7 @@ def map_host(
             on_progress=shifted(on_progress, total=done.bytes_total, done=done.bytes_total),
         )
     finally:
-        del image  # And with it the lease, even while somebody looks at an exception's frames.
+        del image  # And with it the hold, even while somebody looks at an exception's frames.
 
 
 def decode_image(

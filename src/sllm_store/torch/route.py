@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sllm_store.client import SllmStoreClient, default_address, is_running
+from sllm_store.client import SllmStoreClient, default_address
 from sllm_store.config import default_storage_path
 from sllm_store.errors import (
     CheckpointNotFoundError,
@@ -189,11 +189,6 @@ def _find_store(store: str | None) -> _RunningStore | None:
     """Return the store to ask; None if the caller named none and none runs."""
     address = store or default_address()
     try:
-        if not is_running(address):
-            raise StoreUnavailableError(
-                f"no store is running at {address}: start one with `sllm-store start`, or pass "
-                f"store={IN_PROCESS!r}"
-            )
         client = SllmStoreClient(address)
         with ExitStack() as failed:
             failed.callback(client.close)

@@ -14,9 +14,9 @@ import pytest
 from sllm_store import errors, native
 from sllm_store.checkpoint.dtype import contiguous_bytes
 from sllm_store.client import SllmStoreClient
+from sllm_store.local_connection import LocalConnection
 from sllm_store.proto import storage_pb2 as pb
 from sllm_store.stream import load_checkpoint
-from sllm_store.tiers.leased import take_lease
 from tests.store_process import random_tensors, read_tensors, wait_until, weight_tensors
 
 if TYPE_CHECKING:
@@ -232,31 +232,26 @@ def share_fails(address: str, message: str) -> None:
         print(type(caught.value).__name__)
 
 
-def lease_not_taken(address: str) -> None:
-    """A client that learns of its lease and dies before it takes it; then one that is bogus."""
+def held_and_not_mapped(address: str) -> None:
+    """A client that is told of what it holds and dies before it maps it; then bad requests."""
     question = pb.PlanLoadRequest(model="m", device_map={"": native.device_uuid(0)})
     with SllmStoreClient(address) as client:
-        events = client._store.Load(pb.LoadRequest(question=question, shared=True))
-        done = [next(events)]
-        while not done[-1].done:
-            done.append(next(events))
-        assert done[0].plan.path
-        assert client.status().leases == 1
-        events.cancel()
+        local_socket = client.status().local_socket
+        with LocalConnection(local_socket, address=address) as connection:
+            request = pb.LoadRequest(question=question, shared=True)
+            events = list(connection.load(request))
+            assert events[0].plan.path
+            assert events[-1].held
+            assert client.status().leases == 1
         wait_until(lambda: client.status().leases == 0)
-        with (
-            pytest.raises(errors.StoreUnavailableError, match="refused the lease"),
-            take_lease(done[-1].descriptor_socket, done[-1].lease),
-        ):
-            pass
         target = pb.DeviceTarget(device="gpu", ipc_handle=bytes(64))
         wrong = pb.LoadRequest(question=question, shared=True, targets=[target])
         for message, request in {"no targets": wrong, "model is empty": pb.LoadRequest()}.items():
             with (
+                LocalConnection(local_socket, address=address) as connection,
                 pytest.raises(errors.InvalidRequestError, match=message),
-                client._loading(request) as events,
             ):
-                next(events)
+                next(connection.load(request))
         assert client.status().sessions == 0
 
 

@@ -66,7 +66,7 @@ def health(address: str, service: str = "") -> int:
 def test_only_the_owner_can_reach_the_sockets(start_store: Start, models: Path) -> None:
     store = start_store(models)
     path = Path(store.address.removeprefix("unix:"))
-    for socket_path in (path, path.with_name(f"{path.name}.fd")):
+    for socket_path in (path, path.with_name(f"{path.name}.local")):
         assert stat.S_IMODE(socket_path.stat().st_mode) == 0o600
 
 

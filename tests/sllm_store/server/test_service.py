@@ -16,6 +16,7 @@ import pytest
 from sllm_store import native
 from sllm_store.client import SllmStoreClient
 from sllm_store.errors import InvalidCheckpointError, InvalidRequestError, PoolExhaustedError
+from sllm_store.local_connection import LocalConnection
 from sllm_store.proto import storage_pb2 as pb
 from tests.store_process import (
     open_descriptors,
@@ -44,6 +45,17 @@ with SllmStoreClient(sys.argv[1]) as client:
 print(loaded.tier, loaded.arenas[0].address, flush=True)
 sys.stdin.read()
 """
+
+
+def connect(store: StoreProcess) -> LocalConnection:
+    return LocalConnection(store.client().status().local_socket, address=store.address)
+
+
+def plan_of(store: StoreProcess, model: str, **device_map: str) -> str:
+    """Return the id of a plan."""
+    question = pb.PlanLoadRequest(model=model, device_map=device_map)
+    with connect(store) as connection:
+        return str(connection.call(pb.LocalRequest(plan=question)).plan.plan)
 
 
 def hold(address: str) -> subprocess.Popen[str]:
@@ -199,34 +211,29 @@ def test_a_plan_is_known_by_its_id_and_targets_must_match(
     start_store: Start, tmp_path: Path
 ) -> None:
     write_upstream(tmp_path / "models" / "m", random_tensors(1, 100))
-    client = start_store(tmp_path / "models").client()
-    plan = client._call(client._store.PlanLoad, pb.PlanLoadRequest(model="m")).plan
+    store = start_store(tmp_path / "models")
+    plan = plan_of(store, "m")
     target = pb.DeviceTarget(device="gpu", ipc_handle=bytes(64))
     requests = {
         "no plan 'x'": pb.LoadRequest(plan="x"),
         "targets are for": pb.LoadRequest(plan=plan, targets=[target]),
     }
     for message, request in requests.items():
-        with (
-            pytest.raises(InvalidRequestError, match=message),
-            client._loading(request) as events,
-        ):
-            next(events)
+        with connect(store) as connection, pytest.raises(InvalidRequestError, match=message):
+            next(connection.load(request))
     for _ in range(2):
-        with client._loading(pb.LoadRequest(plan=plan)) as events:
-            while not next(events).done:
-                pass
+        with connect(store) as connection:
+            assert list(connection.load(pb.LoadRequest(plan=plan)))[-1].done
 
 
 def test_one_plan_serves_all_who_ask_the_same_until_the_files_change(
     start_store: Start, tmp_path: Path
 ) -> None:
     write_upstream(tmp_path / "models" / "m", random_tensors(3, 100))
-    client = start_store(tmp_path / "models").client()
+    store = start_store(tmp_path / "models")
 
     def plan(**device_map: str) -> str:
-        request = pb.PlanLoadRequest(model="m", device_map=device_map)
-        return str(client._call(client._store.PlanLoad, request).plan)
+        return plan_of(store, "m", **device_map)
 
     first = plan()
     assert plan() == first
@@ -234,12 +241,12 @@ def test_one_plan_serves_all_who_ask_the_same_until_the_files_change(
     shutil.rmtree(tmp_path / "models" / "m")
     write_upstream(tmp_path / "models" / "m", random_tensors(2, 50))
     with (
+        connect(store) as connection,
         pytest.raises(InvalidCheckpointError, match="plan the load again"),
-        client._loading(pb.LoadRequest(plan=first)) as events,
     ):
-        next(events)
+        next(connection.load(pb.LoadRequest(plan=first)))
     assert plan() != first
-    assert read_tensors(client.load("m")) == random_tensors(2, 50)
+    assert read_tensors(store.client().load("m")) == random_tensors(2, 50)
 
 
 def test_a_device_map_that_forgets_a_tensor_names_it(start_store: Start, tmp_path: Path) -> None:

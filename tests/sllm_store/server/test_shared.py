@@ -344,7 +344,7 @@ def test_a_lease_that_is_not_taken_ends_with_its_call(
     start_gpu_store: Start, run_gpu_client: Run
 ) -> None:
     store = start_gpu_store()
-    run_gpu_client("lease_not_taken", store.address)
+    run_gpu_client("held_and_not_mapped", store.address)
     client = store.client()
     wait_until(lambda: resident(client) == 0)
 

@@ -90,7 +90,6 @@ def test_in_process_never_asks_a_store(
 ) -> None:
     monkeypatch.setenv("SLLM_STORE_ADDRESS", start_store(models).address)
     monkeypatch.setattr(route, "SllmStoreClient", None)
-    monkeypatch.setattr(route, "is_running", None)
     assert load_dict(models / "org" / "a", "cpu", store="in-process").store == "in-process"
 
 

@@ -1,0 +1,120 @@
+"""A client's side of the local socket: calls to the store, and memory that a connection holds."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+from sllm_store.errors import BY_NAME, StoreError, StoreUnavailableError
+from sllm_store.proto import storage_pb2 as pb
+from sllm_store.tiers.held import HeldMemory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REPLY_TIMEOUT_S = 60.0
+CONNECT_TIMEOUT_S = 2.0
+_LENGTH = struct.Struct("<I")
+
+
+class LocalConnection:
+    """One connection to a store of this machine. Used by one thread at a time.
+
+    Every method raises the store's errors, StoreUnavailableError when it is not there any more.
+    After an error only close() is left.
+    """
+
+    def __init__(self, path: str, *, address: str) -> None:
+        """Connect to the socket at `path`; messages name the store's `address`."""
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(CONNECT_TIMEOUT_S)
+        try:
+            self._socket.connect(path)
+        except OSError as error:
+            self._socket.close()
+            raise StoreUnavailableError(
+                f"no store is running at {address}: start one with `sllm-store start` (its local "
+                f"socket {path}: {error}; loads work on the store's own machine, as its own user)"
+            ) from error
+        self._socket.settimeout(REPLY_TIMEOUT_S)
+
+    def __enter__(self) -> Self:
+        """Return the connection."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close the connection."""
+        self.close()
+
+    def close(self) -> None:
+        """End the connection, and with it a load that runs; mapped memory stays held."""
+        self._socket.close()
+
+    def call(self, request: Any) -> Any:
+        """Return the reply to a LocalRequest that is no load."""
+        self._send(request)
+        return self._receive()
+
+    def load(self, request: Any) -> Iterator[Any]:
+        """Start a load by its LoadRequest; return its LoadEvents, the last one `done`."""
+        self._send(pb.LocalRequest(load=request))
+        return self._events()
+
+    @contextmanager
+    def held_memory(self) -> Iterator[HeldMemory]:
+        """Yield what to map memory with, after a load whose last event says that it is held."""
+        try:
+            _, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
+        except OSError as error:
+            raise self._lost(error) from error
+        if not descriptors:
+            raise self._lost("it sent no descriptor")
+        try:
+            yield HeldMemory(connection=self._socket.fileno(), pool=descriptors[0])
+        finally:
+            os.close(descriptors[0])
+
+    def _events(self) -> Iterator[Any]:
+        done = False
+        while not done:
+            event = self._receive().event
+            done = event.done
+            yield event
+
+    def _send(self, request: Any) -> None:
+        data = request.SerializeToString()
+        try:
+            self._socket.sendall(_LENGTH.pack(len(data)) + data)
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def _receive(self) -> Any:
+        (size,) = _LENGTH.unpack(self._read(_LENGTH.size))
+        reply = pb.LocalReply.FromString(self._read(size))
+        if reply.WhichOneof("reply") == "error":
+            raise BY_NAME.get(reply.error.name, StoreError)(reply.error.message)
+        return reply
+
+    def _read(self, size: int) -> bytes:
+        data = bytearray(size)
+        view = memoryview(data)
+        done = 0
+        while done < size:
+            try:
+                count = self._socket.recv_into(view[done:])
+            except OSError as error:
+                raise self._lost(error) from error
+            if not count:
+                raise self._lost("it closed the connection")
+            done += count
+        return bytes(data)
+
+    def _lost(self, why: object) -> StoreUnavailableError:
+        return StoreUnavailableError(
+            f"the store at {self._path} does not answer: {why}; was it stopped, or does it run as "
+            "another user?"
+        )

@@ -1,0 +1,248 @@
+"""The local socket: plans and loads for processes of this machine, one connection a load.
+
+A raw Unix stream socket with length-prefixed messages. It can do what gRPC cannot, pass the pool's
+descriptor and tell a client's death by its connection, and it costs a tenth of a gRPC call. What a
+load brought stays held until the client closes the connection, or dies. Only processes of the
+server's own user (or root) are answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+import time
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.message import DecodeError
+
+from sllm_store.errors import InvalidRequestError
+from sllm_store.proto import storage_pb2 as pb
+from sllm_store.server.edge import describe_failure
+from sllm_store.server.status import describe_status
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sllm_store.server.engine import Engine
+    from sllm_store.server.loading import Loading, WantedLoad
+    from sllm_store.server.loads import LoadResult
+
+REQUEST_BYTES_MAX = 64 << 20
+REQUEST_TIMEOUT_S = 60.0
+PROGRESS_INTERVAL_S = 0.1
+SPENT_MAX_S = 10.0
+_LENGTH = struct.Struct("<I")
+_CREDENTIALS = struct.Struct("3i")
+_BACKLOG = 1024
+_CALLS = {"status": "GetStatus", "plan": "PlanLoad", "load": "Load"}  # As metrics name them.
+
+
+class LocalServer:
+    """Listens on a Unix socket and answers every connection in a task of its own."""
+
+    def __init__(self, path: Path, engine: Engine, loading: Loading) -> None:
+        """Bind to `path`, which must not exist; only its owner can connect."""
+        self.path = path
+        self._engine = engine
+        self._loading = loading
+        self._connections: set[asyncio.Task[None]] = set()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        mask = os.umask(0o177)
+        try:
+            self._socket.bind(str(path))
+        finally:
+            os.umask(mask)
+        self._socket.listen(_BACKLOG)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Answer from the event loop."""
+        loop.add_reader(self._socket.fileno(), self._accept)
+
+    async def close(self) -> None:
+        """Stop answering, end every load and lease, and remove the socket."""
+        asyncio.get_running_loop().remove_reader(self._socket.fileno())
+        self._socket.close()
+        self.path.unlink(missing_ok=True)
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        connection.settimeout(0.0)
+        task = asyncio.get_running_loop().create_task(self._serve(connection))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        """Serve one connection until it ends; everything that goes wrong with it ends it."""
+        with connection:
+            if _peer_uid(connection) in {0, os.geteuid()}:
+                await _Conversation(connection, self._engine, self._loading).run()
+
+
+class _ClientGoneError(Exception):
+    """The connection broke, or nothing comes any more: nobody is there to be told of it."""
+
+
+class _Conversation:
+    """One connection."""
+
+    def __init__(self, connection: socket.socket, engine: Engine, loading: Loading) -> None:
+        self._connection = connection
+        self._engine = engine
+        self._loading = loading
+        self._loop = asyncio.get_running_loop()
+
+    async def run(self) -> None:
+        """Answer requests until the client leaves, has loaded, or gets an error."""
+        with contextlib.suppress(_ClientGoneError):
+            call = "LocalRequest"
+            try:
+                while (request := await self._next()) is not None:
+                    call = request.WhichOneof("call") or call
+                    if call == "load":
+                        return await self._load(request.load)
+                    await self._send(await self._answer(call, request))
+            except _ClientGoneError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the edge that translates
+                method = _CALLS.get(call, call)
+                name, message, _ = describe_failure(method, error, self._engine.metrics)
+                await self._send(pb.LocalReply(error=pb.LocalError(name=name, message=message)))
+
+    async def _answer(self, call: str, request: Any) -> Any:
+        if call == "status":
+            return pb.LocalReply(status=describe_status(self._engine))
+        if call == "plan":
+            planned = await self._engine.blocking(self._loading.plan, request.plan)
+            return pb.LocalReply(plan=planned.answer)
+        raise InvalidRequestError("the request asks for nothing that this store knows")
+
+    async def _load(self, request: Any) -> None:
+        """Move a load, tell how far it is, and hold what it brought until the client leaves."""
+        spent_s = request.spent_s if 0 <= request.spent_s <= SPENT_MAX_S else 0.0
+        began_s = time.monotonic() - spent_s
+        gone = self._loop.create_task(self._departure())
+        try:
+            with self._engine.sessions.session(request.client) as holder:
+                wanted = await self._engine.blocking(self._loading.wanted, request)
+                if not request.plan:
+                    event = pb.LoadEvent(plan=wanted.planned.answer)
+                    await self._send(pb.LocalReply(event=event))
+                result = self._loading.try_hold(wanted, holder)
+                if result is None:
+                    result = await self._move(wanted, holder, request.timeout_s, gone)
+            with self._engine.sessions.lease(result):
+                event = self._loading.done_event(wanted.planned, result)
+                await self._send(pb.LocalReply(event=event))
+                if result.holds:
+                    self._send_descriptor()
+                self._loading.learn(wanted, result, time.monotonic() - began_s)
+                await asyncio.wait({gone})  # However it ends.
+        finally:
+            gone.cancel()
+
+    async def _departure(self) -> None:
+        """Wait until the client closes the connection; nobody sends anything after a load."""
+        with contextlib.suppress(OSError):
+            await self._loop.sock_recv(self._connection, 1)
+
+    async def _move(
+        self, wanted: WantedLoad, holder: str, timeout_s: float, gone: asyncio.Task[None]
+    ) -> LoadResult:
+        """Run a load in its thread; it is cancelled when the client is gone."""
+        future, control = self._engine.start_load(
+            lambda job: self._loading.run(wanted, job),
+            holder=holder,
+            timeout_s=timeout_s or self._engine.config.load_timeout_s,
+        )
+        bytes_total = wanted.planned.bytes_total
+        try:
+            while not future.done():
+                await asyncio.wait(
+                    {future, gone},
+                    timeout=PROGRESS_INTERVAL_S,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if future.done():
+                    break
+                if gone.done():
+                    raise _ClientGoneError
+                bytes_done = wanted.planned.bytes_done(control.bytes_done)
+                event = pb.LoadEvent(bytes_done=bytes_done, bytes_total=bytes_total)
+                await self._send(pb.LocalReply(event=event))
+            result: LoadResult = future.result()
+        except BaseException:
+            control.cancel()
+            self._engine.wake()
+            future.add_done_callback(_undo)
+            raise
+        return result
+
+    async def _next(self) -> Any:
+        """Return the next request, or None when the client has left."""
+        prefix = await self._receive(_LENGTH.size)
+        if not prefix:
+            return None
+        (size,) = _LENGTH.unpack(prefix)
+        if size > REQUEST_BYTES_MAX:
+            raise InvalidRequestError(
+                f"a request of {size} bytes: at most {REQUEST_BYTES_MAX} are read"
+            )
+        data = await self._receive(size)
+        if len(data) < size:
+            return None
+        try:
+            return pb.LocalRequest.FromString(data)
+        except DecodeError as error:
+            raise InvalidRequestError(f"not a request of the local socket: {error}") from error
+
+    async def _receive(self, size: int) -> bytes:
+        """Return `size` bytes, or none if the peer closes first."""
+        received = bytearray()
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                while len(received) < size:
+                    more = await self._loop.sock_recv(self._connection, size - len(received))
+                    if not more:
+                        return b""
+                    received += more
+        except (TimeoutError, OSError) as error:
+            raise _ClientGoneError from error
+        return bytes(received)
+
+    async def _send(self, reply: Any) -> None:
+        data = reply.SerializeToString()
+        try:
+            await self._loop.sock_sendall(self._connection, _LENGTH.pack(len(data)) + data)
+        except OSError as error:
+            raise _ClientGoneError from error
+
+    def _send_descriptor(self) -> None:
+        descriptor = self._engine.pool.read_only_fd()
+        try:
+            socket.send_fds(self._connection, [b"\0"], [descriptor])
+        except OSError as error:
+            raise _ClientGoneError from error
+        finally:
+            os.close(descriptor)
+
+
+def _undo(ended: asyncio.Future[LoadResult]) -> None:
+    """Give back what a load got that nobody waited for."""
+    if not ended.cancelled() and ended.exception() is None:
+        ended.result().release()
+
+
+def _peer_uid(connection: socket.socket) -> int:
+    """Return the user id of the process at the other end."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    uid: int = _CREDENTIALS.unpack(raw)[1]
+    return uid

@@ -1,0 +1,100 @@
+"""The local socket against those who do not keep to its protocol."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sllm_store.errors import InvalidRequestError, StoreError
+from sllm_store.local_connection import LocalConnection
+from sllm_store.proto import storage_pb2 as pb
+from tests.store_process import open_descriptors, random_tensors, wait_until, write_upstream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.store_process import StoreProcess
+
+
+@pytest.fixture
+def store(start_store: Callable[..., StoreProcess], tmp_path: Path) -> StoreProcess:
+    write_upstream(tmp_path / "models" / "m", random_tensors(3, 1 << 20))
+    return start_store(tmp_path / "models")
+
+
+@pytest.fixture
+def raw(store: StoreProcess) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(10)
+        connection.connect(store.client().status().local_socket)
+        yield connection
+
+
+def reply(connection: socket.socket) -> pb.LocalReply:
+    (size,) = struct.unpack("<I", connection.recv(4, socket.MSG_WAITALL))
+    return pb.LocalReply.FromString(connection.recv(size, socket.MSG_WAITALL))
+
+
+def frame(request: pb.LocalRequest) -> bytes:
+    data = request.SerializeToString()
+    return struct.pack("<I", len(data)) + data
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        (struct.pack("<I", 5) + b"\xff" * 5, "not a request of the local socket"),
+        (struct.pack("<I", 1 << 31), "at most 67108864 are read"),
+        (struct.pack("<I", 0), "asks for nothing that this store knows"),
+    ],
+)
+def test_what_is_no_request_is_refused_and_the_connection_ends(
+    raw: socket.socket, sent: bytes, message: str
+) -> None:
+    raw.sendall(sent)
+    error = reply(raw).error
+    assert error.name == "InvalidRequestError"
+    assert message in error.message
+    assert raw.recv(1) == b""
+
+
+def test_a_request_may_come_byte_by_byte_and_another_follow(raw: socket.socket) -> None:
+    for _ in range(2):
+        for byte in frame(pb.LocalRequest(status=pb.GetStatusRequest())):
+            raw.sendall(bytes([byte]))
+        assert reply(raw).status.pid
+
+
+def test_half_a_request_is_no_request(store: StoreProcess, raw: socket.socket) -> None:
+    raw.sendall(frame(pb.LocalRequest(plan=pb.PlanLoadRequest(model="m")))[:-1])
+    raw.shutdown(socket.SHUT_WR)
+    assert raw.recv(1) == b""
+    assert store.client().load("m").tier == "disk"
+
+
+def test_clients_that_come_and_go_leave_nothing(store: StoreProcess) -> None:
+    path = store.client().status().local_socket
+    before = open_descriptors(store.pid)
+    request = pb.LoadRequest(question=pb.PlanLoadRequest(model="m"))
+    for read in (0, 1, 2):
+        connection = LocalConnection(path, address=store.address)
+        events = connection.load(request)
+        for _ in range(read):
+            next(events)
+        connection.close()
+    status = store.client().status
+    wait_until(lambda: status().sessions == 0 and status().leases == 0)
+    wait_until(lambda: open_descriptors(store.pid) <= before + 1)
+
+
+def test_an_error_is_raised_as_its_own_class(store: StoreProcess) -> None:
+    path = store.client().status().local_socket
+    for model, kind in {"x": StoreError, "": InvalidRequestError}.items():
+        with LocalConnection(path, address=store.address) as connection:
+            question = pb.LocalRequest(plan=pb.PlanLoadRequest(model=model))
+            with pytest.raises(kind):
+                connection.call(question)
