@@ -289,8 +289,10 @@ def test_a_disk_that_fails_in_the_background_fails_the_save(
     real = native.FileWriter
 
     class Failing:
-        def __init__(self, path: str, *, threads: int, direct: bool) -> None:
-            self._file = real(path, threads=threads, direct=direct)
+        def __init__(
+            self, path: str, *, threads: int, direct: bool, tuner: native.Tuner | None = None
+        ) -> None:
+            self._file = real(path, threads=threads, direct=direct, tuner=tuner)
 
         def write(self, pieces: object, control: native.Control) -> list[int]:
             raise native.NativeError(28, "No space left on device", "tensor.data_0")
