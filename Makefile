@@ -99,7 +99,7 @@ $(DEPENDENCIES): constraints.txt pyproject.toml | $(MADE)
 	@touch $@
 
 $(NATIVE): $(DEPENDENCIES) $(NATIVE_SOURCES)
-	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[transformers,peft,reflection]'
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[transformers,peft,reflection,gdsllm]'
 	@touch $@
 
 build/ptx-venv/bin/python:

@@ -13,7 +13,9 @@ PACKAGES = {"sllm", "sllm_store"}
 # reason is the same for each: it is one step of what that file tests from outside, and has no
 # user but that. A module that gets a second user gets tests of its own, and leaves this list.
 TESTED_THROUGH = {
+    "sllm/backends/engine.py": "runtime/test_sampler.py",
     "sllm/core/errors.py": "runtime/config/test_families.py",
+    "sllm/core/requests.py": "runtime/test_sampler.py",
     "sllm/core/token_bytes.py": "core/test_detokenizer.py",
     "sllm/runtime/config/fields.py": "runtime/config/test_families.py",
     "sllm/runtime/config/model.py": "runtime/config/test_families.py",

@@ -25,3 +25,27 @@ class InvalidSamplingError(ServingError, ValueError):
 
 class NumericalError(ServingError, ArithmeticError):
     """A model computed infinities or nothing at all; the message says what may help."""
+
+
+class ContextLengthError(ServingError, ValueError):
+    """A prompt that does not fit the model's context; the message says by how much."""
+
+
+class QueueFullError(ServingError):
+    """Too many requests wait already. `retry_after_s` says when to try again."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineClosedError(ServingError):
+    """The model was unloaded before the request was over."""
+
+
+class ModelNotFoundError(ServingError, LookupError):
+    """A name that no model on this machine has; the message names what may have been meant."""
+
+
+class InvalidRequestError(ServingError, ValueError):
+    """A request that makes no sense, or asks for what the model cannot do; names the field."""

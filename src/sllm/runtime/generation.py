@@ -14,10 +14,10 @@ from sllm.runtime.sampler import choose
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
+    from sllm.core.requests import Choice
     from sllm.core.sampling import SamplingParameters
     from sllm.runtime.cache.memory import CacheMemory
     from sllm.runtime.decoder import Decoder
-    from sllm.runtime.sampler import Choice
 
 CHUNK_TOKENS = 512
 

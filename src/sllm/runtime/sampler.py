@@ -8,30 +8,18 @@ left, in order of the ids.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from sllm.core.errors import NumericalError
 from sllm.core.philox import uniform
+from sllm.core.requests import Choice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sllm.core.sampling import SamplingParameters
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A chosen token. logprob and top are the model's own, before bias, penalties and temperature.
-
-    top: the likeliest tokens with their logarithms of probability; empty unless asked for.
-    """
-
-    token: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
 
 
 def choose(

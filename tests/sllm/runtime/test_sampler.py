@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -17,7 +17,10 @@ from transformers import (
 
 from sllm.core.errors import NumericalError
 from sllm.core.sampling import SamplingParameters
-from sllm.runtime.sampler import Choice, choose
+from sllm.runtime.sampler import choose
+
+if TYPE_CHECKING:
+    from sllm.core.requests import Choice
 
 VOCABULARY = 40
 

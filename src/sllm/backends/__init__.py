@@ -1,0 +1,1 @@
+"""What answers token requests: the runtime here, and other engines."""

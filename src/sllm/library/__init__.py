@@ -1,0 +1,1 @@
+"""The models on this machine, by name: pull, copy, create, remove."""

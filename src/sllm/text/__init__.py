@@ -1,0 +1,1 @@
+"""What a model says about text: its tokenizer, chat template, tool calls and grammars."""
