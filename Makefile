@@ -11,7 +11,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE_SOURCES := CMakeLists.txt $(shell find csrc -name "*.[ch]pp" -o -name "*.in" -o -name "*.ptx")
 PROTO := src/sllm_store/proto/storage.proto
-QUICK := not slow and not gpu and not sanitizer
+QUICK := not slow and not gpu and not sanitizer and not soak
 PYTEST ?= $(BIN)/python -m pytest
 
 # What each step installed is kept in .venv beside it, so that a fresh .venv starts over.
@@ -19,7 +19,7 @@ MADE := .venv/.made-venv
 DEPENDENCIES := .venv/.made-dependencies
 NATIVE := .venv/.made-native
 
-.PHONY: help install native run test test-slow test-gpu vocabularies check format docs proto ptx
+.PHONY: help install native run test test-slow test-gpu soak vocabularies check format docs proto ptx
 .PHONY: bench report clean
 
 help: ## List the targets
@@ -42,6 +42,9 @@ test-slow: $(NATIVE) ## Run the slow tests and those under sanitizers
 
 test-gpu: $(NATIVE) ## Run the tests that need a CUDA device
 	$(PYTEST) -m gpu $(TESTS)
+
+soak: $(NATIVE) ## Load 2,000 times while clients are killed at random
+	nice $(PYTEST) -m soak $(TESTS)
 
 vocabularies: $(NATIVE) ## Fetch llama.cpp's vocabularies (75 MB): some tests skip without them
 	$(BIN)/python -m tests.fetch_vocabularies
