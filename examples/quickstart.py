@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from examples.fetch_smollm2 import FetchError, default_cache, fetch
+from sllm.core.errors import PullError
+from sllm.library.smollm2 import default_cache, fetch
 from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.checkpoint.verify import verify_checkpoint
 from sllm_store.convert.importer import import_checkpoint
@@ -61,7 +62,7 @@ def main() -> None:
     except KeyboardInterrupt:
         console.print("\nstopped; nothing is left running")
         sys.exit(130)
-    except (FetchError, QuickstartError, StoreError, OSError) as error:
+    except (PullError, QuickstartError, StoreError, OSError) as error:
         sys.exit(f"quickstart: {error}")
 
 

@@ -6,11 +6,14 @@ import atexit
 import os
 import shutil
 import tempfile
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from examples.fetch_smollm2 import MEMBER, default_cache
+from sllm.library.smollm2 import SMOLLM2, default_cache
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # Before any library that reads them at import is imported. Tests load no model by its hub name;
 # one that tries fails at once instead of waiting for a network.
@@ -20,7 +23,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 for _name in ("STORAGE_PATH", "SLLM_STORE_ADDRESS", "SLLM_STORE_TOKEN"):
     os.environ.pop(_name, None)
 
-_SMOLLM2 = default_cache() / Path(MEMBER).name  # Before the cache is another one.
+_SMOLLM2 = default_cache() / SMOLLM2.file_name  # Before the cache is another one.
 
 # What is learnt about the disk here must not decide how later runs behave, nor be left behind.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sllm-test-cache-")

@@ -14,7 +14,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from examples.fetch_smollm2 import FetchError, download
+from sllm.core.errors import PullError
+from sllm.library.package_index import download
 
 REQUIREMENT = "llama-cpp-python==0.3.36"
 SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
@@ -53,14 +54,14 @@ def _unpack(sdist: Path, directory: Path) -> None:
                     shutil.copyfileobj(source, sink)
     found = len(list(directory.iterdir()))
     if found != FILES_TOTAL:
-        raise FetchError(f"{sdist.name} has {found} files of vocabularies, expected {FILES_TOTAL}")
+        raise PullError(f"{sdist.name} has {found} files of vocabularies, expected {FILES_TOTAL}")
 
 
 def main() -> None:
     """Fetch, and write the directory's path to stdout."""
     try:
         sys.stdout.write(f"{fetch(default_directory())}\n")
-    except FetchError as error:
+    except PullError as error:
         sys.exit(f"fetch_vocabularies: {error}")
 
 

@@ -49,3 +49,11 @@ class ModelNotFoundError(ServingError, LookupError):
 
 class InvalidRequestError(ServingError, ValueError):
     """A request that makes no sense, or asks for what the model cannot do; names the field."""
+
+
+class PullError(ServingError):
+    """A model that could not be fetched; the message says why, and what to do. Nothing is left."""
+
+
+class LibraryError(ServingError):
+    """What is kept about the models on this machine cannot be read, or is in use for too long."""
