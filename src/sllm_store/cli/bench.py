@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import statistics
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +29,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sllm_store.checkpoint.model import Checkpoint
+    from sllm_store.cli.bench_bounds import Bound, Limits
     from sllm_store.cli.bench_loaders import Loader, Measured
     from sllm_store.cli.finding import Found
     from sllm_store.client import SllmStoreClient
     from sllm_store.disks import Comparison
 
 STATES = ("cold", "warm")
+_LIMIT_BYTES = 512 << 20
+_LINK_BYTES = 256 << 20
 
 
 @click.command()
@@ -66,7 +69,9 @@ def bench(
     """Time loads of a checkpoint.
 
     It is loaded cold and warm, through the store and without it; cold means that neither the page
-    cache nor the store has it in memory. Every load's bytes are compared with the file's. Where
+    cache nor the store has it in memory. Every load's bytes are compared with the file's. What the
+    disk, the page cache and the link to the GPU can do is measured in the same run, and told with
+    what would help. For loads through the store there is also what it predicted. Where
     the files are safetensors and that package is here, it is timed too. Where cuFile is here, it is
     compared with the way to the GPU through host memory; loads remember which is faster.
     """
@@ -76,13 +81,17 @@ def bench(
         plan = _plan(found, client, device)
         with _pin_kept(found, client):
             rows = _measure(plan, runs)
+        bounds = _bounds(plan, rows)
         comparison = _compare_ways(plan)
     for missing in plan.left_out:
         note(missing)
     if as_json:
-        say_json(_described(found, plan, rows, runs) | {"cufile": _described_ways(comparison)})
+        described = _described(found, plan, rows, runs) | {"cufile": _described_ways(comparison)}
+        say_json(_with_bounds(described, bounds))
     else:
-        _say_rows(found, plan, rows, runs)
+        _say_rows(found, plan, rows, bounds)
+        for advice in bounds.advice:
+            note(advice)
         _say_ways(comparison)
 
 
@@ -103,6 +112,15 @@ class _Row:
     loader: str
     state: str
     loads: list[Measured]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bounds:
+    """What the links can do, what bounds each row, and what would help."""
+
+    limits: Limits
+    by_row: list[Bound | None]
+    advice: list[str]
 
 
 def _plan(found: Found, client: SllmStoreClient | None, device: str | None) -> _Plan:
@@ -160,6 +178,48 @@ def _measure(plan: _Plan, runs: int) -> list[_Row]:
                 on_progress(done * size, loads_total * size)
             rows.append(_Row(loader=loader.name, state=state, loads=loads))
     return rows
+
+
+def _bounds(plan: _Plan, rows: list[_Row]) -> _Bounds:
+    """Measure the links that the loads passed; the page cache has the files after the last row."""
+    from sllm_store.checkpoint.dtype import contiguous_bytes
+    from sllm_store.cli import bench_bounds, bench_limits
+    from sllm_store.tiers.device import device_ordinal
+
+    checkpoint = plan.checkpoint
+    to_gpu = plan.device != "cpu"
+    paths = [file.path for file in checkpoint.files]
+    with progress("measuring links"):
+        cached = bench_limits.read_rates(paths, direct=False, bytes_max=_LIMIT_BYTES)
+        direct = bench_limits.read_rates(paths, direct=True, bytes_max=_LIMIT_BYTES)
+        limits = bench_bounds.Limits(
+            disk=bench_limits.best(direct),
+            page_cache=bench_limits.best(cached),
+            link=bench_limits.link_bytes_per_s(device_ordinal(plan.device), size_bytes=_LINK_BYTES)
+            if to_gpu
+            else 0.0,
+        )
+    tensors = checkpoint.all_tensors().values()
+    sizes = [(tensor.dtype, contiguous_bytes(tensor.dtype, tensor.shape)) for tensor in tensors]
+    cargo = bench_bounds.Cargo(
+        stored_bytes=checkpoint.stored_bytes,
+        tensors=len(sizes),
+        to_gpu=to_gpu,
+        compressible_part=bench_bounds.compressible_part(
+            sizes, compressed=checkpoint.is_compressed
+        ),
+    )
+    timed = [
+        bench_bounds.Timed(
+            loader=row.loader, state=row.state, tier=row.loads[-1].tier, seconds=_median(row)
+        )
+        for row in rows
+    ]
+    by_row = [bench_bounds.find_bound(row, cargo, limits) for row in timed]
+    pairs = zip(timed, by_row, strict=True)
+    return _Bounds(
+        limits=limits, by_row=by_row, advice=list(bench_bounds.advise(pairs, cargo, limits))
+    )
 
 
 def _compare_ways(plan: _Plan) -> Comparison | None:
@@ -230,6 +290,7 @@ def _described(found: Found, plan: _Plan, rows: list[_Row], runs: int) -> dict[s
                 "median_s": _median(row),
                 "gb_per_s": _gb_per_s(size_bytes, row),
                 "read_through_s": [load.read_through_s for load in row.loads],
+                "predicted_s": [load.predicted_s for load in row.loads],
                 "verified": True,
                 "still_cached_bytes": max(load.still_cached_bytes for load in row.loads),
             }
@@ -238,7 +299,16 @@ def _described(found: Found, plan: _Plan, rows: list[_Row], runs: int) -> dict[s
     }
 
 
-def _say_rows(found: Found, plan: _Plan, rows: list[_Row], runs: int) -> None:
+def _with_bounds(described: dict[str, Any], bounds: _Bounds) -> dict[str, Any]:
+    """Add to each row what bounds it, and to all what the links can do."""
+    for row, bound in zip(described["rows"], bounds.by_row, strict=True):
+        row["bound"] = None if bound is None else asdict(bound)
+    limits = {f"{name}_bytes_per_s": rate for name, rate in asdict(bounds.limits).items()}
+    return described | {"limits": limits, "advice": bounds.advice}
+
+
+def _say_rows(found: Found, plan: _Plan, rows: list[_Row], bounds: _Bounds) -> None:
+    runs = len(rows[0].loads)
     size_bytes = plan.checkpoint.size_bytes
     say_facts(
         [
@@ -248,19 +318,33 @@ def _say_rows(found: Found, plan: _Plan, rows: list[_Row], runs: int) -> None:
         ]
     )
     say_table(
-        ("loader", "state", "from", ">load s", ">GB/s", ">read through s"),
+        (
+            "loader",
+            "state",
+            "from",
+            ">load s",
+            ">predicted s",
+            ">GB/s",
+            ">read through s",
+            "bound by",
+            ">of it",
+        ),
         [
             (
                 row.loader,
                 row.state,
                 row.loads[-1].tier,
                 f"{_median(row):.4f}",
+                _predicted(row),
                 f"{_gb_per_s(size_bytes, row):.2f}",
                 f"{statistics.median(load.read_through_s for load in row.loads):.4f}",
+                "-" if bound is None else bound.name,
+                "-" if bound is None else f"{bound.part:.0%}",
             )
-            for row in rows
+            for row, bound in zip(rows, bounds.by_row, strict=True)
         ],
     )
+    note("of it: how much of the time the slowest link alone needs for the bytes")
     if plan.device == "cpu":
         note(
             "read through: the load, then a checksum of every byte; a loader that maps files "
@@ -272,6 +356,12 @@ def _say_rows(found: Found, plan: _Plan, rows: list[_Row], runs: int) -> None:
 
 def _median(row: _Row) -> float:
     return statistics.median(load.load_s for load in row.loads)
+
+
+def _predicted(row: _Row) -> str:
+    """Return what the store said before its last load: it learns from each."""
+    predicted_s = row.loads[-1].predicted_s
+    return "-" if predicted_s is None else f"{predicted_s:.4f}"
 
 
 def _gb_per_s(size_bytes: int, row: _Row) -> float:

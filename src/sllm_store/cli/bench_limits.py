@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # (threads, bytes a read): deep queues of small reads win on some disks, few large ones on others.
-DIRECT_SWEEP = ((64, 512 << 10), (32, 1 << 20), (16, 4 << 20), (8, 16 << 20))
+DIRECT_SWEEP = ((16, 1 << 20), (64, 512 << 10), (32, 1 << 20), (16, 4 << 20), (8, 16 << 20))
 CACHED_SWEEP = ((16, 4 << 20),)
 READ_BYTES_MAX = 2 << 30
 LINK_BYTES = 2 << 30

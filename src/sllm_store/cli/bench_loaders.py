@@ -47,6 +47,10 @@ class Loader(Protocol):
         """Drop what it keeps of the checkpoint in memory."""
         ...
 
+    def predict(self) -> float | None:
+        """Return how many seconds a load would take now, None if nobody can say."""
+        ...
+
     def load(self) -> Load:
         """Load; return once the tensors can be used."""
         ...
@@ -54,9 +58,10 @@ class Loader(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """One load. read_through_s also has a checksum of all bytes in it."""
+    """One load. read_through_s also has a checksum of all bytes; predicted_s was said before."""
 
     tier: str
+    predicted_s: float | None
     load_s: float
     read_through_s: float
     still_cached_bytes: int
@@ -81,12 +86,14 @@ class Bench:
             loader.load()
         self._warm = None if cold else loader
         cached = sum(file.resident_bytes(0, file.size) for file in self._files if file.size)
+        predicted_s = loader.predict()
         started_s = time.perf_counter()
         loaded = loader.load()
         load_s = time.perf_counter() - started_s
         self._check(loader.name, loaded.addresses())
         return Measured(
             tier=loaded.tier,
+            predicted_s=predicted_s,
             load_s=load_s,
             read_through_s=time.perf_counter() - started_s,
             still_cached_bytes=cached if cold else 0,
@@ -131,6 +138,10 @@ class Store:
         """Let the store's pool drop it; InUseError if somebody else uses it."""
         self._client.unload_from_cpu(self._model)
 
+    def predict(self) -> float | None:
+        """Ask the store."""
+        return self._client.estimate_load(self._model, {"": self._device}).seconds
+
     def load(self) -> Load:
         """Load it by the store."""
         return _Arenas(self._client.load(self._model, {"": self._device}))
@@ -147,6 +158,10 @@ class InProcess:
 
     def forget(self) -> None:
         """Nothing is kept between loads."""
+
+    def predict(self) -> float | None:
+        """Nobody here learns how long loads take."""
+        return None
 
     def load(self) -> Load:
         """Load it here."""
@@ -169,6 +184,10 @@ class Safetensors:
 
     def forget(self) -> None:
         """Nothing is kept between loads."""
+
+    def predict(self) -> float | None:
+        """Nobody here learns how long loads take."""
+        return None
 
     def load(self) -> Load:
         """Load file by file."""

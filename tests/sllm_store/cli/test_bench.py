@@ -9,7 +9,7 @@ import pytest
 from sllm_store.cli.bench_loaders import Bench
 from sllm_store.disks import Comparison
 from sllm_store.tiers.device import visible_gpus
-from tests.store_process import weight_tensors, write_checkpoint
+from tests.store_process import random_tensors, weight_tensors, write_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +48,31 @@ def test_each_loader_is_timed_cold_and_warm(
             for load, through in zip(row["seconds"], row["read_through_s"], strict=True)
         )
     assert store.client().status().leases == 0
+
+
+def test_what_bounds_each_row_is_told_with_what_would_help(
+    storage: Path, start_store: Callable[..., StoreProcess], run: Callable[..., Any]
+) -> None:
+    write_checkpoint(
+        storage / "big",
+        {name: content[: 16 << 20] for name, content in random_tensors(3, 16 << 20).items()},
+        compress=False,
+    )
+    store = start_store(storage, pool_bytes=64 << 20)
+    arguments = ("bench", "big", "--address", store.address, "--runs", 1, "--device", "cpu")
+    value = run(*arguments, "--json").value
+    rows = {(row["loader"], row["state"]): row for row in value["rows"]}
+    assert value["limits"]["page_cache_bytes_per_s"] > 0
+    assert value["limits"]["link_bytes_per_s"] == 0
+    warm = rows["in-process", "warm"]["bound"]
+    assert warm["part"] == pytest.approx(warm["limit_s"] / rows["in-process", "warm"]["median_s"])
+    assert rows["store", "warm"]["bound"] is None
+    assert rows["store", "cold"]["predicted_s"][0] > 0
+    assert rows["in-process", "cold"]["predicted_s"] == [None]
+    assert value["advice"]
+    done = run(*arguments)
+    assert "bound by" in done.out
+    assert "of it: how much of the time the slowest link alone needs" in done.err
 
 
 def test_a_compressed_checkpoint_is_timed_by_the_bytes_of_its_tensors(

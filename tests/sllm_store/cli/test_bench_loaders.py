@@ -81,6 +81,9 @@ def test_a_loader_that_delivers_other_bytes_is_found_out(
         def forget(self) -> None:
             self.buffer = ctypes.create_string_buffer(1)
 
+        def predict(self) -> None:
+            """Nobody knows."""
+
         def load(self) -> Wrong:
             self.buffer = ctypes.create_string_buffer(contents["layers.0.weight"] + bytes(64))
             return self
