@@ -1,4 +1,4 @@
-"""GroupReader: reads a group of tensors from disk into a buffer, with the native engine."""
+"""GroupReader: reads groups of tensors from disk into buffers, with the native engine."""
 
 from __future__ import annotations
 
@@ -44,14 +44,29 @@ class GroupReader:
 
         Raises InvalidCheckpointError if the files have changed since they were opened.
         """
-        layout = self.layouts[group]
-        assert layout.size_bytes <= buffer.size, "the buffer holds the group"
+        self.read_many([(group, 0)], buffer, control)
+
+    def read_many(
+        self,
+        places: Sequence[tuple[int, int]],
+        buffer: native.HostBuffer,
+        control: native.Control | None = None,
+    ) -> None:
+        """Read groups to offsets of one buffer, all at once; raises what `read` does."""
         plan = TransferPlan()
-        plan.add(buffer.address, reads=layout.reads)
-        control = control or native.Control()
-        if layout.reads:
+        for group, offset in places:
+            layout = self.layouts[group]
+            assert offset + layout.size_bytes <= buffer.size, "the buffer holds the group"
+            if layout.reads:
+                plan.add(buffer.address + offset, reads=layout.reads)
+        if plan.reads:
             run_plan(
-                plan, self._model.files, (), mode=self._mode, threads=self._threads, control=control
+                plan,
+                self._model.files,
+                (),
+                mode=self._mode,
+                threads=self._threads,
+                control=control or native.Control(),
             )
         self._model.checkpoint.require_unchanged()
 

@@ -32,11 +32,18 @@ class Experts:
         out = torch.zeros_like(x)
         wanted = torch.unique(chosen).tolist()  # Sorted.
         assert weights.experts is not None, "a layer with a router has experts"
-        with weights.experts.lease(wanted) as experts:
-            for number in wanted:
-                rows, places = torch.where(chosen == number)
-                share = shares[rows, places].unsqueeze(-1)
-                out.index_add_(0, rows, _run(experts[number], x[rows]) * share)
+        capacity = weights.experts.capacity
+        for start in range(0, len(wanted), capacity):
+            some = wanted[start : start + capacity]
+            places = {number: torch.where(chosen == number) for number in some}
+            found: dict[int, torch.Tensor] = {}
+            with weights.experts.lease(some) as experts:
+                for number, expert in experts.items():  # In the order in which they are there.
+                    found[number] = _run(expert, x[places[number][0]])
+            for number in some:
+                rows, ranks = places[number]
+                share = shares[rows, ranks].unsqueeze(-1)
+                out.index_add_(0, rows, found[number] * share)
         if self._shared is None:
             return out
         gate = torch.sigmoid(weights.project("mlp.shared_expert_gate", x))

@@ -7,14 +7,14 @@ it in silence would compute something else.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from sllm.runtime.config.model import MoeConfig
 from sllm.runtime.quant.dense import Dense
-from sllm.runtime.weights.expected import end_shapes, is_vector, layer_shapes
+from sllm.runtime.weights.expected import end_shapes, expert_shapes, is_vector, layer_shapes
 from sllm.runtime.weights.source import Expert, Weights
 from sllm_store.errors import InvalidCheckpointError
 
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     from sllm.runtime.config.model import ModelConfig
     from sllm.runtime.quant.matrix import Matrix
+    from sllm.runtime.weights.eviction import ExpertKey
     from sllm.runtime.weights.expected import Shapes
+    from sllm.runtime.weights.source import ExpertSource
 
 _EXPERTS = "mlp.experts."
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -36,9 +38,14 @@ class ResidentExperts:
 
     experts: Mapping[int, Expert]
 
+    @property
+    def capacity(self) -> int:
+        """Return how many there are."""
+        return len(self.experts)
+
     def lease(self, numbers: Sequence[int]) -> AbstractContextManager[Mapping[int, Expert]]:
-        """Return the experts; nothing has to be fetched."""
-        return nullcontext(self.experts)
+        """Return some experts; nothing has to be fetched."""
+        return nullcontext({number: self.experts[number] for number in numbers})
 
 
 def assemble_ends(config: ModelConfig, tensors: Mapping[str, torch.Tensor | Matrix]) -> Weights:
@@ -53,21 +60,38 @@ def assemble_ends(config: ModelConfig, tensors: Mapping[str, torch.Tensor | Matr
 
 
 def assemble_layer(
-    config: ModelConfig, index: int, tensors: Mapping[str, torch.Tensor | Matrix]
+    config: ModelConfig,
+    index: int,
+    tensors: Mapping[str, torch.Tensor | Matrix],
+    experts: ExpertSource | None = None,
 ) -> Weights:
-    """Return the weights of a layer; raise InvalidCheckpointError naming the tensor at fault."""
+    """Return the weights of a layer; raise InvalidCheckpointError naming the tensor at fault.
+
+    experts: where its experts come from, if they are not among the tensors.
+    """
     mlp, where = config.layers[index].mlp, f"layer {index}"
-    parts: dict[str, torch.Tensor | Matrix] = dict(tensors)
-    if isinstance(mlp, MoeConfig):
-        parts = _split_experts(mlp, parts, where)
-    weights = _assemble(parts, layer_shapes(config, index), where=where)
+    shapes = layer_shapes(config, index)
     if not isinstance(mlp, MoeConfig):
-        return weights
-    experts = {number: _take_expert(weights.matrices, number) for number in range(mlp.experts)}
+        return _assemble(tensors, shapes, where=where)
+    if experts is not None:
+        shared = {name: shapes[name] for name in shapes if not name.startswith(_EXPERTS)}
+        return replace(_assemble(tensors, shared, where=where), experts=experts)
+    weights = _assemble(_split_experts(mlp, dict(tensors), where), shapes, where=where)
+    resident = {number: _take_expert(weights.matrices, number) for number in range(mlp.experts)}
     others = {
         name: matrix for name, matrix in weights.matrices.items() if not name.startswith(_EXPERTS)
     }
-    return Weights(others, weights.vectors, ResidentExperts(experts))
+    return Weights(others, weights.vectors, ResidentExperts(resident))
+
+
+def assemble_expert(
+    config: ModelConfig, key: ExpertKey, tensors: Mapping[str, torch.Tensor | Matrix]
+) -> Expert:
+    """Return an expert; raise InvalidCheckpointError naming the tensor at fault."""
+    mlp = config.layers[key.layer].mlp
+    assert isinstance(mlp, MoeConfig), "the layer has experts"
+    shapes = expert_shapes(mlp, config.hidden, key.number)
+    return _take_expert(_assemble(tensors, shapes, where=f"layer {key.layer}").matrices, key.number)
 
 
 def _assemble(

@@ -47,6 +47,11 @@ def layer_shapes(config: ModelConfig, index: int) -> Shapes:
     }
 
 
+def expert_shapes(moe: MoeConfig, hidden: int, number: int) -> Shapes:
+    """Return the tensors of one expert."""
+    return _dense_shapes(f"mlp.experts.{number}", moe.width, hidden, bias=False)
+
+
 def _mixer_shapes(layer: LayerConfig, hidden: int) -> Shapes:
     match layer.mixer:
         case AttentionConfig() as attention:
@@ -104,7 +109,7 @@ def _mlp_shapes(layer: LayerConfig, hidden: int) -> Shapes:
         case MoeConfig() as moe:
             shapes: Shapes = {"mlp.gate.weight": (moe.experts, hidden)}
             for number in range(moe.experts):
-                shapes |= _dense_shapes(f"mlp.experts.{number}", moe.width, hidden, bias=False)
+                shapes |= expert_shapes(moe, hidden, number)
             if moe.shared_width is not None:
                 shapes |= _dense_shapes("mlp.shared_expert", moe.shared_width, hidden, bias=False)
                 shapes["mlp.shared_expert_gate.weight"] = (1, hidden)

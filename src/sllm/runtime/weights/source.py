@@ -30,8 +30,16 @@ class Expert:
 class ExpertSource(Protocol):
     """The experts of one layer, fetched by number."""
 
+    @property
+    def capacity(self) -> int:
+        """Return the most experts that one lease may have."""
+
     def lease(self, numbers: Sequence[int]) -> AbstractContextManager[Mapping[int, Expert]]:
-        """Return these experts (distinct, ascending) for as long as the context is open."""
+        """Return these experts (distinct) for as long as the context is open.
+
+        Iterating gives them in the order in which they are there; taking one waits until it is, and
+        raises what fetching it raised.
+        """
 
 
 @dataclass(frozen=True, slots=True)

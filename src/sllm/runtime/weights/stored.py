@@ -7,33 +7,26 @@ the same in every bit.
 from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch.utils.dlpack import from_dlpack
 
-from sllm.runtime.config.families import parse_config, read_config
-from sllm.runtime.weights.assembly import assemble_ends, assemble_layer
-from sllm.runtime.weights.names import group_tensors
-from sllm.runtime.weights.residency import SLOTS, plan_residency
-from sllm.runtime.weights.views import view_group
-from sllm_store.groups.reader import GroupReader
+from sllm.runtime.weights.model_experts import open_host_experts
+from sllm.runtime.weights.model_groups import ENDS, ModelGroups
+from sllm.runtime.weights.residency import SLOTS, Budgets, plan_residency
 from sllm_store.groups.ring import Ring
-from sllm_store.groups.stored import open_stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from sllm.runtime.config.model import ModelConfig
+    import torch
+
     from sllm.runtime.weights.residency import Residency
+    from sllm.runtime.weights.slots import CacheCounts
     from sllm.runtime.weights.source import Weights
     from sllm_store.groups.ring import RingCounts
-    from sllm_store.groups.stored import StoredModel
-
-_ENDS = 0  # The group of what is around the layers; layer i is group i + 1.
 
 
 class StoredWeights:
@@ -41,16 +34,17 @@ class StoredWeights:
     context, to end its reads.
     """
 
-    def __init__(self, config: ModelConfig, reader: GroupReader, residency: Residency) -> None:
-        self.config = config
+    def __init__(self, model: ModelGroups, residency: Residency) -> None:
+        self.config = model.config
         self.residency = residency
-        self._reader = reader
-        self._ends = assemble_ends(config, view_group(reader.layouts[_ENDS], self._load(_ENDS)))
+        self._model = model
+        self._ends = model.assemble_ends(self._load(ENDS))
+        self._experts = open_host_experts(model, residency.expert_slots)
         self._resident = {
             index: self._assemble(index, self._load(index + 1)) for index in residency.resident
         }
         order = [index + 1 for index in residency.streamed]
-        self._ring = Ring(reader, order, slots=residency.slots) if order else None
+        self._ring = Ring(model.reader, order, slots=residency.slots) if order else None
 
     @classmethod
     def open(
@@ -62,24 +56,9 @@ class StoredWeights:
         is too little, and for what cannot be computed UnsupportedModelError, before anything large
         is read.
         """
-        stored = open_stored(path)
-        config = _config(stored)
-        ends, layers = group_tensors(
-            {tensor.name: tensor for tensor in stored.tensors}, layers=len(config.layers)
-        )
-        if config.tied:
-            ends = {name: end for name, end in ends.items() if not name.startswith("lm_head.")}
-        reader = GroupReader(
-            stored, [list(ends.values()), *(list(layer.values()) for layer in layers)]
-        )
-        _check(config, reader)
-        residency = plan_residency(
-            [reader.size_bytes(index + 1) for index in range(len(layers))],
-            ends_bytes=reader.size_bytes(_ENDS),
-            budget_bytes=budget_bytes,
-            slots=slots,
-        )
-        return cls(config, reader, residency)
+        model = ModelGroups.open(path)
+        budgets = Budgets(device_bytes=budget_bytes)
+        return cls(model, plan_residency(model.needs(), budgets, slots=slots))
 
     def __enter__(self) -> StoredWeights:
         return self
@@ -94,12 +73,17 @@ class StoredWeights:
 
     @property
     def counts(self) -> RingCounts | None:
-        """Return what the streaming has done; None if every layer is resident."""
+        """Return what the streaming of layers has done; None if every layer is resident."""
         return None if self._ring is None else self._ring.counts
 
+    @property
+    def expert_counts(self) -> CacheCounts | None:
+        """Return what the cache of experts has done; None if there are none, or all are there."""
+        return self._experts.counts
+
     def layer_bytes(self, index: int) -> int:
-        """Return what a layer takes in memory."""
-        return self._reader.size_bytes(index + 1)
+        """Return what a layer takes in memory, without its experts."""
+        return self._model.reader.size_bytes(index + 1)
 
     def layer(self, index: int) -> AbstractContextManager[Weights]:
         """Return a layer's weights; of a streamed one, for as long as the context is open."""
@@ -110,6 +94,7 @@ class StoredWeights:
         """End the reads. A second call does nothing."""
         if self._ring is not None:
             self._ring.close()
+        self._experts.close()
 
     @contextmanager
     def _stream(self, index: int) -> Iterator[Weights]:
@@ -118,27 +103,8 @@ class StoredWeights:
             yield self._assemble(index, from_dlpack(buffer))
 
     def _load(self, group: int) -> torch.Tensor:
-        raw: torch.Tensor = from_dlpack(self._reader.load(group))
+        raw: torch.Tensor = from_dlpack(self._model.reader.load(group))
         return raw
 
     def _assemble(self, index: int, raw: torch.Tensor) -> Weights:
-        return assemble_layer(self.config, index, view_group(self._reader.layouts[index + 1], raw))
-
-
-def _config(stored: StoredModel) -> ModelConfig:
-    if stored.config is None:
-        return read_config(stored.directory)
-    config = parse_config(stored.config, where=stored.checkpoint.path)
-    rope = replace(config.rope, interleaved=stored.interleaved_rope)
-    return replace(config, rope=rope)
-
-
-def _check(config: ModelConfig, reader: GroupReader) -> None:
-    """Assemble everything over memory that is not there: raises for any tensor that is wrong."""
-    for group, layout in enumerate(reader.layouts):
-        nowhere = torch.empty(layout.size_bytes, dtype=torch.uint8, device="meta")
-        tensors = view_group(layout, nowhere)
-        if group == _ENDS:
-            assemble_ends(config, tensors)
-        else:
-            assemble_layer(config, group - 1, tensors)
+        return self._model.assemble_layer(index, raw, self._experts.layer(index))

@@ -16,6 +16,7 @@ from sllm.core.errors import BudgetError, UnsupportedModelError
 from sllm.runtime.batch import Batch, Piece
 from sllm.runtime.cache.memory import CacheMemory
 from sllm.runtime.decoder import Decoder
+from sllm.runtime.weights.model_groups import ModelGroups
 from sllm.runtime.weights.stored import StoredWeights
 from sllm_store.errors import InvalidCheckpointError
 from sllm_store.transformers import load_model
@@ -62,37 +63,36 @@ def test_a_published_model_computes_as_it_does_in_transformers(
     assert float((logits - model.expected(TOKENS)).abs().max()) <= TOLERANCE
 
 
-def test_streamed_layers_compute_the_same_bits(model: TinyModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_streamed_layers_compute_the_same_bits(
+    model: TinyModel, tmp_path: Path, slots: int
+) -> None:
     path = _save(model, tmp_path)
     with StoredWeights.open(path) as resident:
-        expected, everything = _compute(resident), resident.residency.size_bytes
+        expected, everything = _compute(resident), resident.residency.device_bytes
         assert resident.counts is None
-    largest = everything
-    for slots in (3, 2, 1):
-        for kept in (0, 1):
-            budget = _budget(path, slots=slots, kept=kept)
-            with StoredWeights.open(path, budget_bytes=budget, slots=slots) as source:
-                assert torch.equal(_compute(source), expected)
-                assert source.counts is not None
-                assert source.counts.leased == 3 * len(source.residency.streamed) > 0
-                assert source.residency.size_bytes <= budget < largest
-
-
-def _budget(path: Path, *, slots: int, kept: int) -> int:
-    """Return a budget that keeps so many layers and has so many buffers, or the next below all."""
-    with StoredWeights.open(path) as source:
-        sizes = [source.layer_bytes(index) for index in range(len(source.config.layers))]
-        everything = source.residency.size_bytes
-    ends = everything - sum(sizes)
-    return min(ends + max(sizes) * slots + sum(sorted(sizes)[-kept:]) * bool(kept), everything - 1)
+        assert resident.expert_counts is None
+    needs = ModelGroups.open(path).needs()
+    for experts in (1, needs.experts_chosen, needs.experts):
+        budget = needs.ends_bytes + max(needs.layer_bytes) * slots + needs.expert_bytes * experts
+        budget = min(budget, everything - 1)
+        with StoredWeights.open(path, budget_bytes=budget, slots=slots) as source:
+            assert torch.equal(_compute(source), expected)
+            assert source.residency.device_bytes <= budget
+            leased = 0 if source.counts is None else source.counts.leased
+            assert leased == 3 * len(source.residency.streamed)
+            assert (source.expert_counts is None) == (
+                source.residency.expert_slots == needs.experts
+            )
 
 
 def test_a_pass_that_fails_does_not_confuse_the_next(model: TinyModel, tmp_path: Path) -> None:
     path = _save(model, tmp_path)
     with ExitStack() as stack:
         resident = stack.enter_context(StoredWeights.open(path))
-        budget = _budget(path, slots=2, kept=0)
-        source = stack.enter_context(StoredWeights.open(path, budget_bytes=budget))
+        needs = ModelGroups.open(path).needs()
+        least = needs.ends_bytes + max(needs.layer_bytes) + needs.expert_bytes
+        source = stack.enter_context(StoredWeights.open(path, budget_bytes=least))
         with pytest.raises(ZeroDivisionError), source.layer(source.residency.streamed[0]):
             raise ZeroDivisionError
         assert torch.equal(_compute(source), _compute(resident))
@@ -133,7 +133,7 @@ def test_affine_weights_stay_in_four_bits(tmp_path: Path) -> None:
     config = {**model.theirs.config.to_dict(), "quantization": quantization, "dtype": "float32"}
     (tmp_path / "config.json").write_text(json.dumps(config, default=str))
     with StoredWeights.open(tmp_path) as source:
-        assert source.residency.size_bytes < sum(v.nbytes for v in model.theirs.parameters()) / 4
+        assert source.residency.device_bytes < sum(v.nbytes for v in model.theirs.parameters()) / 4
         logits = _compute(source, turns=1)
     assert float((logits - run_whole(model, TOKENS)).abs().max()) <= TOLERANCE
 
@@ -152,7 +152,7 @@ def _quantise(
 def test_what_cannot_be_computed_is_refused_before_it_is_read(tmp_path: Path) -> None:
     model = make_model("llama")
     path = _save(model, tmp_path / "model")
-    with pytest.raises(BudgetError, match="need at least"):
+    with pytest.raises(BudgetError, match="needs at least"):
         StoredWeights.open(path, budget_bytes=100)
     with pytest.raises(InvalidCheckpointError, match="is of layer 1"):
         StoredWeights.open(_save(model, tmp_path / "short", num_hidden_layers=1))
@@ -173,7 +173,7 @@ GOLDEN = json.loads((Path(__file__).parents[3] / "golden/smollm2/greedy.json").r
 def test_smollm2_computes_from_its_blocks_as_transformers_from_floats(smollm2: Path) -> None:
     theirs = load_model(smollm2, device_map="cpu", torch_dtype=torch.float32, store="in-process")
     with StoredWeights.open(smollm2) as source:
-        assert source.residency.size_bytes < 1.001 * smollm2.stat().st_size
+        assert source.residency.device_bytes < 1.001 * smollm2.stat().st_size
         memory = CacheMemory(source.config, tokens=512, sequences=3)
         texts = [golden["prompt"] + golden["answer"] for golden in GOLDEN]
         pieces = [Piece(sequence=memory.open(), tokens=t, outputs=len(t)) for t in texts]

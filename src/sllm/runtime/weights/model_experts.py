@@ -1,0 +1,89 @@
+"""ModelExperts: the experts of all layers of a model, resident or by way of a cache."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sllm.runtime.weights.assembly import ResidentExperts
+from sllm.runtime.weights.disk_experts import DiskFetcher
+from sllm.runtime.weights.eviction import ExpertKey, FrequencyEviction
+from sllm.runtime.weights.expert_cache import CachedExperts, ExpertCache
+from sllm.runtime.weights.slots import CacheCounts, SlotTable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sllm.runtime.weights.model_groups import ModelGroups
+    from sllm.runtime.weights.source import Expert, ExpertSource
+
+
+class ModelExperts:
+    """Where each layer's experts come from. Close it to end its reads."""
+
+    def __init__(
+        self,
+        layers: Mapping[int, ExpertSource],
+        counts: CacheCounts | None = None,
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.counts = counts
+        self.close = close
+        self._layers = layers
+
+    def layer(self, index: int) -> ExpertSource | None:
+        """Return a layer's experts, if it has any."""
+        return self._layers.get(index)
+
+
+def open_host_experts(model: ModelGroups, slots: int) -> ModelExperts:
+    """Return a model's experts in so many slots of host memory, read from disk.
+
+    If there is a slot for each, they are read now.
+    """
+    layers = _numbers(model)
+    if not layers:
+        return ModelExperts({})
+    fetcher = DiskFetcher(model, slots)
+    table = SlotTable(slots, eviction_for(model, slots))
+
+    def view(key: ExpertKey, slot: int) -> Expert:
+        return model.assemble_expert(key, fetcher.slot(slot))
+
+    cache = ExpertCache(table, fetcher, view)
+    if slots < len(model.experts):
+        return ModelExperts(
+            {layer: CachedExperts(cache, layer) for layer in layers}, cache.counts, fetcher.close
+        )
+    try:
+        return ModelExperts(read_all(cache, layers), close=fetcher.close)
+    except BaseException:
+        fetcher.close()
+        raise
+
+
+def eviction_for(model: ModelGroups, slots: int) -> FrequencyEviction:
+    """Return the policy for a cache of so many slots.
+
+    A use counts half after as many visits as it takes to fill a layer's share of the slots anew.
+    """
+    chosen = max(model.needs().experts_chosen, 1)
+    return FrequencyEviction(max(slots / (len(_numbers(model)) * chosen), 1.0))
+
+
+def read_all(
+    cache: ExpertCache[Expert], layers: Mapping[int, list[int]]
+) -> dict[int, ExpertSource]:
+    """Return all experts, read into a cache that has a slot for each."""
+    resident: dict[int, ExpertSource] = {}
+    for layer, numbers in layers.items():
+        with cache.lease(layer, numbers) as experts:
+            resident[layer] = ResidentExperts(dict(experts))
+    return resident
+
+
+def _numbers(model: ModelGroups) -> dict[int, list[int]]:
+    """Return the experts' numbers by their layer."""
+    layers: dict[int, list[int]] = {}
+    for key in model.experts:
+        layers.setdefault(key.layer, []).append(key.number)
+    return layers
