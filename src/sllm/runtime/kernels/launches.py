@@ -1,0 +1,63 @@
+"""How a kernel is cut into programs, for a shape: a good guess where nothing was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_WARP = 32
+_PROGRAMS_PER_PROCESSOR = 4  # Enough reads under way to keep the memory busy.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GemvLaunch:
+    """Rows of a program, its warps, buffers of its loop, and programs that share each row."""
+
+    rows: int
+    warps: int
+    stages: int = 1
+    shares: int = 1
+
+    @property
+    def groups(self) -> int:
+        """Loads of 16 bytes that a program makes of a row at a time: one by each thread."""
+        return _WARP * self.warps
+
+
+def guess_gemv(rows: int, groups: int, *, tokens: int, processors: int) -> GemvLaunch:
+    """Return a launch with fewer rows to a program where there would be too few programs."""
+    warps = 4 if groups > 2 * _WARP else 1
+    each = max(8 // tokens, 1)
+    while each > 1 and rows < each * processors * _PROGRAMS_PER_PROCESSOR:
+        each //= 2
+    shares = 1
+    most = -(-groups // (_WARP * warps))
+    while 2 * shares <= most and rows * shares < each * processors * _PROGRAMS_PER_PROCESSOR:
+        shares *= 2
+    return GemvLaunch(rows=each, warps=warps, shares=shares)
+
+
+def candidate_gemvs(groups: int) -> Iterator[GemvLaunch]:
+    """Yield the launches that are worth measuring."""
+    for warps in (1, 2, 4, 8):
+        for shares in (1, 2, 4, 8):
+            if shares > 1 and shares * _WARP * warps > groups:
+                continue
+            for rows in (1, 2, 4, 8, 16):
+                for stages in (1, 2, 3):
+                    if stages == 1 or _WARP * warps * shares < groups:
+                        yield GemvLaunch(rows=rows, warps=warps, stages=stages, shares=shares)
+
+
+@cache
+def processors_of(device: torch.device) -> int:
+    """Return how many multiprocessors a device has; 1 for a CPU, where kernels are interpreted."""
+    if device.type != "cuda":
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -1,0 +1,70 @@
+"""Products with planes are the products with their numbers, to float32's rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sllm.runtime.kernels.launches import GemvLaunch
+from sllm.runtime.kernels.layout import numbers
+from sllm.runtime.kernels.products import multiply_planar
+from tests.sllm.runtime.kernels.plane_cases import SCHEMES, make_case
+from tests.sllm.runtime.quant.block_cases import COLUMNS
+
+TOLERANCE = 2e-5
+
+
+def _random(tokens: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(tokens)
+    return torch.randn(tokens, COLUMNS, generator=generator).to(device, dtype)
+
+
+def _require_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    assert found.shape == expected.shape
+    error = (found.float() - expected).abs().max() / expected.abs().max()
+    assert float(error) <= tolerance
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_product_with_planes_is_that_with_their_numbers(
+    scheme: str, tokens: int, device: torch.device
+) -> None:
+    planes = make_case(scheme, rows=13).planes.map(lambda plane: plane.to(device))
+    x = _random(tokens, device, torch.float32)
+    found = multiply_planar(x, planes)
+    _require_close(found, x @ numbers(planes).T, TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_product_has_the_type_of_x_and_is_rounded_once(
+    dtype: torch.dtype, device: torch.device
+) -> None:
+    planes = make_case("Q4_1").planes.map(lambda plane: plane.to(device))
+    x = _random(2, device, dtype)
+    found = multiply_planar(x, planes)
+    assert found.dtype == dtype
+    _require_close(found, x.float() @ numbers(planes).T, torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("shares", [1, 2, 4])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_shares_of_a_row_add_up_however_it_is_cut(
+    shares: int, rows: int, device: torch.device
+) -> None:
+    planes = make_case("Q8_0", rows=5).planes.map(lambda plane: plane.to(device))
+    planes = planes.map(lambda plane: plane.repeat(1, 5, *[1] * (plane.dim() - 2)))
+    x = _random(2, device, torch.float32).repeat(1, 5)
+    launch = GemvLaunch(rows=rows, warps=1, shares=shares)
+    found = multiply_planar(x, planes, launch)
+    _require_close(found, x @ numbers(planes).T, TOLERANCE)
+    assert torch.equal(found, multiply_planar(x, planes, launch))
+
+
+def test_a_token_s_product_does_not_depend_on_its_neighbours(device: torch.device) -> None:
+    planes = make_case("Q4_K").planes.map(lambda plane: plane.to(device))
+    x = _random(4, device, torch.float32)
+    launch = GemvLaunch(rows=2, warps=1)
+    together = multiply_planar(x, planes, launch)
+    alone = torch.cat([multiply_planar(row, planes, launch) for row in x.split(1)])
+    torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-5)
