@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from sllm_store.checkpoint.model import Checkpoint
     from sllm_store.cli.finding import Found
+    from sllm_store.client import SllmStoreClient
 
 
 @click.command("list")
@@ -68,16 +69,27 @@ def list_command(*, address: str | None, storage_path: Path | None, as_json: boo
 def show(*, name: str, address: str | None, storage_path: Path | None, as_json: bool) -> None:
     """Show a checkpoint's tensors and files.
 
-    And where its bytes are now: in the store's pool, in the page cache, on disk.
+    And where its bytes are now: in the store's pool, in the page cache, on disk. A store that
+    serves it also says how long a load would take now.
     """
     with if_running(address) as client:
         found = find(name, client, storage_path)
-    checkpoint = found.open()
-    described = _describe(found, checkpoint)
+        checkpoint = found.open()
+        estimate = _estimate(found, client)
+    described = _describe(found, checkpoint) | {"estimate": estimate}
     if as_json:
         say_json(described)
     else:
         _say_described(described)
+
+
+def _estimate(found: Found, client: SllmStoreClient | None) -> dict[str, Any] | None:
+    """Return how long a load to the store's first GPU, or else to the host, would take now."""
+    if client is None or found.served is None:
+        return None
+    device = next(iter(client.status().devices), "cpu")
+    estimate = client.estimate_load(found.served.name, {"": device})
+    return {"device": device, **asdict(estimate)}
 
 
 def _read_models(root: Path) -> list[dict[str, Any]]:
@@ -190,6 +202,16 @@ def _describe_arena(arena: dict[str, Any]) -> str:
     return f"{format_size(arena['size_bytes'])} on GPU {arena['device']}{pinned}{leases}"
 
 
+def _estimated(estimate: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if estimate is None:
+        return []
+    device = "host memory" if estimate["device"] == "cpu" else f"GPU {estimate['device']}"
+    samples = estimate["samples"]
+    known = f"learned from {samples} like it" if samples else "a guess: none like it was served yet"
+    wait = f", {estimate['wait_s']:.3f} of it behind others" if estimate["wait_s"] else ""
+    return [("a load now", f"about {estimate['seconds']:.3f} s to {device}{wait} ({known})")]
+
+
 def _say_described(described: dict[str, Any]) -> None:
     tiers = described["tiers"]
     in_pool = format_size(tiers["host_bytes"])
@@ -209,6 +231,7 @@ def _say_described(described: dict[str, Any]) -> None:
             ("in the host pool", in_pool),
             ("in the page cache", format_size(tiers["page_cache_bytes"])),
             ("on disk", format_size(tiers["disk_bytes"])),
+            *_estimated(described["estimate"]),
             ("small files", ", ".join(described["small_files"]) or "none"),
         ]
     )

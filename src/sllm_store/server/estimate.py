@@ -35,6 +35,7 @@ _MIXTURES_KEPT = 5
 _REMAINING_MIN_PART = 0.05
 _CALLS, _MAPPED = "calls", "mapped"
 _SEPARATOR = ">"
+_CODED = "+coded"
 
 _PRIORS = {
     (DISK, CPU): Prior(fixed_s=0.003, per_tensor_s=1e-6, bytes_per_s=2e9),
@@ -48,6 +49,7 @@ _PRIORS = {
     (_CALLS, "gpu"): Prior(fixed_s=0.008, per_tensor_s=5e-6, bytes_per_s=5e12),
     (_CALLS, _MAPPED): Prior(fixed_s=0.003, per_tensor_s=5e-6, bytes_per_s=1e14),
 }
+_DECODING = Prior(fixed_s=0.005, per_tensor_s=5e-6, bytes_per_s=4e9)  # In the client.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +57,9 @@ class Demand:
     """What a load moves: bytes by where they are now, and bytes by the GPU that gets them.
 
     Without GPUs the bytes stay in host memory. `arena_bytes` is what all arenas take. `coded` bytes
-    are decoded where they arrive. What is `mapped` is where it is wanted already, and does not
-    move.
+    are decoded where they arrive; those that stay in host memory are decoded by the client, also
+    beside GPUs, which `decodes_on_host` tells. What is `mapped` is where it is wanted already, and
+    does not move.
     """
 
     model: str
@@ -65,6 +68,7 @@ class Demand:
     arena_bytes: int = 0
     tensors: int = 0
     coded: bool = False
+    decodes_on_host: bool = False
     mapped: bool = False
 
     @property
@@ -86,7 +90,8 @@ class Demand:
 class Estimate:
     """A prediction. `wait_s` of `seconds` is due to loads that run already, `loads_ahead` of them.
 
-    `samples` counts the loads that the slowest lane was learned from: 0 is a guess.
+    `samples` counts the loads that the slowest lane was learned from, or the calls where no bytes
+    move: 0 is a guess.
     """
 
     seconds: float
@@ -143,14 +148,15 @@ class Estimator:
                 [] if demand.mapped else [one for one in self._beside(lane) if one is not filler]
             )
             shared_s = sum(min(one.remaining_s(), alone_s) for one in beside)
-            calls_s = self._fit(_calls(demand)).seconds(
-                tensors=demand.tensors, size_bytes=demand.arena_bytes
-            )
+            calls = self._fit(_calls(demand))
+            calls_s = calls.seconds(tensors=demand.tensors, size_bytes=demand.arena_bytes)
+            moves = demand.gpus or demand.reads
+            counted = self._fit(lane) if moves and not demand.mapped else calls
             return Estimate(
                 seconds=calls_s + wait_s + alone_s + shared_s,
                 wait_s=wait_s + shared_s,
                 loads_ahead=ahead + len(beside),
-                samples=len(self._fit(lane).samples),
+                samples=len(counted.samples),
             )
 
     def begin(self, demand: Demand) -> Running:
@@ -246,7 +252,7 @@ def _lanes(demand: Demand) -> list[tuple[str, int]]:
     The disk is read once for all GPUs; every link carries its GPU's part of all sources. What
     comes from memory shares a link, so it counts for the slower of its sources.
     """
-    suffix = "+coded" if demand.coded else ""
+    suffix = _CODED if demand.coded and demand.gpus else ""
     destinations = demand.gpus or {CPU: demand.size_bytes}
     total = sum(destinations.values()) or 1
     first = next(iter(destinations))
@@ -276,6 +282,8 @@ def _mixture(demand: Demand) -> str | None:
 
 def _calls(demand: Demand) -> str:
     destination = _MAPPED if demand.mapped else "gpu" if demand.gpus else CPU
+    if demand.decodes_on_host:
+        destination = f"{CPU}{_CODED}"
     return f"{_CALLS}{_SEPARATOR}{destination}"
 
 
@@ -298,5 +306,7 @@ def _bound(lane: str) -> str:
 
 
 def _prior(lane: str) -> Prior:
-    source, destination, _ = _kind(lane)
+    source, destination, coded = _kind(lane)
+    if (source, destination) == (_CALLS, CPU) and coded:
+        return _DECODING
     return _PRIORS[source, destination]

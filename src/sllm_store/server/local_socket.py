@@ -144,8 +144,12 @@ class _Conversation:
                 await self._send(pb.LocalReply(event=event))
                 if result.holds:
                     self._send_descriptor()
-                self._loading.learn(wanted, result, time.monotonic() - began_s)
+                decodes = wanted.planned.decodes_on_host
+                if not decodes:
+                    self._loading.learn(wanted, result, time.monotonic() - began_s)
                 await asyncio.wait({gone})  # However it ends.
+                if decodes and not result.arenas:  # The client has decoded it, and let go.
+                    self._loading.learn(wanted, result, time.monotonic() - began_s)
         finally:
             gone.cancel()
 

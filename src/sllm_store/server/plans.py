@@ -48,6 +48,11 @@ class PlannedLoad:
             return moved_bytes
         return moved_bytes * self.bytes_total // max(self.plan.image.size_bytes, 1)
 
+    @property
+    def decodes_on_host(self) -> bool:
+        """Whether the client has to decode what it gets in host memory."""
+        return self.plan.checkpoint.is_compressed and CPU in self.plan.devices
+
     @cached_property
     def on_gpus(self) -> list[tuple[str, Arena]]:
         """The arenas on GPUs that are not empty, in the plan's order, with the GPU's UUID."""

@@ -58,9 +58,10 @@ def expect(planned: PlannedLoad, host: HostTier, devices: DeviceTier, *, shared:
         model=entry.name,
         sources=sources | _through_host(entry, host, wanted),
         gpus=gpus,
-        arena_bytes=planned.plan.image.size_bytes,
+        arena_bytes=_arena_bytes(planned),
         tensors=len(planned.plan.tensors),
         coded=entry.checkpoint.is_compressed,
+        decodes_on_host=planned.decodes_on_host,
         mapped=shared and not gpus and CPU not in planned.plan.devices,
     )
 
@@ -71,8 +72,9 @@ def calls_of(planned: PlannedLoad, *, mapped: bool) -> Demand:
         model=planned.entry.name,
         sources={},
         gpus={gpu: arena.size_bytes for gpu, arena in planned.on_gpus},
-        arena_bytes=planned.plan.image.size_bytes,
+        arena_bytes=_arena_bytes(planned),
         tensors=len(planned.plan.tensors),
+        decodes_on_host=planned.decodes_on_host,
         mapped=mapped,
     )
 
@@ -160,6 +162,10 @@ def _through_host(entry: Entry, host: HostTier, wanted: set[int]) -> dict[str, i
         cached = int(total * cached_part(open_files(entry.checkpoint), reads))
         sources |= {CACHE: cached, DISK: total - cached}
     return {source: size for source, size in sources.items() if size}
+
+
+def _arena_bytes(planned: PlannedLoad) -> int:
+    return sum(arena.size_bytes for arena in planned.plan.arenas)
 
 
 def _stored_bytes(arena: Arena | Target) -> int:

@@ -105,7 +105,11 @@ def test_show_tells_tensors_files_and_tiers(
     with store.client() as client:
         loaded = client.load("org/m")
         value = run("show", "org/m", "--address", store.address, "--json").value
+        said = run("show", "org/m", "--address", store.address).out
         del loaded
+    assert value["estimate"]["device"] == "cpu"
+    assert value["estimate"]["seconds"] > 0
+    assert "s to host memory (learned from " in said
     assert value["path"] == str(models / "org" / "m")
     assert value["tensors"][1] == {
         "name": "layers.1.weight",
@@ -124,6 +128,7 @@ def test_show_tells_tensors_files_and_tiers(
 
 def test_show_is_readable(models: Path, run: Callable[..., Any]) -> None:
     text = run("show", "org/m", "--storage-path", models).out
+    assert "a load now" not in text  # No store is there to say.
     for fact in ("org/m", "safetensors", "layers.2.weight", "1002", "in the page cache"):
         assert fact in text
 

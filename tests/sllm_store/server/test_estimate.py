@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import pytest
@@ -226,3 +226,23 @@ def test_a_model_without_bytes_takes_the_time_of_its_calls() -> None:
     _, estimator = calibrated()
     empty = Demand(model="e", sources={}, tensors=1)
     assert 0 < estimator.estimate(empty).seconds < 0.05
+
+
+def test_what_a_client_decodes_is_learned_apart_from_what_it_maps() -> None:
+    _, estimator = calibrated()
+    plain = Demand(model="p", sources={HOST: GB}, arena_bytes=GB, tensors=291)
+    coded = replace(plain, coded=True, decodes_on_host=True)
+    mapped_s = estimator.estimate(plain).seconds
+    assert estimator.estimate(coded).samples == 0
+    for _ in range(3):
+        estimator.calls_took(coded, 0.5)
+    assert estimator.estimate(coded).seconds == pytest.approx(0.5, rel=0.05)
+    assert estimator.estimate(coded).samples == 3
+    assert estimator.estimate(plain).seconds == mapped_s
+
+
+def test_reading_compressed_bytes_into_the_pool_is_like_reading_any() -> None:
+    _, estimator = calibrated()
+    plain = demand("a", gpu=False, disk=1.0)
+    coded = replace(plain, coded=True)
+    assert estimator.estimate(coded) == estimator.estimate(plain)

@@ -11,7 +11,13 @@ import pytest
 from sllm_store import native
 from sllm_store.errors import CheckpointNotFoundError, DeviceError, InvalidRequestError
 from sllm_store.server.survey import cached_part
-from tests.store_process import random_tensors, write_upstream
+from tests.store_process import (
+    random_tensors,
+    wait_until,
+    weight_tensors,
+    write_checkpoint,
+    write_upstream,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +89,26 @@ def test_an_estimate_is_of_the_size_of_what_the_load_takes(
     client.load("m")
     took_s = time.monotonic() - started_s
     assert estimated_s / 10 < took_s < estimated_s * 10  # This machine may be busy.
+
+
+def test_what_the_client_decodes_is_part_of_the_estimate(
+    tmp_path: Path, start_store: Start
+) -> None:
+    write_checkpoint(tmp_path / "models" / "c", weight_tensors(3, 12 * MB), compress=True)
+    env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    client = start_store(tmp_path / "models", env=env).client()
+    guess = client.estimate_load("c")
+    took: list[float] = []
+    for _ in range(4):
+        started_s = time.monotonic()
+        client.load("c")
+        took.append(time.monotonic() - started_s)
+    wait_until(lambda: client.status().leases == 0)
+    known = client.estimate_load("c")
+    assert (guess.samples, known.samples) == (0, 4)
+    assert (known.disk_bytes, known.cached_bytes) == (0, 0)
+    assert known.seconds > min(took) / 3  # Mapping alone takes a hundredth of it.
+    assert known.seconds < 3 * max(took)
 
 
 def test_nothing_is_held_or_loaded_for_an_estimate(models: Path, start_store: Start) -> None:
