@@ -13,7 +13,7 @@ PACKAGES = {"sllm", "sllm_store"}
 # reason is the same for each: it is one step of what that file tests from outside, and has no
 # user but that. A module that gets a second user gets tests of its own, and leaves this list.
 TESTED_THROUGH = {
-    "sllm/backends/engine.py": "runtime/test_sampler.py",
+    "sllm/backends/engine.py": "backends/test_local.py",
     "sllm/core/errors.py": "runtime/config/test_families.py",
     "sllm/core/requests.py": "runtime/test_sampler.py",
     "sllm/core/token_bytes.py": "core/test_detokenizer.py",
@@ -22,6 +22,9 @@ TESTED_THROUGH = {
     "sllm/library/origins.py": "library/test_models.py",
     "sllm/runtime/config/fields.py": "runtime/config/test_families.py",
     "sllm/runtime/config/model.py": "runtime/config/test_families.py",
+    "sllm/runtime/engine/active.py": "runtime/engine/test_token_engine.py",
+    "sllm/runtime/engine/embedding.py": "runtime/engine/test_token_engine.py",
+    "sllm/runtime/engine/passes.py": "runtime/engine/test_token_engine.py",
     "sllm/runtime/kernels/device/numerals.py": "runtime/kernels/test_products.py",
     "sllm/runtime/kernels/device/partial_sums.py": "runtime/kernels/test_products.py",
     "sllm/runtime/kernels/device/planar_gemv.py": "runtime/kernels/test_products.py",

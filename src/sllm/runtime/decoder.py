@@ -46,7 +46,7 @@ class Decoder:
         self.config = config
         self.device = device or torch.device("cpu")
         self._source = source
-        self._dtype = dtype
+        self.dtype = dtype
         self._rope = Rope(config.rope, self.device)
         self._mixers = [_mixer(layer, config, i) for i, layer in enumerate(config.layers)]
         self._mlps = [_mlp(layer) for layer in config.layers]
@@ -59,9 +59,19 @@ class Decoder:
         of the batch are as long as before, but layers without a cache of tokens may have moved on:
         close them.
         """
+        x = self._last_states(batch, memory)
+        head = "embed_tokens.weight" if self.config.tied else "lm_head.weight"
+        return self._source.ends.matrices[head].linear(x).float()
+
+    @torch.inference_mode()
+    def hidden(self, batch: Batch, memory: CacheMemory) -> torch.Tensor:
+        """Return the last hidden states of the batch's outputs instead: (outputs, hidden)."""
+        return self._last_states(batch, memory)
+
+    def _last_states(self, batch: Batch, memory: CacheMemory) -> torch.Tensor:
         ends = self._source.ends
-        x = ends.matrices["embed_tokens.weight"].embed(batch.tokens, self._dtype)
-        rotation = self._rope.rotate(batch.positions, batch.spans, self._dtype)
+        x = ends.matrices["embed_tokens.weight"].embed(batch.tokens, self.dtype)
+        rotation = self._rope.rotate(batch.positions, batch.spans, self.dtype)
         passage = Passage(batch, rotation, memory)
         for index, (mixer, mlp) in enumerate(zip(self._mixers, self._mlps, strict=True)):
             with self._source.layer(index) as weights:
@@ -69,9 +79,7 @@ class Decoder:
                 x = x + mlp(self._norm(x, weights, "post_attention_layernorm"), weights, passage)
         for span in batch.spans:
             span.sequence.length = span.end
-        x = self._norm(x.index_select(0, batch.outputs), ends, "norm")
-        head = "embed_tokens.weight" if self.config.tied else "lm_head.weight"
-        return ends.matrices[head].linear(x).float()
+        return self._norm(x.index_select(0, batch.outputs), ends, "norm")
 
     def _norm(self, x: torch.Tensor, weights: Weights, name: str) -> torch.Tensor:
         return rms_norm(

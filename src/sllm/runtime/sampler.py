@@ -1,12 +1,13 @@
 """Choose the next token: a function of logits, parameters and the tokens so far, and nothing else.
 
-The order is that of Transformers, vLLM and Ollama: bias, penalties, temperature, top-k, top-p,
-min-p. One random number, of the request's seed and the token's position, then picks among what is
-left, in order of the ids.
+What a grammar forbids goes first. Then the order is that of Transformers, vLLM and Ollama: bias,
+penalties, temperature, top-k, top-p, min-p. One random number, of the request's seed and the
+token's position, then picks among what is left, in order of the ids.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -28,17 +29,23 @@ def choose(
     *,
     prompt: Sequence[int],
     answer: Sequence[int],
+    allowed: torch.Tensor | None = None,
 ) -> Choice:
     """Return the token that follows `prompt` and `answer`, given its logits (vocabulary,).
 
-    Raises NumericalError for logits that are not numbers.
+    allowed: a bool for each token, at least one of them true; the others are not chosen, and what
+    is reported of the model's probabilities does not change. Raises NumericalError for logits that
+    are not numbers.
     """
     if not bool(logits.max().isfinite()):
         raise NumericalError(
             "the model's logits are not finite numbers: its weights are damaged, or it overflows "
             "in this dtype; compute in float32 or bfloat16"
         )
-    scores = _penalise(logits.float(), parameters, prompt, answer)
+    scores = logits.float()
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -math.inf)
+    scores = _penalise(scores, parameters, prompt, answer)
     if parameters.temperature == 0:
         token = int(scores.argmax())
     else:

@@ -81,6 +81,11 @@ class StoredWeights:
         """Return what the cache of experts has done; None if there are none, or all are there."""
         return self._experts.counts
 
+    @property
+    def weight_bytes(self) -> int:
+        """Return what all weights take, wherever they are."""
+        return sum(layout.size_bytes for layout in self._model.reader.layouts)
+
     def layer_bytes(self, index: int) -> int:
         """Return what a layer takes in memory, without its experts."""
         return self._model.reader.size_bytes(index + 1)

@@ -1,0 +1,1 @@
+"""The token engine: one thread that computes many requests together, pass after pass."""

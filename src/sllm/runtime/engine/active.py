@@ -1,0 +1,138 @@
+"""ActiveRequest: a request that the engine has taken, and how far it is.
+
+Its ids are all there is to it: what is in the cache can be computed from them again.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+
+from sllm.core.errors import InvalidRequestError
+from sllm.core.requests import Finish, Step
+from sllm.runtime.sampler import choose
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from sllm.core.requests import Choice, Constraint, TokenRequest
+    from sllm.runtime.cache.sequence import CachedSequence
+
+_log = logging.getLogger(__name__)
+
+
+class ActiveRequest:
+    """One request. `number` orders requests by arrival; `ids` are its prompt and its answer.
+
+    sequence: its place in the cache while it runs. cached: tokens that were in the cache when it
+    first ran. ended: whether its last step was told.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        request: TokenRequest,
+        on_step: Callable[[Step], None],
+        *,
+        context_tokens: int,
+    ) -> None:
+        self.number = number
+        self.request = request
+        self.ids = [*request.prompt, *request.answer]
+        self.sequence: CachedSequence | None = None
+        self.cached = 0
+        self.started_s: float | None = None
+        self.ended = False
+        self._answer = list(request.answer)
+        self._context_tokens = context_tokens
+        self._on_step = on_step
+        self._constraint: Constraint | None = None
+        self._first = True
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are not in the cache yet."""
+        assert self.sequence is not None, "only what runs has a place in the cache"
+        return len(self.ids) - self.sequence.length
+
+    @property
+    def tokens_left(self) -> int:
+        """How many more tokens the answer may have."""
+        asked = self.request.parameters.max_tokens - len(self._answer)
+        return max(min(asked, self._context_tokens - len(self.ids)), 0)
+
+    def begin(self) -> None:
+        """Start the grammar and show it the answer so far. Raises what the grammar raises."""
+        if self.request.grammar is not None:
+            self._constraint = self.request.grammar.begin()
+            for token in self._answer:
+                self._advance(token)
+
+    def finish(self) -> Finish | None:
+        """Return why the answer is over; None if it goes on."""
+        if self._answer and self._answer[-1] in self.request.ends:
+            return Finish.STOP
+        if self._constraint is not None and self._constraint.finished:
+            return Finish.STOP
+        return None if self.tokens_left else Finish.LENGTH
+
+    def draw(self, logits: torch.Tensor, guesses: Sequence[int]) -> Iterator[Choice]:
+        """Yield the tokens that a pass brought: one, and one more for each guess that was right.
+
+        logits: a row for the last id, and one for each guess. The cache keeps what is right.
+        """
+        assert len(logits) == len(guesses) + 1
+        for row, guess in zip(logits, [*guesses, None], strict=True):
+            choice = choose(
+                row,
+                self.request.parameters,
+                prompt=self.request.prompt,
+                answer=self._answer,
+                allowed=self._allowed(row),
+            )
+            self._advance(choice.token)
+            self._answer.append(choice.token)
+            self.ids.append(choice.token)
+            assert self.sequence is not None
+            self.sequence.length = len(self.ids) - 1
+            yield choice
+            if choice.token != guess or self.finish() is not None:
+                return
+
+    def tell(self, step: Step) -> bool:
+        """Pass a step on; return whether anybody took it. Nothing is told after the last one."""
+        if self.ended:
+            return False
+        self.ended = step.last
+        if self._first:
+            step = Step(
+                choices=step.choices, finish=step.finish, error=step.error, cached=self.cached
+            )
+            self._first = False
+        try:
+            self._on_step(step)
+        except Exception:  # noqa: BLE001 - a listener is not ours, and must not stop the others
+            _log.exception("request %d: its listener failed, and it ends", self.number)
+            self.ended = True
+            return False
+        return True
+
+    def _advance(self, token: int) -> None:
+        if self._constraint is not None and token not in self.request.ends:
+            self._constraint.advance(token)
+
+    def _allowed(self, row: torch.Tensor) -> torch.Tensor | None:
+        """Return which tokens of the vocabulary the grammar allows next, on the row's device."""
+        if self._constraint is None:
+            return None
+        packed = torch.frombuffer(bytearray(self._constraint.allowed()), dtype=torch.uint8)
+        packed = packed.to(row.device)
+        shifts = torch.arange(8, dtype=torch.uint8, device=row.device)
+        bits = ((packed.unsqueeze(1) >> shifts) & 1).bool().flatten()[: len(row)]
+        allowed = torch.zeros(len(row), dtype=torch.bool, device=row.device)
+        allowed[: len(bits)] = bits
+        if not bool(allowed.any()):
+            raise InvalidRequestError("format: its grammar allows no token after this answer")
+        return allowed

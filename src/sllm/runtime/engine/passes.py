@@ -1,0 +1,165 @@
+"""Passes: what the engine's thread owns, the model, its cache and the requests, one pass at a time.
+
+What goes wrong with one request ends that request; what goes wrong with a pass ends the requests
+that were in it. The others go on.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from sllm.core.errors import EngineClosedError
+from sllm.core.requests import Finish, Step
+from sllm.runtime.batch import Batch, Piece
+from sllm.runtime.engine.embedding import embed
+from sllm.runtime.engine.schedule import Schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
+
+    import torch
+
+    from sllm.core.requests import Choice
+    from sllm.runtime.cache.memory import CacheMemory
+    from sllm.runtime.decoder import Decoder
+    from sllm.runtime.engine.active import ActiveRequest
+    from sllm.runtime.engine.schedule import EngineLimits, Share
+    from sllm.runtime.engine.throughput import Throughput
+
+_log = logging.getLogger(__name__)
+
+
+class Passes:
+    """Requests and the computing of their tokens. Of one thread."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        memory: CacheMemory,
+        limits: EngineLimits,
+        *,
+        throughput: Throughput,
+        clock: Callable[[], float],
+    ) -> None:
+        self._decoder = decoder
+        self._memory = memory
+        self._pass_tokens = limits.pass_tokens
+        self._schedule = Schedule(memory.books, limits)
+        self._throughput = throughput
+        self._clock = clock
+        self._closed = False
+
+    @property
+    def running(self) -> int:
+        """How many requests run."""
+        return self._schedule.running
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait."""
+        return self._schedule.waiting
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to compute."""
+        return self.running + self.waiting > 0
+
+    def add(self, request: ActiveRequest) -> None:
+        """Take a request, or tell it at once why it is over."""
+        if self._closed:
+            request.tell(Step(error=_closed_error()))
+            return
+        try:
+            request.begin()
+        except Exception as error:  # noqa: BLE001 - a grammar is not ours, and its request is told
+            request.tell(Step(error=error))
+            return
+        finish = request.finish()
+        if finish is None:
+            self._schedule.add(request)
+        else:
+            request.tell(Step(finish=finish))
+
+    def cancel(self, request: ActiveRequest) -> None:
+        """End a request and free its place; one that has ended stays as it is."""
+        if not request.ended:
+            self._end(request, Step(finish=Finish.CANCELLED))
+
+    def embed(self, prompts: Sequence[Sequence[int]], vectors: Future[list[list[float]]]) -> None:
+        """Compute embeddings, or tell what went wrong."""
+        try:
+            if self._closed:
+                raise _closed_error()
+            vectors.set_result(embed(self._decoder, prompts, pass_tokens=self._pass_tokens))
+        except Exception as error:  # noqa: BLE001 - whoever waits for the vectors is told
+            vectors.set_exception(error)
+
+    def plan(self) -> list[Share]:
+        """Return what the next pass computes; empty if nothing is asked."""
+        return self._schedule.plan()
+
+    def compute(self, shares: list[Share]) -> None:
+        """Compute one pass, and tell each request what it brought."""
+        if not shares:
+            return
+        self._note_starts(shares)
+        try:
+            logits = self._forward(shares)
+        except Exception as error:  # noqa: BLE001 - whoever was in the pass is told
+            _log.exception("a pass over %d requests failed, and they end", len(shares))
+            for share in shares:
+                self._end(share.request, Step(error=error))
+            return
+        drawing = [share for share in shares if share.complete]
+        rows = logits.split([share.outputs for share in drawing])
+        tokens = sum(
+            self._draw(share.request, part) for share, part in zip(drawing, rows, strict=True)
+        )
+        self._throughput.note_pass(tokens, now_s=self._clock())
+
+    def close(self) -> None:
+        """End every request. What comes afterwards is told that it comes too late."""
+        self._closed = True
+        for request in self._schedule.requests():
+            self._end(request, Step(error=_closed_error()))
+
+    def _forward(self, shares: list[Share]) -> torch.Tensor:
+        pieces = [
+            Piece(sequence=share.sequence, tokens=share.tokens, outputs=share.outputs)
+            for share in shares
+        ]
+        return self._decoder.forward(Batch.of(pieces, self._decoder.device), self._memory)
+
+    def _draw(self, request: ActiveRequest, rows: torch.Tensor) -> int:
+        """Tell a request what its logits brought; return how many tokens that is."""
+        choices: list[Choice] = []
+        finish, error = None, None
+        try:
+            choices.extend(request.draw(rows, ()))
+            finish = request.finish()
+        except Exception as raised:  # noqa: BLE001 - one request's trouble, and it is told
+            error = raised
+        if finish is not None or error is not None:
+            self._end(request, Step(choices=tuple(choices), finish=finish, error=error))
+        elif not request.tell(Step(choices=tuple(choices))):
+            self._schedule.remove(request)
+        return len(choices)
+
+    def _end(self, request: ActiveRequest, step: Step) -> None:
+        """Free a request's place, then tell it its last step."""
+        self._schedule.remove(request)
+        if request.started_s is not None:
+            self._throughput.note_request(self._clock() - request.started_s)
+        request.tell(step)
+
+    def _note_starts(self, shares: list[Share]) -> None:
+        now_s = self._clock()
+        for share in shares:
+            if share.request.started_s is None:
+                share.request.started_s = now_s
+
+
+def _closed_error() -> EngineClosedError:
+    return EngineClosedError("the model was unloaded before the answer was whole; ask again")

@@ -1,0 +1,159 @@
+"""Schedule: which requests run, and what each has in the next pass. No tensors, no threads.
+
+A request runs once there are pages for all its ids and some of its answer. When the cache is full
+nevertheless, the youngest gives its pages up and waits again, with its ids; so the oldest always
+gets on. Steps of decoding go first, and prompts get what is left of a pass's tokens.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sllm.runtime.cache.sequence import CachedSequence, PageBooks
+    from sllm.runtime.engine.active import ActiveRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """How much an engine takes on.
+
+    context_tokens: of a prompt and its answer. parallel: requests that run at a time. waiting:
+    requests beyond those. pass_tokens: of prompts, in one pass. reserve_tokens: of an answer, for
+    which there must be room before a request runs.
+    """
+
+    context_tokens: int
+    parallel: int = 8
+    waiting: int = 512
+    pass_tokens: int = 512
+    reserve_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        """Check what is always so."""
+        assert self.context_tokens > 1
+        assert self.waiting > 0
+        assert self.reserve_tokens > 0
+        assert 0 < self.parallel <= self.pass_tokens, "each request gets a token in each pass"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What a request has in a pass: its next ids.
+
+    complete: whether all of them are in the cache after the pass, so that a token can be drawn.
+    """
+
+    request: ActiveRequest
+    sequence: CachedSequence
+    tokens: tuple[int, ...]
+    complete: bool
+
+    @property
+    def outputs(self) -> int:
+        """Tokens after which logits are wanted, the last ones."""
+        return int(self.complete)
+
+
+class Schedule:
+    """Requests that wait and requests that run, both by arrival."""
+
+    def __init__(self, books: PageBooks, limits: EngineLimits) -> None:
+        assert books.pages_for(limits.context_tokens) <= books.pages_free, "one request always fits"
+        self._books = books
+        self._limits = limits
+        self._waiting: list[ActiveRequest] = []
+        self._running: list[ActiveRequest] = []
+
+    @property
+    def running(self) -> int:
+        """How many requests run."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait."""
+        return len(self._waiting)
+
+    def requests(self) -> Iterator[ActiveRequest]:
+        """Yield every request."""
+        yield from [*self._running, *self._waiting]
+
+    def add(self, request: ActiveRequest) -> None:
+        """Have a request wait for its turn."""
+        insort(self._waiting, request, key=_number)
+
+    def remove(self, request: ActiveRequest) -> None:
+        """Forget a request and free its place."""
+        if request.sequence is None:
+            self._waiting.remove(request)
+        else:
+            self._running.remove(request)
+            self._close(request)
+
+    def plan(self) -> list[Share]:
+        """Return what the next pass computes, with room for it in the cache; empty if no one asks.
+
+        Requests may start to run by this, or stop.
+        """
+        for request in list(self._running):
+            if request.sequence is not None:
+                self._grow(request)
+        self._admit()
+        left, shares = self._limits.pass_tokens, []
+        for request in sorted(self._running, key=lambda request: request.pending > 1):
+            if left == 0:
+                break
+            shares.append(_share(request, left))
+            left -= len(shares[-1].tokens)
+        return shares
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) < self._limits.parallel:
+            request = self._waiting[0]
+            tokens = self._wanted_tokens(request)
+            if not self._books.slots_free or self._books.pages_for(tokens) > self._books.pages_free:
+                assert self._running, "one request always fits"
+                return
+            del self._waiting[0]
+            request.sequence = self._books.open()
+            request.sequence.reserve(tokens)
+            insort(self._running, request, key=_number)
+
+    def _wanted_tokens(self, request: ActiveRequest) -> int:
+        return len(request.ids) + min(request.tokens_left, self._limits.reserve_tokens)
+
+    def _grow(self, request: ActiveRequest) -> None:
+        """Make room for a request's ids, at the cost of younger ones or of its own place."""
+        assert request.sequence is not None
+        missing = self._books.pages_for(len(request.ids)) - len(request.sequence.pages)
+        while missing > self._books.pages_free:
+            youngest = self._running.pop()
+            self._close(youngest)
+            self.add(youngest)
+            if youngest is request:
+                return
+        request.sequence.reserve(len(request.ids))
+
+    def _close(self, request: ActiveRequest) -> None:
+        assert request.sequence is not None
+        request.sequence.close()
+        request.sequence = None
+
+
+def _share(request: ActiveRequest, limit: int) -> Share:
+    """Return a request's next ids, up to a limit."""
+    sequence = request.sequence
+    assert sequence is not None
+    start = sequence.length
+    tokens = tuple(request.ids[start : start + limit])
+    complete = start + len(tokens) == len(request.ids)
+    return Share(request=request, sequence=sequence, tokens=tokens, complete=complete)
+
+
+def _number(request: ActiveRequest) -> int:
+    return request.number

@@ -1,0 +1,90 @@
+"""A checkpoint opens as an engine, with a cache that fits, and answers as the model does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sllm.backends.local import EngineOptions, open_engine
+from sllm.core.errors import BudgetError, ContextLengthError, EngineClosedError
+from sllm.core.requests import Finish
+from tests.sllm.runtime.engine.listening import Listener, make_request
+from tests.sllm.runtime.tiny_models import make_model, random_tokens
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden/smollm2/greedy.json").read_text())
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    make_model("llama").theirs.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def _answer(path: Path, options: EngineOptions, **asked: Any) -> list[int]:
+    engine, listener = open_engine(path, options), Listener()
+    engine.submit(make_request(random_tokens(5), **asked), listener)
+    assert listener.last.finish is Finish.LENGTH
+    engine.close()
+    return listener.tokens
+
+
+def test_a_published_model_answers_as_in_transformers(saved: Path) -> None:
+    model = make_model("llama")
+    prompt = torch.tensor([random_tokens(5)])
+    asked = {"do_sample": False, "max_new_tokens": 16, "eos_token_id": None}
+    generated = model.theirs.generate(prompt, attention_mask=torch.ones_like(prompt), **asked)
+    expected = generated[0, 5:].tolist()
+    assert _answer(saved, EngineOptions(), temperature=0) == expected
+    assert _answer(saved, EngineOptions(host_budget_bytes=90_000), temperature=0) == expected
+
+
+def test_its_state_says_what_it_holds(saved: Path) -> None:
+    engine = open_engine(saved, EngineOptions(device_budget_bytes=90_000))
+    state = engine.state()
+    assert 0 < state.device_bytes <= 90_000 < state.weight_bytes
+    assert (state.device, state.context_tokens, state.running, state.waiting) == ("cpu", 256, 0, 0)
+    assert len(engine.embed([[1, 2]])[0]) == 32
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineClosedError):
+        engine.embed([[1]])
+
+
+def test_a_context_is_the_model_s_or_shorter(saved: Path) -> None:
+    for asked, expected in ((None, 256), (100, 100), (1000, 256)):
+        engine = open_engine(saved, EngineOptions(context_tokens=asked))
+        assert engine.context_tokens == expected
+        with pytest.raises(ContextLengthError):
+            engine.submit(make_request([1] * expected), Listener())
+        engine.close()
+
+
+def test_a_context_that_memory_has_no_room_for_is_refused(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = 2 * 2 * 2 * 16 * 4
+    monkeypatch.setattr("sllm.backends.local._free_bytes", lambda: 4 * each * 100)
+    engine = open_engine(saved, EngineOptions())
+    assert engine.context_tokens == 100
+    engine.close()
+    with pytest.raises(BudgetError, match="a context of 200 tokens takes"):
+        open_engine(saved, EngineOptions(context_tokens=200))
+
+
+@pytest.mark.slow
+def test_smollm2_answers_with_the_golden_ids(smollm2: Path) -> None:
+    engine = open_engine(smollm2, EngineOptions(context_tokens=512))
+    listeners = []
+    for golden in GOLDEN:
+        listener = Listener()
+        asked = {"temperature": 0, "max_tokens": len(golden["answer"])}
+        engine.submit(make_request(golden["prompt"], **asked), listener)
+        listeners.append(listener)
+    for golden, listener in zip(GOLDEN, listeners, strict=True):
+        assert listener.over.wait(200)
+        assert listener.tokens == golden["answer"]
+    engine.close()
