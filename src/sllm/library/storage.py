@@ -126,14 +126,20 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def place(source: Path, target: Path) -> None:
-    """Give a file a second name without copying: a hard link, or a symbolic one elsewhere."""
+def place(source: Path, target: Path, *, may_link: bool = True) -> None:
+    """Give a file a second name: a hard link, or on another file system a symbolic one.
+
+    may_link: False if the source will go, so that a copy has to do there.
+    """
     real = source.resolve(strict=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         target.hardlink_to(real)
     except OSError:  # Another file system, or one without hard links.
-        target.symlink_to(real)
+        if may_link:
+            target.symlink_to(real)
+        else:
+            shutil.copyfile(real, target)
 
 
 def _sync(directory: Path) -> None:
