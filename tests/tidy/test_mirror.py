@@ -42,6 +42,8 @@ TESTED_THROUGH = {
     "sllm/runtime/weights/names.py": "runtime/weights/test_resident.py",
     "sllm/runtime/weights/source.py": "runtime/weights/test_resident.py",
     "sllm/runtime/weights/views.py": "runtime/weights/test_stored.py",
+    "sllm/text/files.py": "text/test_model.py",
+    "sllm/text/syntax.py": "text/test_parser.py",
     "sllm_store/answers.py": "test_client.py",
     "sllm_store/checkpoint/checksum.py": "checkpoint/test_writer.py",
     "sllm_store/checkpoint/extents.py": "checkpoint/test_indexed.py",
