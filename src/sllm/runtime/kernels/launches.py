@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,40 @@ class GemvLaunch:
     def groups(self) -> int:
         """Loads of 16 bytes that a program makes of a row at a time: one by each thread."""
         return _WARP * self.warps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GemmLaunch:
+    """Rows, groups and tokens of a tile, the program's warps, and programs that share a tile."""
+
+    rows: int = 64
+    groups: int = 8
+    tokens: int = 16
+    warps: int = 4
+    shares: int = 1
+
+
+def guess_gemm(rows: int, groups: int, *, tokens: int, processors: int) -> GemmLaunch:
+    """Return a launch that shares tiles along their rows where there would be too few programs."""
+    launch = GemmLaunch(tokens=16 if tokens <= 16 else 32 if tokens <= 32 else 64)
+    tiles = -(-rows // launch.rows) * -(-tokens // launch.tokens)
+    shares = 1
+    while 2 * shares * launch.groups <= groups and tiles * shares < 2 * processors:
+        shares *= 2
+    return replace(launch, shares=shares)
+
+
+def candidate_gemms(groups: int, *, tokens: int) -> Iterator[GemmLaunch]:
+    """Yield the launches that are worth measuring."""
+    wide = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
+    for rows in (32, 64, 128):
+        for deep in (4, 8, 16):
+            for warps in (4, 8):
+                for shares in (1, 2, 4, 8, 16):
+                    if shares == 1 or deep * shares <= groups:
+                        yield GemmLaunch(
+                            rows=rows, groups=deep, tokens=wide, warps=warps, shares=shares
+                        )
 
 
 def guess_gemv(rows: int, groups: int, *, tokens: int, processors: int) -> GemvLaunch:

@@ -1,19 +1,35 @@
-"""Products of a few tokens with a weight on the GPU, read once: y = x times its transpose."""
+"""Products of tokens with a weight on the GPU: y = x times its transpose, the weight read once.
+
+Each function is bound by rows * columns * bits / 8 bytes over the memory's bandwidth while tokens
+are few; from some tens of tokens on by the matrix units.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sllm.runtime.kernels.device.dense_gemv import dense_gemv
 from sllm.runtime.kernels.device.partial_sums import add_shares
+from sllm.runtime.kernels.device.planar_gemm import planar_gemm
 from sllm.runtime.kernels.device.planar_gemv import planar_gemv
-from sllm.runtime.kernels.launches import GemvLaunch, guess_gemv, processors_of
+from sllm.runtime.kernels.device.planar_numbers import dequantize_planes
+from sllm.runtime.kernels.launches import (
+    GemmLaunch,
+    GemvLaunch,
+    guess_gemm,
+    guess_gemv,
+    processors_of,
+)
 
 if TYPE_CHECKING:
     from sllm.runtime.kernels.layout import Planes
 
 MOST_GEMV_TOKENS = 4
+MOST_GEMM_TOKENS = 64
+MOST_DENSE_TOKENS = 8
+_LOAD_BYTES = 16
 _ONE = 0x3F800000  # The bits of 1.0. An argument, so that it stays in a register.
 _ADDED_AT_ONCE = 256
 
@@ -22,33 +38,23 @@ def multiply_planar(
     x: torch.Tensor, planes: Planes, launch: GemvLaunch | None = None
 ) -> torch.Tensor:
     """Return x times the transpose, for up to MOST_GEMV_TOKENS tokens: (tokens, rows)."""
-    tokens = len(x)
-    rows, groups = planes.low.shape[:2]
+    tokens, (rows, groups, _) = len(x), planes.low.shape
     assert 0 < tokens <= MOST_GEMV_TOKENS
     assert x.shape[1] == planes.shape[1]
-    launch = launch or guess_gemv(rows, groups, tokens=tokens, processors=processors_of(x.device))
-    form = planes.format
-    each = _round_up(-(-groups // launch.shares), launch.groups)
-    shares = -(-groups // each)
+    if launch is None:
+        launch = guess_gemv(rows, groups, tokens=tokens, processors=processors_of(x.device))
+    each, shares = _share(groups, launch.shares, launch.groups)
     partial = _empty(x, shares, rows)
     planar_gemv[(-(-rows // launch.rows), shares)](
         partial,
         x.contiguous(),
-        planes.low,
-        planes.high,
-        planes.scales,
-        planes.offsets,
-        planes.steps,
-        planes.floors,
+        *_tensors(planes),
         rows,
         groups,
         each,
         tokens,
         _ONE,
-        bits=form.bits,
-        zero=form.zero,
-        span=form.scale_columns // form.group,
-        halves=form.halves,
+        **_format(planes),
         block_rows=launch.rows,
         block_groups=launch.groups,
         block_tokens=_power_of_two(tokens),
@@ -58,6 +64,121 @@ def multiply_planar(
         enable_fp_fusion=True,
     )
     return _add(partial, x.dtype)
+
+
+def multiply_planar_tiles(
+    x: torch.Tensor, planes: Planes, launch: GemmLaunch | None = None
+) -> torch.Tensor:
+    """Return x times the transpose for some tokens, on the matrix units: (tokens, rows).
+
+    Weights are rounded to x's dtype before they are multiplied.
+    """
+    tokens, (rows, groups, _) = len(x), planes.low.shape
+    assert x.shape[1] == planes.shape[1]
+    if launch is None:
+        launch = guess_gemm(rows, groups, tokens=tokens, processors=processors_of(x.device))
+    each, shares = _share(groups, launch.shares, launch.groups)
+    partial = _empty(x, shares, rows)
+    planar_gemm[(-(-rows // launch.rows), -(-tokens // launch.tokens), shares)](
+        partial,
+        x.contiguous(),
+        *_tensors(planes),
+        rows,
+        groups,
+        each,
+        tokens,
+        _ONE,
+        **_format(planes),
+        block_rows=launch.rows,
+        block_groups=launch.groups,
+        block_tokens=launch.tokens,
+        precision="ieee" if x.dtype == torch.float32 else "tf32",
+        num_warps=launch.warps,
+        enable_fp_fusion=True,
+    )
+    return _add(partial, x.dtype)
+
+
+def multiply_dense(
+    x: torch.Tensor, weights: torch.Tensor, launch: GemvLaunch | None = None
+) -> torch.Tensor:
+    """Return x times the transpose, for up to MOST_DENSE_TOKENS tokens: (tokens, rows).
+
+    Rows may be apart, but the columns of each are neighbours, and 16 bytes divide a row.
+    """
+    tokens, (rows, columns) = len(x), weights.shape
+    width = _LOAD_BYTES // weights.element_size()
+    assert 0 < tokens <= MOST_DENSE_TOKENS
+    assert fits_dense(weights)
+    groups = columns // width
+    if launch is None:
+        launch = guess_gemv(rows, groups, tokens=tokens, processors=processors_of(x.device))
+    each, shares = _share(groups, launch.shares, launch.groups)
+    partial = _empty(x, shares, rows)
+    dense_gemv[(-(-rows // launch.rows), shares)](
+        partial,
+        x.contiguous(),
+        weights,
+        rows,
+        groups,
+        each,
+        tokens,
+        weights.stride(0),
+        width=width,
+        block_rows=launch.rows,
+        block_groups=launch.groups,
+        block_tokens=_power_of_two(tokens),
+        even=groups % launch.groups == 0,
+        stages=launch.stages,
+        num_warps=launch.warps,
+        enable_fp_fusion=True,
+    )
+    return _add(partial, x.dtype)
+
+
+def fits_dense(weights: torch.Tensor) -> bool:
+    """Return whether rows are whole loads of 16 bytes, so that multiply_dense can read them."""
+    width = _LOAD_BYTES // weights.element_size()
+    return weights.stride(1) == 1 and weights.shape[1] % width == 0
+
+
+def dequantize(planes: Planes, dtype: torch.dtype) -> torch.Tensor:
+    """Return the numbers: in float32, equal in every bit to those of `layout.numbers`."""
+    rows, groups, _ = planes.low.shape
+    out = torch.empty(planes.shape, dtype=dtype, device=planes.low.device)
+    block_rows, block_groups = 4, 64
+    dequantize_planes[(-(-rows // block_rows), -(-groups // block_groups))](
+        out,
+        *_tensors(planes),
+        rows,
+        groups,
+        _ONE,
+        **_format(planes),
+        block_rows=block_rows,
+        block_groups=block_groups,
+        num_warps=4,
+        enable_fp_fusion=False,
+    )
+    return out
+
+
+def _tensors(planes: Planes) -> tuple[torch.Tensor | None, ...]:
+    """Return the planes in the order of every kernel's arguments."""
+    scales = (planes.scales, planes.offsets, planes.steps, planes.floors)
+    return (planes.low, planes.high, *scales)
+
+
+def _format(planes: Planes) -> dict[str, Any]:
+    """Return what every kernel is compiled for."""
+    form = planes.format
+    span = form.scale_columns // form.group
+    return {"bits": form.bits, "zero": form.zero, "span": span, "halves": form.halves}
+
+
+def _share(groups: int, shares: int, step: int) -> tuple[int, int]:
+    """Return the groups of each share, a multiple of a step, and how many shares there are."""
+    each = -(-groups // (shares * step)) * step
+    return each, -(-groups // each)
 
 
 def _empty(x: torch.Tensor, shares: int, rows: int) -> torch.Tensor:
@@ -74,10 +195,6 @@ def _add(partial: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     blocks = -(-out.numel() // _ADDED_AT_ONCE)
     add_shares[(blocks,)](out, partial, len(partial), out.numel(), block=_ADDED_AT_ONCE)
     return out
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
 
 
 def _power_of_two(number: int) -> int:

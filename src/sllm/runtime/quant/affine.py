@@ -55,6 +55,11 @@ class AffineQ4:
         """Bytes of words, scales and biases."""
         return self._words.nbytes + self._scales.nbytes + self._biases.nbytes
 
+    @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Words, scales and biases."""
+        return self._words, self._scales, self._biases
+
     def linear(self, x: torch.Tensor) -> torch.Tensor:
         """Return x times the transpose."""
         return multiply_blockwise(x, self)

@@ -27,7 +27,7 @@ class BlockMatrix(ABC):
     def __init__(self, raw: torch.Tensor) -> None:
         assert raw.dim() == 2
         assert raw.element_size() == 1
-        self._raw = raw
+        self.raw = raw
 
     @classmethod
     def of(cls, raw: torch.Tensor, *, rows: int, columns: int) -> Self:
@@ -48,13 +48,13 @@ class BlockMatrix(ABC):
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns, in weights."""
-        rows, row_bytes = self._raw.shape
+        rows, row_bytes = self.raw.shape
         return rows, row_bytes // self.block_bytes * self.block_weights
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all blocks."""
-        return self._raw.numel()
+        return self.raw.numel()
 
     def linear(self, x: torch.Tensor) -> torch.Tensor:
         """Return x times the transpose."""
@@ -62,12 +62,12 @@ class BlockMatrix(ABC):
 
     def embed(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return some rows as numbers; decodes those alone."""
-        return type(self)(functional.embedding(ids, self._raw)).dequantize(dtype)
+        return type(self)(functional.embedding(ids, self.raw)).dequantize(dtype)
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
         """Return all of it as numbers."""
-        return self.decode(self._raw.reshape(-1, self.block_bytes)).view(self.shape).to(dtype)
+        return self.decode(self.raw.reshape(-1, self.block_bytes)).view(self.shape).to(dtype)
 
     def part(self, start: int, stop: int) -> Self:
         """Return some rows."""
-        return type(self)(self._raw[start:stop])
+        return type(self)(self.raw[start:stop])

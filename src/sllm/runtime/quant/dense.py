@@ -17,33 +17,33 @@ class Dense:
 
     def __init__(self, values: torch.Tensor) -> None:
         assert values.dim() == 2
-        self._values = values
+        self.values = values
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        rows, columns = self._values.shape
+        rows, columns = self.values.shape
         return rows, columns
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all elements."""
-        return self._values.numel() * self._values.element_size()
+        return self.values.numel() * self.values.element_size()
 
     def linear(self, x: torch.Tensor) -> torch.Tensor:
         """Return x times the transpose."""
-        if x.dtype == self._values.dtype:
-            return functional.linear(x, self._values)
+        if x.dtype == self.values.dtype:
+            return functional.linear(x, self.values)
         return multiply_blockwise(x, self)
 
     def embed(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return some rows."""
-        return functional.embedding(ids, self._values).to(dtype)
+        return functional.embedding(ids, self.values).to(dtype)
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the numbers, without a copy where the dtype is theirs."""
-        return self._values.to(dtype)
+        return self.values.to(dtype)
 
     def part(self, start: int, stop: int) -> Dense:
         """Return some rows."""
-        return Dense(self._values[start:stop])
+        return Dense(self.values[start:stop])
