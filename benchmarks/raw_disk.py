@@ -99,6 +99,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--ours", action="store_true", help="also with the native core")
     args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     file_bytes = int(args.file_gib * GIB) // (2 * MIB) * (2 * MIB)
     case_bytes = min(int(args.case_gib * GIB), file_bytes) // (2 * MIB) * (2 * MIB)
     path = args.work / "raw_disk.bin"

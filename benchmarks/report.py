@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.questions import is_known, section
 from benchmarks.tables import line, load_times
 from benchmarks.targets import MAIN, verdicts
 
@@ -19,6 +20,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 FIGURES = ROOT / "docs" / "figures"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN = "<!-- made by `python -m benchmarks.report`; do not edit -->"
+LOAD_TIME = "load_time"
 END = "<!-- end of what it made -->"
 
 _TITLES = {
@@ -39,24 +41,30 @@ Results = dict[str, dict[str, Any]]
 
 def read_results(directory: Path = RESULTS) -> Results:
     """Return the results that the report shows, by the name of their file."""
-    shown = sorted([*directory.glob("load_time*.json"), *directory.glob("estimates.json")])
-    return {path.stem: json.loads(path.read_text()) for path in shown}
+    return {
+        path.stem: json.loads(path.read_text())
+        for path in sorted(directory.glob("*.json"))
+        if path.stem.startswith(LOAD_TIME) or is_known(path.stem)
+    }
+
+
+def load_times_of(results: Results) -> Results:
+    """Return those with loaders side by side."""
+    return {name: one for name, one in results.items() if name.startswith(LOAD_TIME)}
 
 
 def readme_part(results: Results) -> str:
     """Return the picture and the table of the main checkpoint."""
+    results = load_times_of(results)
     name = next(name for name, one in results.items() if MAIN in one.get("checkpoints", {}))
     picture = f"![Load times by loader and state](docs/figures/{picture_name(name, MAIN)})"
     return f"{picture}\n\n{_CAPTION}\n\n{load_times(results[name], MAIN)}"
 
 
 def page_part(results: Results) -> str:
-    """Return the targets, then a picture and a table for every checkpoint of every run."""
-    parts = ["## Targets", *_targets(results)]
-    if "estimates" in results:
-        parts += ["## Estimates", "![Estimated and measured](figures/estimates.svg)"]
-    parts += ["## Load times", _CAPTION]
-    for name, one in results.items():
+    """Return the targets, a picture and a table for every checkpoint of every run, and the rest."""
+    parts = ["## Targets", *_targets(results), "## Load times", _CAPTION]
+    for name, one in load_times_of(results).items():
         for checkpoint in one.get("checkpoints", {}):
             title = _TITLES.get(checkpoint, checkpoint)
             parts += [
@@ -65,6 +73,12 @@ def page_part(results: Results) -> str:
                 load_times(one, checkpoint),
                 f"Made by `{one['command']}`.",
             ]
+    others = [(name, one) for name, one in results.items() if is_known(name)]
+    parts += ["## Other questions"] if others else []
+    for name, one in others:
+        parts += section(name, one)
+        if name == "estimates":
+            parts.append("![Estimated and measured](figures/estimates.svg)")
     return "\n\n".join(parts)
 
 
@@ -84,7 +98,7 @@ def draw(results: Results, directory: Path = FIGURES) -> list[Path]:
     from benchmarks.plots import draw_estimates, draw_load_times
 
     drawn: list[Path] = []
-    for name, one in results.items():
+    for name, one in load_times_of(results).items():
         for checkpoint in one.get("checkpoints", {}):
             drawn.append(directory / picture_name(name, checkpoint))
             draw_load_times(one, checkpoint, drawn[-1])

@@ -6,6 +6,7 @@ It is written again after every row, so that a run that is cut short leaves what
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import platform
@@ -32,7 +33,9 @@ class Result:
     """One run of one benchmark."""
 
     def __init__(self, question: str, *, out: Path, device: str, commit: str = "") -> None:
-        """Describe the run; `out` is where it goes."""
+        """Describe the run; `out` is where it goes. From now on prints show line by line."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)
         self.rows: list[dict[str, Any]] = []
         self._out = out
         self._content: dict[str, Any] = {

@@ -44,6 +44,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu", help="where the tensors are: cpu or cuda:0")
     args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     count = max(1, int(args.gib * GIB) // TENSOR_BYTES)
     total = count * TENSOR_BYTES
     tensors = {

@@ -77,10 +77,11 @@ def conditions(results: dict[str, Any], checkpoint: str) -> list[str]:
     ]
 
 
-def machine(hardware: dict[str, Any]) -> str:
+def machine(hardware: dict[str, Any], *, gpus: int = 1) -> str:
     """Return what it ran on."""
+    count = "one" if gpus == 1 else str(gpus)
     return (
-        f"one {hardware['device']} ({hardware['cores']} cores, Linux "
+        f"{count} {hardware['device']} ({hardware['cores']} cores, Linux "
         f"{hardware['kernel'].partition('-')[0]}, PyTorch {hardware['torch'].partition('+')[0]})"
     )
 

@@ -90,7 +90,7 @@ def verdicts(results: Results) -> list[Verdict]:
                 found += judge(one)
                 break
     for one in results:
-        found += _estimates(one)
+        found += [*_estimates(one), *_links(one), *_saves(one), *_busy(one), *_in_gpu_memory(one)]
     return found
 
 
@@ -191,6 +191,44 @@ def _estimates(results: dict[str, Any]) -> Iterator[Verdict]:
     ):
         if name in results:
             yield from at_most("estimates", words, results[name] * 100, wanted * 100, unit=" %")
+
+
+def _links(results: dict[str, Any]) -> Iterator[Verdict]:
+    """Judge several links by the one of the same run, for the largest number of them."""
+    rates = {(row["case"], row["path"]): row["gb_per_s_median"] for row in _rows(results, "case")}
+    gpus = results.get("gpus", 0)
+    one_link = rates.get(("one link", "native"))
+    for case in (f"split over {gpus} GPUs", f"fan-in over {gpus} links"):
+        wanted = _scaled(one_link, 0.75 * gpus)
+        got = rates.get((case, "store"))
+        yield from at_least(f"{case}, store", f"{0.75 * gpus:g} times one link", got, wanted)
+    between = rates.get(("from GPU 0 to GPU 1", "native"))
+    yield from at_least("between GPUs", "350 GB/s", between, 350.0)
+
+
+def _saves(results: dict[str, Any]) -> Iterator[Verdict]:
+    if "save_gb_per_s" in results:
+        saved = statistics.median(results["save_gb_per_s"])
+        best = saved / results["share_of_raw"]
+        yield from at_least("save", "90 % of the disk's raw write rate", saved, 0.9 * best)
+
+
+def _busy(results: dict[str, Any]) -> Iterator[Verdict]:
+    for row in _rows(results, "slowdown"):
+        column = f"busy interpreter, {row['checkpoint']}, {row['loader']}"
+        yield from at_most(column, "5 % slower", row["slowdown"] * 100, 5.0, unit=" %")
+
+
+def _in_gpu_memory(results: dict[str, Any]) -> Iterator[Verdict]:
+    for row in _rows(results, "resident_bytes"):
+        if (row["checkpoint"], row["loader"], row["processes"]) == (MAIN, SHARED, 1):
+            taken_ms = statistics.median(row["seconds"]) * 1000
+            target = "16 GB in 291 tensors in 10 ms"
+            yield from at_most("resident", target, taken_ms, 10.0, unit=" ms")
+
+
+def _rows(results: dict[str, Any], figure: str) -> list[dict[str, Any]]:
+    return [row for row in results.get("rows", ()) if figure in row]
 
 
 def _weights_columns(results: dict[str, Any]) -> list[Verdict]:

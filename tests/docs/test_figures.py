@@ -49,6 +49,41 @@ def test_the_report_says_which_targets_are_met_and_by_how_much(results: dict[str
     assert "| cold disk | 95 % of the best raw direct rate | 1.0 of 3.8 GB/s |" in text
 
 
+def test_other_questions_are_answered_with_their_machine_and_their_command() -> None:
+    row = {"checkpoint": "few", "tier": "host pool", "estimate_s": 1.0, "seconds": 1.1}
+    estimates = {
+        "question": "How well?",
+        "commit": "abc",
+        "command": "python -m benchmarks.estimates",
+        "cores": 2,
+        "error_median": 0.05,
+        "error_worst": 0.3,
+        "rows": [row | {"error": -0.05}, row | {"error": 0.3}],
+    }
+    saves = {
+        "question": "How fast?",
+        "commit": "abc",
+        "command": "python -m benchmarks.save_rate",
+        "cores": 2,
+        "raw_gb_per_s": [
+            {"threads": 1, "depth": 16, "size_bytes": 1 << 20, "gb_per_s": [3.0, 3.2, 3.1]}
+        ],
+        "save_gb_per_s": [2.9, 2.95, 3.0],
+        "share_of_raw": 2.95 / 3.1,
+    }
+    text = page_part({"estimates": estimates, "save_rate-gpu": saves})
+    for said in (
+        "### Estimates\n\nHow well? On 2 cores, commit abc.",
+        "| few | host pool | 2 | 17.5% | 30.0% |",
+        "| raw, 1 thread, 16 writes of 1024 KiB | 3.10 |",
+        "| save_dict, 95% of the best of these | 2.95 |",
+        "Made by `python -m benchmarks.save_rate`.",
+        "| save | 90 % of the disk's raw write rate | 3.0 of 2.8 GB/s | meets it by 6% |",
+        "| estimates | a worst error of 20 % |",
+    ):
+        assert said in text
+
+
 def test_a_document_without_the_marks_is_not_touched() -> None:
     with pytest.raises(ValueError, match="0 times"):
         with_part("nothing", "figures")
