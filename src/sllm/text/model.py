@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal
 
 from tokenizers import Tokenizer
 
@@ -15,9 +17,11 @@ from sllm.text.syntax import find_syntax, find_thought
 from sllm.text.template import ChatTemplate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from sllm.core.requests import Grammar
+    from sllm.text.grammar import Grammars
     from sllm.text.syntax import Thought, ToolSyntax
 
 TOOL_TEMPLATE = "tool_use"
@@ -27,6 +31,7 @@ CHATML = (
     "+ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+_ANY_OBJECT = {"type": "object"}
 _CHATML_MARKS = ("<|im_start|>", "<|im_end|>")
 # What is put before the first text, before the second and after it, as the families spell it.
 _FILLS = (
@@ -50,6 +55,8 @@ class TextModel:
         self._tokenizer = _build_tokenizer(files)
         self.token_bytes = TokenBytes.parse(files.tokenizer)
         self.ends = files.ends
+        self._lock = Lock()
+        self._prepared: Grammars | None = None
         bos = files.roles.get("bos_token")
         first = self.encode("", special=True)[:1]
         self.begin = first[0] if first and first[0] == self._id(bos) else None
@@ -166,6 +173,53 @@ class TextModel:
         left, right = self.encode(before, special=False), self.encode(after, special=False)
         ids = [self.begin, first, *left, second, *right, last]
         return [id_ for id_ in ids if id_ is not None]
+
+    def grammar(
+        self, form: Literal["json"] | Mapping[str, Any], *, think: bool = False, prompt: str = ""
+    ) -> Grammar:
+        """Return the grammar of answers that are a JSON object, or what a JSON schema describes.
+
+        think and prompt: as AnswerParser takes them; a thought may come first. Raises
+        InvalidRequestError naming what in a schema cannot be followed.
+        """
+        schema = _ANY_OBJECT if form == "json" else form
+        if not isinstance(schema, Mapping):
+            raise InvalidRequestError(f'format: {form!r} is neither "json" nor a JSON schema')
+        return self._grammars.json(schema, **self._thinking(think=think, prompt=prompt))
+
+    def tool_grammar(
+        self,
+        tools: Sequence[Mapping[str, Any]],
+        *,
+        name: str | None = None,
+        think: bool = False,
+        prompt: str = "",
+    ) -> Grammar:
+        """Return the grammar of answers that call one of the tools; `name`: that one.
+
+        Raises InvalidRequestError if there is none, or its parameters cannot be followed.
+        """
+        wanted = [tool for tool in tools if name in {None, tool.get("function", tool)["name"]}]
+        if not wanted:
+            raise InvalidRequestError(
+                f"tool_choice: {name} is not among the tools" if name else "tool_choice: no tools"
+            )
+        thinking = self._thinking(think=think, prompt=prompt)
+        return self._grammars.calls(self.syntax, wanted, **thinking)
+
+    def _thinking(self, *, think: bool, prompt: str) -> dict[str, Any]:
+        opened = prompt.rstrip().endswith(self.thought.begin)
+        return {"thought": self.thought if think else None, "opened": opened}
+
+    @property
+    def _grammars(self) -> Grammars:
+        """What makes grammars, once there is a need for one: it takes a second to prepare."""
+        with self._lock:
+            if self._prepared is None:
+                from sllm.text.grammar import Grammars
+
+                self._prepared = Grammars(json.dumps(self._files.tokenizer), self.ends)
+            return self._prepared
 
     @cached_property
     def _shown(self) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,15 +42,21 @@ class Thought:
 class ToolSyntax:
     """How calls are written: between `begin` and `end`; without an end, up to the next beginning.
 
-    whole: a call is the whole answer, and `begin` may be missing. marks: tokens in it that a
-    detokenizer has to show. read: takes what is between and the schemas of the tools' parameters,
-    and returns None if that is no call.
+    whole: a call is the whole answer, and `begin` may be missing. xml: parameters are elements
+    instead of JSON; listed: calls are a list; named: a tool's name is in front of the JSON, rather
+    than in it. key: what arguments are called. marks: tokens in it that a detokenizer has to show.
+    read: takes what is between and the schemas of the tools' parameters, and returns None if that
+    is no call.
     """
 
     name: str
     begin: str
     end: str
     whole: bool = False
+    xml: bool = False
+    listed: bool = False
+    named: bool = False
+    key: str = "arguments"
     marks: frozenset[str] = frozenset()
     read: Callable[[str, Mapping[str, Mapping[str, Any]]], list[Call] | None]
 
@@ -58,7 +64,7 @@ class ToolSyntax:
 def find_syntax(templates: str) -> ToolSyntax:
     """Return what a model's templates show it how to write; Hermes' if they do not tell."""
     if "[TOOL_CALLS]" in templates:
-        return MISTRAL
+        return MISTRAL_NAMED if "[ARGS]" in templates else MISTRAL
     if "<tool_call>" in templates:
         return XML if "<function=" in templates else TAGGED
     if "python_tag" in templates or '"parameters"' in templates:
@@ -160,14 +166,18 @@ def _read_mistral(body: str, schemas: Mapping[str, Mapping[str, Any]]) -> list[C
 
 
 TAGGED = ToolSyntax(name="tagged", begin="<tool_call>", end="</tool_call>", read=_read_tagged)
-XML = ToolSyntax(name="xml", begin="<tool_call>", end="</tool_call>", read=_read_tagged)
+XML = replace(TAGGED, name="xml", xml=True)
 MISTRAL = ToolSyntax(
     name="mistral",
     begin="[TOOL_CALLS]",
     end="",
+    listed=True,
     marks=frozenset({"[ARGS]", "[CALL_ID]"}),
     read=_read_mistral,
 )
-LLAMA = ToolSyntax(name="llama", begin="<|python_tag|>", end="", whole=True, read=_read_tagged)
+MISTRAL_NAMED = replace(MISTRAL, name="mistral-named", listed=False, named=True)
+LLAMA = ToolSyntax(
+    name="llama", begin="<|python_tag|>", end="", whole=True, key="parameters", read=_read_tagged
+)
 THINK = Thought(begin="<think>", end="</think>")
 BRACKETS = Thought(begin="[THINK]", end="[/THINK]")
