@@ -23,6 +23,7 @@
 
 #include "bindings/arguments.hpp"
 #include "bindings/codec.hpp"
+#include "bindings/products.hpp"
 #include "bindings/tuner.hpp"
 #include "io/checksum.hpp"
 #include "io/control.hpp"
@@ -513,5 +514,6 @@ NB_MODULE(_C, module) {
   bind_device_memory(module);
   bind_devices(module);
   sllm::bindings::bind_codec(module);
+  sllm::bindings::bind_products(module);
   module.def("probe", &probe, "path"_a);
 }

@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 SOURCES = sorted(
     str(path)
-    for folder in ("codec", "io", "lanes", "pool", "shim")
+    for folder in ("codec", "io", "lanes", "pool", "products", "shim")
     for path in (CSRC / folder).glob("*.cpp")
 )
 STRESS = [str(HERE / "stress.cpp"), str(HERE / "stress_deliveries.cpp")]

@@ -186,6 +186,41 @@ def decode_segments_on_device(device: int, segments: Sequence[tuple[int, int, in
     addresses that are multiples of 16. NativeError (EBADMSG) if one is corrupt; then nothing is
     known of any destination."""
 
+def instruction_sets() -> list[str]:
+    """The ways to multiply that this processor has, the fastest first: 'avx512', 'avx2' or
+    'portable'. All of them give the same bits."""
+
+@final
+class StoredRows:
+    """A matrix in memory whose rows are stored as few bytes. It does not keep that memory.
+
+    Memory is (address, size in bytes). ValueError for a size that does not fit.
+    """
+
+    @staticmethod
+    def of(
+        scheme: str, *, rows: int, columns: int, data: tuple[int, int], instructions: str = ""
+    ) -> StoredRows:
+        """scheme: GGUF's Q4_0, Q4_1, Q8_0, Q4_K, Q5_K or Q6_K; float16 or bfloat16.
+        instructions: one of instruction_sets(); the fastest unless told."""
+    @staticmethod
+    def of_affine(
+        *,
+        rows: int,
+        columns: int,
+        group: int,
+        scale_type: str,
+        memories: Sequence[tuple[int, int]],
+        instructions: str = "",
+    ) -> StoredRows:
+        """memories: the words, the scales and the biases, of scale_type float16, bfloat16 or
+        float32; group is 64 or 128."""
+    def multiply(self, x: tuple[int, int], tokens: int, out: tuple[int, int], threads: int) -> None:
+        """Write x times the transpose, (tokens, rows) from (tokens, columns), both float32. A
+        number depends on its row and its token alone, in every bit."""
+    def decode(self, rows: tuple[int, int], out: tuple[int, int]) -> None:
+        """Write some rows as float32; `rows` are their numbers, as int64."""
+
 @final
 class FileWriter:
     """Writes one new file: direct I/O where possible, several threads, explicit errors.

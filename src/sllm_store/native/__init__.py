@@ -13,6 +13,7 @@ from sllm_store.native._C import (
     NativeError,
     PoolMapping,
     SharedPool,
+    StoredRows,
     TransferReport,
     Tuner,
     checksum_ranges,
@@ -32,6 +33,7 @@ from sllm_store.native._C import (
     enable_peer_access,
     encode_segments_into,
     has_queues,
+    instruction_sets,
     probe,
     run_transfer,
 )
@@ -49,6 +51,7 @@ __all__ = [
     "NativeError",
     "PoolMapping",
     "SharedPool",
+    "StoredRows",
     "TransferReport",
     "Tuner",
     "checksum_ranges",
@@ -68,6 +71,7 @@ __all__ = [
     "enable_peer_access",
     "encode_segments_into",
     "has_queues",
+    "instruction_sets",
     "probe",
     "run_transfer",
 ]

@@ -9,7 +9,9 @@ from torch.nn import functional
 
 from sllm.runtime.config.families import AFFINE_GROUPS
 from sllm.runtime.quant.blockwise import multiply_blockwise
+from sllm.runtime.quant.host_rows import HostRows, can_multiply, memory_of
 from sllm_store.errors import InvalidCheckpointError
+from sllm_store.products import affine_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +26,8 @@ class AffineQ4:
         self._words = words
         self._scales = scales
         self._biases = biases
+        alike = scales.dtype == biases.dtype
+        self._host = self._host_rows() if alike and can_multiply(*self.tensors) else None
 
     @classmethod
     def of(cls, words: torch.Tensor, scales: torch.Tensor, biases: torch.Tensor) -> Self:
@@ -62,14 +66,14 @@ class AffineQ4:
 
     def linear(self, x: torch.Tensor) -> torch.Tensor:
         """Return x times the transpose."""
-        return multiply_blockwise(x, self)
+        return multiply_blockwise(x, self) if self._host is None else self._host.linear(x)
 
     def embed(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return some rows as numbers; decodes those alone."""
-        tensors = (self._words, self._scales, self._biases)
-        return AffineQ4(*(functional.embedding(ids, tensor) for tensor in tensors)).dequantize(
-            dtype
-        )
+        if self._host is not None:
+            return self._host.embed(ids, dtype)
+        found = (functional.embedding(ids, tensor) for tensor in self.tensors)
+        return AffineQ4(*found).dequantize(dtype)
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
         """Return all of it as numbers, computed in float32."""
@@ -83,6 +87,17 @@ class AffineQ4:
         """Return some rows."""
         rows = slice(start, stop)
         return AffineQ4(self._words[rows], self._scales[rows], self._biases[rows])
+
+    def _host_rows(self) -> HostRows:
+        rows, columns = self.shape
+        found = affine_rows(
+            [memory_of(tensor) for tensor in self.tensors],
+            rows=rows,
+            columns=columns,
+            group=columns // self._scales.shape[-1],
+            scale_type=str(self._scales.dtype).removeprefix("torch."),
+        )
+        return HostRows(found, self.tensors, self.shape)
 
 
 def _shape(tensor: torch.Tensor) -> Sequence[int]:

@@ -1,7 +1,7 @@
 """BlockMatrix: a matrix whose rows are whole blocks of bytes, kept as they are.
 
 What a block says is a subclass's to know; here is what is the same for all: rows are found without
-decoding others, and a product decodes a few rows at a time.
+decoding others. On the CPU a product is native; elsewhere it decodes a few rows at a time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from torch.nn import functional
 
 from sllm.runtime.quant.blockwise import multiply_blockwise
+from sllm.runtime.quant.host_rows import HostRows, can_multiply, memory_of
 from sllm_store.errors import InvalidCheckpointError
+from sllm_store.products import stored_rows
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +30,7 @@ class BlockMatrix(ABC):
         assert raw.dim() == 2
         assert raw.element_size() == 1
         self.raw = raw
+        self._host = self._host_rows() if can_multiply(raw) else None
 
     @classmethod
     def of(cls, raw: torch.Tensor, *, rows: int, columns: int) -> Self:
@@ -58,10 +61,12 @@ class BlockMatrix(ABC):
 
     def linear(self, x: torch.Tensor) -> torch.Tensor:
         """Return x times the transpose."""
-        return multiply_blockwise(x, self)
+        return multiply_blockwise(x, self) if self._host is None else self._host.linear(x)
 
     def embed(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return some rows as numbers; decodes those alone."""
+        if self._host is not None:
+            return self._host.embed(ids, dtype)
         return type(self)(functional.embedding(ids, self.raw)).dequantize(dtype)
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
@@ -71,3 +76,9 @@ class BlockMatrix(ABC):
     def part(self, start: int, stop: int) -> Self:
         """Return some rows."""
         return type(self)(self.raw[start:stop])
+
+    def _host_rows(self) -> HostRows:
+        rows, columns = self.shape
+        scheme = type(self).__name__
+        found = stored_rows(scheme, memory_of(self.raw), rows=rows, columns=columns)
+        return HostRows(found, (self.raw,), self.shape)

@@ -56,9 +56,11 @@ def require_matrix(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(3, columns)
     expected = x @ values.T
     close = 1e-6 * float(expected.abs().max())
+    torch.testing.assert_close(matrix.linear(x), expected, rtol=1e-4, atol=close)
     for elements in (blockwise.BLOCK_ELEMENTS, 2 * columns, 1):
         monkeypatch.setattr(blockwise, "BLOCK_ELEMENTS", elements)
-        torch.testing.assert_close(matrix.linear(x), expected, rtol=1e-4, atol=close)
+        found = blockwise.multiply_blockwise(x, matrix)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=close)
     ids = torch.tensor([rows - 1, 0, 0])
     assert torch.equal(matrix.embed(ids, torch.float32), values[ids])
     assert torch.equal(matrix.part(2, 5).dequantize(torch.float32), values[2:5])
