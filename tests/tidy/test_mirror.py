@@ -14,6 +14,9 @@ PACKAGES = {"sllm", "sllm_store"}
 # user but that. A module that gets a second user gets tests of its own, and leaves this list.
 TESTED_THROUGH = {
     "sllm/backends/engine.py": "backends/test_local.py",
+    "sllm/cli/__main__.py": "cli/test_root.py",
+    "sllm/cli/edge.py": "cli/test_root.py",
+    "sllm/cli/options.py": "cli/test_pull.py",
     "sllm/core/errors.py": "runtime/config/test_families.py",
     "sllm/core/requests.py": "runtime/test_sampler.py",
     "sllm/core/token_bytes.py": "core/test_detokenizer.py",

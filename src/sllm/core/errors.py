@@ -57,3 +57,7 @@ class PullError(ServingError):
 
 class LibraryError(ServingError):
     """What is kept about the models on this machine cannot be read, or is in use for too long."""
+
+
+class ServerError(ServingError):
+    """A server that does not answer, or that answered with an error; the message is its own."""

@@ -1,0 +1,46 @@
+"""Where errors become one red line and an exit code.
+
+0 is success, 1 a failure, 2 wrong usage, 130 an interruption by Ctrl-C. A traceback is shown only
+for a bug.
+"""
+
+from __future__ import annotations
+
+from typing import IO, Any
+
+import click
+
+from sllm.core.errors import ServingError
+from sllm_store.errors import StoreError
+
+INTERRUPTED = 130
+
+
+class Failure(click.ClickException):
+    """An error as the terminal shows it."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the message as one line, red on a terminal."""
+        line = " ".join(self.message.split())
+        click.secho(f"error: {line}", fg="red", err=True, file=file)
+
+
+class EdgeGroup(click.Group):
+    """A group of commands, in the order in which they were added, whose errors end here."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return their names, without second names."""
+        del ctx
+        return [name for name, command in self.commands.items() if name == command.name]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; translate what it raises."""
+        try:
+            return super().invoke(ctx)
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+        except (ServingError, StoreError, OSError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise  # click ends quietly when nobody reads the output.
+            raise Failure(str(error)) from error

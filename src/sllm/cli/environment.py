@@ -1,0 +1,48 @@
+"""The environment that commands see: this process's, then `.env` upward from here, then config."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sllm.library.places import config_directory
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+VARIABLES = (
+    "GDSLLM_MODEL_ROOT",
+    "GDSLLM_HF_CACHE",
+    "GDSLLM_API_TOKEN",
+    "HUGGINGFACE_HUB_TOKEN",
+    "HF_TOKEN",
+    "HF_ENDPOINT",
+    "LLM_SERVER_URL",
+    "OLLAMA_HOST",
+    "OLLAMA_KEEP_ALIVE",
+)
+FILE = ".env"
+
+
+def read_files(environment: MutableMapping[str, str], directory: Path) -> None:
+    """Add what files say of the documented variables, where the environment does not say it.
+
+    The nearest `.env` from a directory upward is read, then the one beside a person's settings.
+    Other variables in them are nobody's business here.
+    """
+    from dotenv import dotenv_values
+
+    upward = (parent / FILE for parent in (directory, *directory.parents))
+    nearest = next((path for path in upward if path.is_file()), None)
+    for path in (nearest, config_directory(environment) / FILE):
+        if path is None or not path.is_file():
+            continue
+        for name, value in dotenv_values(path).items():
+            if name in VARIABLES and value is not None:
+                environment.setdefault(name, value)
+
+
+def read_own_files() -> None:
+    """Add to this process's environment, so that all of it sees the same."""
+    read_files(os.environ, Path.cwd())

@@ -1,0 +1,57 @@
+"""Options that several commands have, and how what they say is read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sllm_store.units import parse_size
+
+if TYPE_CHECKING:
+    from sllm.library.models import Library
+
+_PATHS = ("/", "./", "../", "~")
+_FILES = (".gguf", ".safetensors")
+
+root_option = click.option(
+    "--model-root",
+    "root",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where models are kept. Default: GDSLLM_MODEL_ROOT, else ~/.local/share/gdsllm/models.",
+)
+url_option = click.option(
+    "--host",
+    "url",
+    help="The server to ask. Default: LLM_SERVER_URL, OLLAMA_HOST, else the one that runs here.",
+)
+
+
+class SizeType(click.ParamType[int]):
+    """A number of bytes with a unit: 16GB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return bytes."""
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def open_library(root: Path | None) -> Library:
+    """Return the library at a root, or the one that the environment names."""
+    from sllm.library.models import Library
+
+    return Library.open(os.environ, root)
+
+
+def as_source(text: str) -> str | Path:
+    """Return a Path for what looks like one, else the text: the name of a model."""
+    looks = text.startswith(_PATHS) or text in {".", ".."}
+    if looks or (text.endswith(_FILES) and Path(text).exists()):
+        return Path(text).expanduser().absolute()
+    return text

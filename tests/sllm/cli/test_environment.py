@@ -1,0 +1,42 @@
+"""Settings come from the environment, the nearest .env, and a person's own file, in this order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sllm.cli.environment import read_files
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import pytest
+    from click.testing import Result
+
+
+def test_the_nearest_says_it(tmp_path: Path) -> None:
+    (tmp_path / "config" / "gdsllm").mkdir(parents=True)
+    (tmp_path / "config" / "gdsllm" / ".env").write_text("HF_TOKEN=far\nGDSLLM_HF_CACHE=far\n")
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / ".env").write_text(
+        "GDSLLM_API_TOKEN='near'\nGDSLLM_HF_CACHE=near\nPATH=/evil\nOLLAMA_HOST\n"
+    )
+    (tmp_path / ".env").write_text("LLM_SERVER_URL=not read\n")
+    environment = {"XDG_CONFIG_HOME": str(tmp_path / "config"), "GDSLLM_API_TOKEN": "given"}
+    read_files(environment, tmp_path / "a" / "b")
+    del environment["XDG_CONFIG_HOME"]
+    assert environment == {
+        "GDSLLM_API_TOKEN": "given",
+        "GDSLLM_HF_CACHE": "near",
+        "HF_TOKEN": "far",
+    }
+
+
+def test_commands_read_the_files(
+    run: Callable[..., Result], home: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GDSLLM_MODEL_ROOT", "here to be put back")
+    monkeypatch.delenv("GDSLLM_MODEL_ROOT")
+    (home / ".env").write_text(f"GDSLLM_MODEL_ROOT={home / 'elsewhere'}\n")
+    run("pull", str(tiny))
+    assert (home / "elsewhere" / "manifests").is_dir()
