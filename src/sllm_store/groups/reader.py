@@ -70,8 +70,12 @@ class GroupReader:
             )
         self._model.checkpoint.require_unchanged()
 
+    def allocate(self, size_bytes: int) -> native.HostBuffer:
+        """Return memory to read into, page aligned."""
+        return native.HostBuffer(max(size_bytes, 1))
+
     def load(self, group: int) -> native.HostBuffer:
         """Return a buffer of its own with the group."""
-        buffer = native.HostBuffer(max(self.size_bytes(group), 1))
+        buffer = self.allocate(self.size_bytes(group))
         self.read(group, buffer)
         return buffer

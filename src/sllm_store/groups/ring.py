@@ -11,7 +11,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 from sllm_store import native
 from sllm_store.errors import DeadlineError
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from sllm_store.groups.reader import GroupReader
 
 TIMEOUT_S = 300.0
+_Buffer = TypeVar("_Buffer")
+_Into = TypeVar("_Into", contravariant=True)
+
+
+class Fill(Protocol[_Into]):
+    """Puts a group into a buffer, in the ring's thread; ends early if the control is cancelled."""
+
+    def __call__(self, group: int, buffer: _Into, control: native.Control, /) -> None: ...
 
 
 @dataclass(slots=True)
@@ -33,44 +41,52 @@ class RingCounts:
     wait_s: float = 0.0
 
 
-class _Ahead(NamedTuple):
+class _Ahead(NamedTuple, Generic[_Buffer]):
     """A group that is being read, or has been."""
 
     group: int
-    buffer: native.HostBuffer
+    buffer: _Buffer
     reading: Future[None]
 
 
-class Ring:
+def open_ring(reader: GroupReader, order: Sequence[int], *, slots: int) -> Ring[native.HostBuffer]:
+    """Return a ring that reads from disk into buffers of its own, at most one per group."""
+    size_bytes = max(1, *map(reader.size_bytes, order))
+    buffers = [reader.allocate(size_bytes) for _ in range(min(slots, len(order)))]
+    return Ring(reader.read, order, buffers)
+
+
+class Ring(Generic[_Buffer]):
     """Hands out groups in the order given, again and again; asked for another, it starts there.
 
     For one thread. Close it, or use it as a context, to end its reads.
     """
 
-    def __init__(self, reader: GroupReader, order: Sequence[int], *, slots: int) -> None:
-        """Allocate the buffers, at most one per group, and begin to read."""
-        assert slots > 0
+    def __init__(
+        self, fill: Fill[_Buffer], order: Sequence[int], buffers: Sequence[_Buffer]
+    ) -> None:
+        """Begin to read into the buffers, each large enough for any group."""
+        assert buffers
         assert len(set(order)) == len(order) > 0, "a group comes once in a turn"
         self.counts = RingCounts()
-        self._reader = reader
+        self._fill = fill
         self._order = tuple(order)
-        size_bytes = max(1, *map(reader.size_bytes, order))
-        self._free = [native.HostBuffer(size_bytes) for _ in range(min(slots, len(order)))]
-        self._ahead: deque[_Ahead] = deque()
+        self._free = list(buffers)
+        self._ahead: deque[_Ahead[_Buffer]] = deque()
         self._next = 0
         self._leased = False
         self._control = native.Control()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sllm-ring")
         self._read_ahead()
 
-    def __enter__(self) -> Ring:
+    def __enter__(self) -> Ring[_Buffer]:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     @contextmanager
-    def lease(self, group: int, *, timeout_s: float = TIMEOUT_S) -> Iterator[native.HostBuffer]:
+    def lease(self, group: int, *, timeout_s: float = TIMEOUT_S) -> Iterator[_Buffer]:
         """Return the buffer with a group; after the context it is read into again.
 
         Waits until the group is read. Raises what reading it raised, DeadlineError after timeout_s.
@@ -90,7 +106,7 @@ class Ring:
         self._control.cancel()
         self._executor.shutdown(cancel_futures=True)
 
-    def _take(self, group: int, timeout_s: float) -> native.HostBuffer:
+    def _take(self, group: int, timeout_s: float) -> _Buffer:
         if not self._ahead or self._ahead[0].group != group:
             self._restart(group)
         first = self._ahead.popleft()
@@ -127,6 +143,6 @@ class Ring:
         """Read the next groups into all buffers that are free."""
         while self._free:
             buffer, group = self._free.pop(), self._order[self._next]
-            reading = self._executor.submit(self._reader.read, group, buffer, self._control)
+            reading = self._executor.submit(self._fill, group, buffer, self._control)
             self._ahead.append(_Ahead(group, buffer, reading))
             self._next = (self._next + 1) % len(self._order)

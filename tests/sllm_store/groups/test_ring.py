@@ -11,7 +11,7 @@ from torch.utils.dlpack import from_dlpack
 
 from sllm_store.errors import DeadlineError, ReadError
 from sllm_store.groups.reader import GroupReader
-from sllm_store.groups.ring import Ring
+from sllm_store.groups.ring import Ring, open_ring
 
 if TYPE_CHECKING:
     from sllm_store.groups.stored import StoredModel
@@ -42,7 +42,9 @@ def reader(model: StoredModel) -> _Watched:
     return _Watched(model)
 
 
-def _require(reader: GroupReader, ring: Ring, group: int, tensors: dict[str, torch.Tensor]) -> None:
+def _require(
+    reader: GroupReader, ring: Ring[HostBuffer], group: int, tensors: dict[str, torch.Tensor]
+) -> None:
     (tensor,), (place,) = reader.layouts[group].tensors, reader.layouts[group].places
     with ring.lease(group) as buffer:
         raw = from_dlpack(buffer)[place : place + tensor.size_bytes]
@@ -52,7 +54,7 @@ def _require(reader: GroupReader, ring: Ring, group: int, tensors: dict[str, tor
 @pytest.mark.parametrize("slots", [1, 2, 9])
 def test_turns_repeat(reader: _Watched, tensors: dict[str, torch.Tensor], slots: int) -> None:
     order = [4, 0, 2]
-    with Ring(reader, order, slots=slots) as ring:
+    with open_ring(reader, order, slots=slots) as ring:
         for group in order * 3:
             _require(reader, ring, group, tensors)
         assert ring.counts.leased == 9
@@ -64,7 +66,7 @@ def test_turns_repeat(reader: _Watched, tensors: dict[str, torch.Tensor], slots:
 def test_another_group_begins_the_turn_anew(
     reader: _Watched, tensors: dict[str, torch.Tensor]
 ) -> None:
-    with Ring(reader, range(6), slots=2) as ring:
+    with open_ring(reader, range(6), slots=2) as ring:
         for group in (0, 1, 4, 5, 0, 3, 3, 2):
             _require(reader, ring, group, tensors)
         assert ring.counts.restarts == 4
@@ -80,7 +82,7 @@ def test_reading_goes_on_while_a_group_is_in_use(reader: _Watched) -> None:
             reached.set()
 
     reader.read = read  # type: ignore[method-assign]
-    with Ring(reader, range(6), slots=3) as ring, ring.lease(0):
+    with open_ring(reader, range(6), slots=3) as ring, ring.lease(0):
         assert reached.wait(60), "the groups after the one in use are read"
 
 
@@ -88,7 +90,7 @@ def test_a_read_that_fails_is_raised_once_and_tried_again(
     reader: _Watched, tensors: dict[str, torch.Tensor]
 ) -> None:
     reader.failures = 1
-    with Ring(reader, range(6), slots=2) as ring:
+    with open_ring(reader, range(6), slots=2) as ring:
         with pytest.raises(ReadError, match="the disk is gone"), ring.lease(0):
             pass
         for group in (0, 1, 2):
@@ -99,7 +101,7 @@ def test_a_slow_read_is_waited_for_until_the_deadline_and_then_again(
     reader: _Watched, tensors: dict[str, torch.Tensor]
 ) -> None:
     reader.may_read.clear()
-    with Ring(reader, range(6), slots=2) as ring:
+    with open_ring(reader, range(6), slots=2) as ring:
         with pytest.raises(DeadlineError), ring.lease(0, timeout_s=0.01):
             pass
         reader.may_read.set()
@@ -109,6 +111,6 @@ def test_a_slow_read_is_waited_for_until_the_deadline_and_then_again(
 
 
 def test_closing_twice_is_closing_once(reader: _Watched) -> None:
-    ring = Ring(reader, range(6), slots=2)
+    ring = open_ring(reader, range(6), slots=2)
     ring.close()
     ring.close()

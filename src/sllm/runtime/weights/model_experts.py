@@ -11,7 +11,7 @@ from sllm.runtime.weights.expert_cache import CachedExperts, ExpertCache
 from sllm.runtime.weights.slots import CacheCounts, SlotTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from sllm.runtime.weights.model_groups import ModelGroups
     from sllm.runtime.weights.source import Expert, ExpertSource
@@ -40,7 +40,7 @@ def open_host_experts(model: ModelGroups, slots: int) -> ModelExperts:
 
     If there is a slot for each, they are read now.
     """
-    layers = _numbers(model)
+    layers = expert_numbers(model)
     if not layers:
         return ModelExperts({})
     fetcher = DiskFetcher(model, slots)
@@ -51,9 +51,7 @@ def open_host_experts(model: ModelGroups, slots: int) -> ModelExperts:
 
     cache = ExpertCache(table, fetcher, view)
     if slots < len(model.experts):
-        return ModelExperts(
-            {layer: CachedExperts(cache, layer) for layer in layers}, cache.counts, fetcher.close
-        )
+        return cached_experts(cache, layers, fetcher.close)
     try:
         return ModelExperts(read_all(cache, layers), close=fetcher.close)
     except BaseException:
@@ -67,7 +65,16 @@ def eviction_for(model: ModelGroups, slots: int) -> FrequencyEviction:
     A use counts half after as many visits as it takes to fill a layer's share of the slots anew.
     """
     chosen = max(model.needs().experts_chosen, 1)
-    return FrequencyEviction(max(slots / (len(_numbers(model)) * chosen), 1.0))
+    return FrequencyEviction(max(slots / (len(expert_numbers(model)) * chosen), 1.0))
+
+
+def cached_experts(
+    cache: ExpertCache[Expert], layers: Iterable[int], close: Callable[[], None] = lambda: None
+) -> ModelExperts:
+    """Return the experts of layers by way of a cache."""
+    return ModelExperts(
+        {layer: CachedExperts(cache, layer) for layer in layers}, cache.counts, close
+    )
 
 
 def read_all(
@@ -76,12 +83,15 @@ def read_all(
     """Return all experts, read into a cache that has a slot for each."""
     resident: dict[int, ExpertSource] = {}
     for layer, numbers in layers.items():
-        with cache.lease(layer, numbers) as experts:
-            resident[layer] = ResidentExperts(dict(experts))
+        found: dict[int, Expert] = {}
+        for start in range(0, len(numbers), cache.capacity):
+            with cache.lease(layer, numbers[start : start + cache.capacity]) as experts:
+                found |= experts
+        resident[layer] = ResidentExperts(found)
     return resident
 
 
-def _numbers(model: ModelGroups) -> dict[int, list[int]]:
+def expert_numbers(model: ModelGroups) -> dict[int, list[int]]:
     """Return the experts' numbers by their layer."""
     layers: dict[int, list[int]] = {}
     for key in model.experts:

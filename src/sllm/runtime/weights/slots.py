@@ -25,6 +25,10 @@ class CacheCounts:
         """Return the share of experts that were there."""
         return self.hits / max(self.hits + self.misses, 1)
 
+    def reset(self) -> None:
+        """Begin to count anew."""
+        self.hits = self.misses = 0
+
 
 class Claim(NamedTuple):
     """Slots of the experts of one lease: those that are there, and those to be filled."""

@@ -1,6 +1,6 @@
 """StoredWeights: a WeightSource over a checkpoint on disk, as much of it in memory as is allowed.
 
-Resident and streamed layers come from the same reads into the same layout, so what is computed is
+Resident and streamed weights come from the same reads into the same layout, so what is computed is
 the same in every bit.
 """
 
@@ -9,12 +9,9 @@ from __future__ import annotations
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from torch.utils.dlpack import from_dlpack
-
-from sllm.runtime.weights.model_experts import open_host_experts
 from sllm.runtime.weights.model_groups import ENDS, ModelGroups
+from sllm.runtime.weights.placement import place_on_host
 from sllm.runtime.weights.residency import SLOTS, Budgets, plan_residency
-from sllm_store.groups.ring import Ring
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +20,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from sllm.runtime.weights.placement import Placement
     from sllm.runtime.weights.residency import Residency
     from sllm.runtime.weights.slots import CacheCounts
     from sllm.runtime.weights.source import Weights
@@ -34,31 +32,30 @@ class StoredWeights:
     context, to end its reads.
     """
 
-    def __init__(self, model: ModelGroups, residency: Residency) -> None:
+    def __init__(self, model: ModelGroups, residency: Residency, placement: Placement) -> None:
         self.config = model.config
         self.residency = residency
         self._model = model
-        self._ends = model.assemble_ends(self._load(ENDS))
-        self._experts = open_host_experts(model, residency.expert_slots)
+        self._placement = placement
+        self._ends = model.assemble_ends(placement.groups[ENDS])
         self._resident = {
-            index: self._assemble(index, self._load(index + 1)) for index in residency.resident
+            index: self._assemble(index, placement.groups[index + 1])
+            for index in residency.resident
         }
-        order = [index + 1 for index in residency.streamed]
-        self._ring = Ring(model.reader, order, slots=residency.slots) if order else None
 
     @classmethod
     def open(
         cls, path: Path, *, budget_bytes: int | None = None, slots: int = SLOTS
     ) -> StoredWeights:
-        """Open a checkpoint of any format, and read what stays.
+        """Open a checkpoint of any format in host memory, and read what stays.
 
         budget_bytes: what the weights may take in memory; None for all. Raises BudgetError if that
         is too little, and for what cannot be computed UnsupportedModelError, before anything large
         is read.
         """
         model = ModelGroups.open(path)
-        budgets = Budgets(device_bytes=budget_bytes)
-        return cls(model, plan_residency(model.needs(), budgets, slots=slots))
+        plan = plan_residency(model.needs(), Budgets(device_bytes=budget_bytes), slots=slots)
+        return cls(model, plan, place_on_host(model, plan))
 
     def __enter__(self) -> StoredWeights:
         return self
@@ -74,12 +71,12 @@ class StoredWeights:
     @property
     def counts(self) -> RingCounts | None:
         """Return what the streaming of layers has done; None if every layer is resident."""
-        return None if self._ring is None else self._ring.counts
+        return None if self._placement.layers is None else self._placement.layers.counts
 
     @property
     def expert_counts(self) -> CacheCounts | None:
         """Return what the cache of experts has done; None if there are none, or all are there."""
-        return self._experts.counts
+        return self._placement.experts.counts
 
     @property
     def weight_bytes(self) -> int:
@@ -97,19 +94,13 @@ class StoredWeights:
 
     def close(self) -> None:
         """End the reads. A second call does nothing."""
-        if self._ring is not None:
-            self._ring.close()
-        self._experts.close()
+        self._placement.close()
 
     @contextmanager
     def _stream(self, index: int) -> Iterator[Weights]:
-        assert self._ring is not None, "a layer is resident or streamed"
-        with self._ring.lease(index + 1) as buffer:
-            yield self._assemble(index, from_dlpack(buffer))
-
-    def _load(self, group: int) -> torch.Tensor:
-        raw: torch.Tensor = from_dlpack(self._model.reader.load(group))
-        return raw
+        assert self._placement.layers is not None, "a layer is resident or streamed"
+        with self._placement.layers.lease(index + 1) as raw:
+            yield self._assemble(index, raw)
 
     def _assemble(self, index: int, raw: torch.Tensor) -> Weights:
-        return self._model.assemble_layer(index, raw, self._experts.layer(index))
+        return self._model.assemble_layer(index, raw, self._placement.experts.layer(index))

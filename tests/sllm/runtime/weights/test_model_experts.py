@@ -14,6 +14,7 @@ from sllm.runtime.batch import Batch, Piece
 from sllm.runtime.cache.memory import CacheMemory
 from sllm.runtime.decoder import Decoder
 from sllm.runtime.weights.model_groups import ModelGroups
+from sllm.runtime.weights.placement import place_on_host
 from sllm.runtime.weights.residency import Budgets, plan_residency
 from sllm.runtime.weights.stored import StoredWeights
 from sllm_store.errors import StoreError
@@ -70,8 +71,8 @@ def _compute(source: StoredWeights) -> torch.Tensor:
 def _open(path: Path, experts: int) -> StoredWeights:
     """Open a checkpoint with slots for so many experts."""
     model = ModelGroups.open(path)
-    plan = plan_residency(model.needs(), Budgets())
-    return StoredWeights(model, replace(plan, expert_slots=experts))
+    plan = replace(plan_residency(model.needs(), Budgets()), expert_slots=experts)
+    return StoredWeights(model, plan, place_on_host(model, plan))
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -1,0 +1,97 @@
+"""Experts from host memory into slots of a device; what the host does not have comes from disk."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+
+    from sllm.runtime.weights.eviction import ExpertKey
+    from sllm.runtime.weights.expert_cache import ExpertCache
+    from sllm.runtime.weights.lane import Lane
+
+
+class DeviceFetch:
+    """Experts of one layer on their way; those that the host has are being copied already."""
+
+    def __init__(
+        self,
+        lane: Lane[Any],
+        host: ExpertCache[torch.Tensor],
+        targets: Mapping[ExpertKey, torch.Tensor],
+    ) -> None:
+        self._lane = lane
+        self._targets = targets
+        self._marks: dict[ExpertKey, Any] = {}
+        self._waited: set[ExpertKey] = set()
+        self._now = lane.mark()
+        (layer,) = {key.layer for key in targets}
+        with ExitStack() as holding:
+            leased = host.lease(layer, [key.number for key in targets])
+            self._sources = holding.enter_context(leased)
+            for key in targets:
+                if key.number in self._sources.there:
+                    self._copy(key)
+            self._holding = holding.pop_all()
+
+    def wait(self, key: ExpertKey) -> None:
+        """Let what computes wait for an expert; raise if it could not be read."""
+        if key not in self._marks:
+            self._copy(key)
+        if key not in self._waited:
+            self._lane.wait(self._marks[key])
+            self._waited.add(key)
+
+    def end(self) -> Sequence[ExpertKey]:
+        """Return the experts that the host did not have and nobody waited for."""
+        for key in self._marks:
+            self.wait(key)
+        return [key for key in self._targets if key not in self._marks]
+
+    def release(self) -> None:
+        """Give the host's slots back, once the copies have ended. A second call does nothing."""
+        for mark in self._marks.values():
+            self._lane.finish(mark)
+        self._holding.close()
+
+    def _copy(self, key: ExpertKey) -> None:
+        source = self._sources[key.number]
+        self._marks[key] = self._lane.copy(self._targets[key], source, after=self._now)
+
+
+class DeviceFetcher:
+    """Slots on a device, over a cache in host memory.
+
+    The host's slots of one fetch are given back when the next begins: by then its copies have ended
+    long ago, and nobody has had to wait for them.
+    """
+
+    def __init__(
+        self, lane: Lane[Any], host: ExpertCache[torch.Tensor], *, slots: int, slot_bytes: int
+    ) -> None:
+        self._lane = lane
+        self._host = host
+        self._slot_bytes = slot_bytes
+        self._memory = lane.allocate(slots * slot_bytes)
+        self._last: DeviceFetch | None = None
+
+    def slot(self, slot: int) -> torch.Tensor:
+        """Return a slot's bytes."""
+        return self._memory[slot * self._slot_bytes : (slot + 1) * self._slot_bytes]
+
+    def fetch(self, slots: Mapping[ExpertKey, int]) -> DeviceFetch:
+        """Begin to copy experts into slots."""
+        self.release()
+        targets = {key: self.slot(slot) for key, slot in slots.items()}
+        self._last = DeviceFetch(self._lane, self._host, targets)
+        return self._last
+
+    def release(self) -> None:
+        """Wait for the copies of the last fetch and give the host's slots back."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.release()

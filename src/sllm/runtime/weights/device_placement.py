@@ -1,0 +1,152 @@
+"""The bytes of a model where a plan has them: on a device, in pinned host memory, and on disk."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.dlpack import from_dlpack
+
+from sllm.runtime.weights.device_experts import DeviceFetcher
+from sllm.runtime.weights.device_layers import DeviceLayers
+from sllm.runtime.weights.disk_experts import DiskFetcher
+from sllm.runtime.weights.expert_cache import ExpertCache
+from sllm.runtime.weights.model_experts import (
+    ModelExperts,
+    cached_experts,
+    eviction_for,
+    expert_numbers,
+    read_all,
+)
+from sllm.runtime.weights.model_groups import ENDS
+from sllm.runtime.weights.placement import Placement
+from sllm.runtime.weights.slots import SlotTable
+from sllm_store.groups.ring import Ring
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import torch
+
+    from sllm.runtime.weights.eviction import ExpertKey
+    from sllm.runtime.weights.lane import Lane
+    from sllm.runtime.weights.model_groups import ModelGroups
+    from sllm.runtime.weights.residency import Residency
+    from sllm.runtime.weights.source import Expert
+
+_LOADING = 2  # Buffers that resident groups go through: one is read into while one is copied.
+
+
+def place_on_device(model: ModelGroups, residency: Residency, lane: Lane[Any]) -> Placement:
+    """Read and copy what stays, fill the host's tier, and begin to copy what is streamed.
+
+    The lane is closed with the placement, or if this raises.
+    """
+    with ExitStack() as closing:
+        closing.callback(lane.close)
+        fixed = (ENDS, *(index + 1 for index in residency.resident))
+        groups = _copy_groups(model, lane, fixed)
+        layers = _stream_layers(model, residency, lane, closing) if residency.streamed else None
+        experts = _open_experts(model, residency, lane, closing)
+        return Placement(
+            groups=groups, layers=layers, experts=experts, close=closing.pop_all().close
+        )
+
+
+def _copy_groups(
+    model: ModelGroups, lane: Lane[Any], groups: Sequence[int]
+) -> dict[int, torch.Tensor]:
+    found = {}
+    with _open_staging(model, lane, groups, slots=_LOADING) as ring:
+        for group in groups:
+            size_bytes = model.reader.size_bytes(group)
+            found[group] = lane.allocate(size_bytes)
+            with ring.lease(group) as buffer:
+                source = from_dlpack(buffer)[:size_bytes]
+                lane.finish(lane.copy(found[group], source, after=lane.mark()))
+    return found
+
+
+@contextmanager
+def _open_staging(
+    model: ModelGroups, lane: Lane[Any], order: Sequence[int], *, slots: int
+) -> Iterator[Ring[Any]]:
+    """Return a ring that reads from disk into pinned memory."""
+    size_bytes = max(map(model.reader.size_bytes, order))
+    buffers = [model.reader.allocate(size_bytes) for _ in range(min(slots, len(order)))]
+    memories = [from_dlpack(buffer) for buffer in buffers]
+    for memory in memories:
+        lane.pin(memory)
+    try:
+        with Ring(model.reader.read, order, buffers) as ring:
+            yield ring
+    finally:
+        for memory in memories:
+            lane.unpin(memory)
+
+
+def _stream_layers(
+    model: ModelGroups, residency: Residency, lane: Lane[Any], closing: ExitStack
+) -> DeviceLayers:
+    pinned = {}
+    for index in residency.pinned:
+        pinned[index + 1] = from_dlpack(model.reader.load(index + 1))
+        lane.pin(pinned[index + 1])
+    order = [index + 1 for index in residency.streamed]
+    staging = None
+    if residency.disk:
+        disk = [index + 1 for index in residency.disk]
+        staging = closing.enter_context(_open_staging(model, lane, disk, slots=residency.staging))
+    layers = DeviceLayers(
+        lane,
+        {group: model.reader.size_bytes(group) for group in order},
+        slots=residency.slots,
+        pinned=pinned,
+        staging=staging,
+    )
+    closing.callback(layers.close)
+    return layers
+
+
+def _open_experts(
+    model: ModelGroups, residency: Residency, lane: Lane[Any], closing: ExitStack
+) -> ModelExperts:
+    numbers = expert_numbers(model)
+    if not numbers:
+        return ModelExperts({})
+    all_stay = residency.expert_slots >= len(model.experts)
+    host_slots = residency.host_expert_slots or max(map(len, numbers.values()))
+    disk = DiskFetcher(model, host_slots)
+    closing.callback(disk.close)
+    host_table = SlotTable(host_slots, eviction_for(model, host_slots))
+    host = ExpertCache(host_table, disk, lambda _, slot: disk.slot(slot))
+    if not all_stay:
+        _fill_host(host, numbers, host_slots)
+    lane.pin(disk.memory)
+    fetcher = DeviceFetcher(lane, host, slots=residency.expert_slots, slot_bytes=model.slot_bytes)
+    closing.callback(fetcher.release)
+    table = SlotTable(residency.expert_slots, eviction_for(model, residency.expert_slots))
+
+    def view(key: ExpertKey, slot: int) -> Expert:
+        return model.assemble_expert(key, fetcher.slot(slot))
+
+    cache = ExpertCache(table, fetcher, view, capacity=host.capacity)
+    if not all_stay:
+        return cached_experts(cache, numbers)
+    resident = read_all(cache, numbers)
+    fetcher.release()
+    lane.unpin(disk.memory)
+    disk.close()
+    return ModelExperts(resident)
+
+
+def _fill_host(
+    host: ExpertCache[torch.Tensor], numbers: Mapping[int, list[int]], slots: int
+) -> None:
+    """Read as many experts of each layer as there is room for, so that later reads are fewer."""
+    total = sum(map(len, numbers.values()))
+    for layer, own in numbers.items():
+        some = own[: len(own) * slots // total]
+        with host.lease(layer, some) as experts:
+            dict(experts)
+    host.counts.reset()

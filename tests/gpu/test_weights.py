@@ -1,0 +1,96 @@
+"""Weights on a GPU compute the same bits from its memory, from pinned memory and from disk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from sllm.core.errors import BudgetError
+from sllm.runtime.batch import Batch, Piece
+from sllm.runtime.cache.memory import CacheMemory
+from sllm.runtime.decoder import Decoder
+from sllm.runtime.weights.lane import CudaLane
+from sllm.runtime.weights.model_groups import ModelGroups
+from sllm.runtime.weights.opening import open_on_device, open_weights
+from sllm.runtime.weights.residency import Budgets, plan_residency
+from tests.sllm.runtime.tiny_models import make_model, random_tokens
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sllm.runtime.weights.residency import Residency
+    from sllm.runtime.weights.stored import StoredWeights
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+TOKENS = random_tokens(9)
+
+
+def _compute(source: StoredWeights) -> torch.Tensor:
+    """Return the logits of a prompt and of a few tokens after it."""
+    device = torch.device("cuda")
+    decoder = Decoder(source.config, source, device=device)
+    memory = CacheMemory(source.config, tokens=64, sequences=1, device=device)
+    sequence, tokens, found = memory.open(), TOKENS, []
+    for _ in range(4):
+        piece = Piece(sequence=sequence, tokens=tokens, outputs=len(tokens))
+        found.append(decoder.forward(Batch.of([piece], device), memory))
+        tokens = [int(found[-1][-1].argmax())]
+    return torch.cat(found).cpu()
+
+
+@pytest.fixture(params=["llama", "qwen3-moe", "qwen3.5-moe"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    make_model(request.param, num_hidden_layers=4).theirs.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def _open(path: Path, **changes: object) -> StoredWeights:
+    model = ModelGroups.open(path)
+    plan: Residency = plan_residency(model.needs(), Budgets(has_host=True))
+    if not model.experts:
+        changes = {name: value for name, value in changes.items() if "expert" not in name}
+    plan = replace(plan, **changes)  # type: ignore[arg-type]
+    return open_on_device(model, plan, CudaLane(torch.device("cuda")))
+
+
+@pytest.mark.parametrize("pinned", [0, 2, 4])
+@pytest.mark.parametrize("slots", [1, 3])
+def test_every_tier_computes_the_same_bits(path: Path, *, pinned: int, slots: int) -> None:
+    with open_weights(path, device="cuda") as resident:
+        assert not resident.residency.streamed
+        expected = _compute(resident)
+    layers = range(4)
+    with _open(
+        path,
+        resident=(),
+        pinned=tuple(layers[:pinned]),
+        disk=tuple(layers[pinned:]),
+        slots=slots,
+        staging=slots,
+        expert_slots=slots,
+        host_expert_slots=1 + 3 * pinned,
+    ) as source:
+        assert torch.equal(_compute(source), expected)
+        assert torch.equal(_compute(source), expected)
+        assert source.counts is not None
+        assert source.counts.leased == 8 * 4
+
+
+def test_a_budget_is_kept_to_and_passes_allocate_no_weights(path: Path) -> None:
+    needs = ModelGroups.open(path).needs()
+    device_bytes = needs.ends_bytes + 2 * max(needs.layer_bytes) + 3 * needs.expert_bytes
+    before = torch.cuda.memory_allocated()
+    with open_weights(path, device="cuda", device_budget_bytes=device_bytes) as source:
+        _compute(source)
+        assert source.residency.pinned
+        assert source.residency.device_bytes <= device_bytes
+        # Each allocation is rounded up to 512 bytes.
+        assert torch.cuda.memory_allocated() - before <= device_bytes + (1 << 20)
+    with pytest.raises(BudgetError, match="on its device"):
+        open_weights(path, device="cuda", device_budget_bytes=1000)

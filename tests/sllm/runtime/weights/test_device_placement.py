@@ -1,0 +1,126 @@
+"""Weights on a device compute the same bits from every tier, with copies made as late as may be."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from sllm.runtime.batch import Batch, Piece
+from sllm.runtime.cache.memory import CacheMemory
+from sllm.runtime.decoder import Decoder
+from sllm.runtime.weights.model_groups import ModelGroups
+from sllm.runtime.weights.opening import open_on_device
+from sllm.runtime.weights.residency import Budgets, Residency, plan_residency
+from sllm.runtime.weights.stored import StoredWeights
+from sllm_store.errors import StoreError
+from tests.sllm.runtime.tiny_models import make_model, random_tokens
+from tests.sllm.runtime.weights.deferred_lane import DeferredLane
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TOKENS = random_tokens(9)
+
+
+def _save(name: str, path: Path) -> Path:
+    make_model(name, num_hidden_layers=4).theirs.save_pretrained(path)
+    return path
+
+
+def _compute(source: StoredWeights) -> torch.Tensor:
+    """Return the logits of a prompt and of a few tokens after it."""
+    decoder = Decoder(source.config, source)
+    memory = CacheMemory(source.config, tokens=64, sequences=1)
+    sequence, tokens, found = memory.open(), TOKENS, []
+    for _ in range(4):
+        piece = Piece(sequence=sequence, tokens=tokens, outputs=len(tokens))
+        found.append(decoder.forward(Batch.of([piece]), memory))
+        tokens = [int(found[-1][-1].argmax())]
+    return torch.cat(found)
+
+
+def _plan(model: ModelGroups, *, device_bytes: int | None, host_bytes: int | None) -> Residency:
+    budgets = Budgets(device_bytes=device_bytes, host_bytes=host_bytes, has_host=True)
+    return plan_residency(model.needs(), budgets)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3-moe", "qwen3.5-moe"])
+@pytest.mark.parametrize("resident", [0, 1, 4])
+@pytest.mark.parametrize(("pinned", "slots"), [(0, 1), (0, 3), (1, 1), (1, 3), (3, 3)])
+def test_every_split_computes_the_same_bits(
+    name: str, tmp_path: Path, *, resident: int, pinned: int, slots: int
+) -> None:
+    path = _save(name, tmp_path)
+    model = ModelGroups.open(path)
+    streamed = tuple(range(resident, 4))
+    plan = replace(
+        _plan(model, device_bytes=None, host_bytes=None),
+        resident=tuple(range(resident)),
+        pinned=streamed[:pinned],
+        disk=streamed[pinned:],
+        slots=slots,
+        staging=min(slots, 2),
+    )
+    if resident < 4 and model.experts:
+        plan = replace(plan, expert_slots=2 + slots, host_expert_slots=1 + 4 * pinned)
+    with StoredWeights.open(path) as host:
+        expected = _compute(host)
+    lane = DeferredLane()
+    with open_on_device(model, plan, lane) as source:
+        assert torch.equal(_compute(source), expected)
+        kept = lane.allocated_bytes
+        assert torch.equal(_compute(source), expected)
+        assert lane.allocated_bytes == kept, "a pass allocates nothing"
+        if source.counts is not None:
+            assert source.counts.leased == 8 * len(streamed)
+        source.close()
+    assert lane.closed
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3-next"])
+def test_a_plan_within_budgets_is_kept_to(name: str, tmp_path: Path) -> None:
+    path = _save(name, tmp_path)
+    model = ModelGroups.open(path)
+    needs = model.needs()
+    device_bytes = needs.ends_bytes + 3 * max(needs.layer_bytes) + 3 * needs.expert_bytes
+    host_bytes = 2 * max(needs.layer_bytes) + 7 * needs.expert_bytes
+    plan = _plan(model, device_bytes=device_bytes, host_bytes=host_bytes)
+    lane = DeferredLane()
+    with StoredWeights.open(path) as host, open_on_device(model, plan, lane) as source:
+        assert plan.streamed
+        assert torch.equal(_compute(source), _compute(host))
+        assert lane.allocated_bytes <= device_bytes
+        assert (source.expert_counts is not None) == bool(needs.experts)
+
+
+def test_a_read_that_fails_fails_its_pass_and_closing_still_works(tmp_path: Path) -> None:
+    path = _save("qwen3-moe", tmp_path)
+    model = ModelGroups.open(path)
+    plan = replace(
+        _plan(model, device_bytes=None, host_bytes=None), expert_slots=3, host_expert_slots=3
+    )
+    file = path / "model.safetensors"
+    lane = DeferredLane()
+    with ExitStack() as closing:
+        source = closing.enter_context(open_on_device(model, plan, lane))
+        file.write_bytes(file.read_bytes()[:20000])
+        for _ in range(2):
+            with source.layer(1) as weights:
+                assert weights.experts is not None
+                with pytest.raises(StoreError), weights.experts.lease([4, 5]) as experts:
+                    dict(experts)
+    assert lane.closed
+
+
+def test_what_cannot_be_read_leaves_no_memory_pinned(tmp_path: Path) -> None:
+    path = _save("llama", tmp_path)
+    model = ModelGroups.open(path)
+    (path / "model.safetensors").write_bytes(b"")
+    lane = DeferredLane()
+    with pytest.raises(StoreError):
+        open_on_device(model, _plan(model, device_bytes=None, host_bytes=None), lane)
+    assert lane.closed
