@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from sllm.backends.engine import EngineState
 from sllm.core.errors import BudgetError, UnsupportedModelError
 from sllm.runtime.cache.memory import CacheMemory, bytes_per_token
 from sllm.runtime.decoder import Decoder
+from sllm.runtime.engine.draft import Draft, check_draft
+from sllm.runtime.engine.guesses import Lookup, takes_back
 from sllm.runtime.engine.schedule import EngineLimits
 from sllm.runtime.engine.token_engine import TokenEngine
 from sllm.runtime.weights.stored import StoredWeights
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from sllm.backends.engine import Ticket
     from sllm.core.requests import Step, TokenRequest
     from sllm.runtime.config.model import ModelConfig
+    from sllm.runtime.engine.guesses import Guesser
 
 _CACHE_SHARE = 4  # The cache takes up to this part of the memory that is free, unless told.
 
@@ -35,6 +39,8 @@ class EngineOptions:
     device: `cpu`, or `auto`, which is the CPU so far. device_budget_bytes and host_budget_bytes:
     what the weights may take in the memory of the device and of the host; None for all of them.
     parallel and waiting: requests that are computed at a time, and that may wait beyond those.
+    speculate: whether to guess tokens and check them, where the model allows it; by what came
+    before, or by a small model of the same tokens at `draft`, which stays in memory.
     """
 
     context_tokens: int | None = None
@@ -43,14 +49,17 @@ class EngineOptions:
     host_budget_bytes: int | None = None
     parallel: int = 8
     waiting: int = 512
+    draft: Path | None = None
+    speculate: bool = True
 
 
 class LocalEngine:
-    """An engine over weights that are its own."""
+    """An engine over weights that are its own; `open_files` are closed after it."""
 
-    def __init__(self, engine: TokenEngine, source: StoredWeights) -> None:
+    def __init__(self, engine: TokenEngine, source: StoredWeights, open_files: ExitStack) -> None:
         self._engine = engine
         self._source = source
+        self._open_files = open_files
 
     @property
     def context_tokens(self) -> int:
@@ -81,7 +90,7 @@ class LocalEngine:
     def close(self) -> None:
         """End every request with EngineClosedError, then free everything."""
         self._engine.close()
-        self._source.close()
+        self._open_files.close()
 
 
 def open_engine(path: Path, options: EngineOptions) -> LocalEngine:
@@ -94,24 +103,43 @@ def open_engine(path: Path, options: EngineOptions) -> LocalEngine:
         raise UnsupportedModelError(f"device {options.device!r}: models are computed on the cpu")
     budgets = [options.device_budget_bytes, options.host_budget_bytes]
     given = [budget for budget in budgets if budget is not None]
-    source = StoredWeights.open(path, budget_bytes=min(given, default=None))
-    try:
-        tokens, context = _plan_cache(source.config, options, free_bytes=_free_bytes())
-        memory = CacheMemory(source.config, tokens=tokens, sequences=options.parallel)
-    except BaseException:
-        source.close()
-        raise
-    limits = EngineLimits(
-        context_tokens=context, parallel=options.parallel, waiting=options.waiting
-    )
-    return LocalEngine(TokenEngine(Decoder(source.config, source), memory, limits), source)
+    with ExitStack() as opened:
+        source = opened.enter_context(
+            StoredWeights.open(path, budget_bytes=min(given, default=None))
+        )
+        draft = None
+        if options.speculate and options.draft is not None:
+            draft = opened.enter_context(StoredWeights.open(options.draft))
+            check_draft(draft.config, source.config)
+        configs = [each.config for each in (source, draft) if each is not None]
+        tokens, context = _plan_cache(configs, options, free_bytes=_free_bytes())
+        limits = EngineLimits(
+            context_tokens=context, parallel=options.parallel, waiting=options.waiting
+        )
+        guesser: Guesser | None = None
+        if draft is not None:
+            guesser = Draft(*_computing(draft, tokens, limits), pass_tokens=limits.pass_tokens)
+        elif options.speculate and takes_back(source.config):
+            guesser = Lookup()
+        engine = TokenEngine(*_computing(source, tokens, limits), limits, guesser=guesser)
+        return LocalEngine(engine, source, opened.pop_all())
 
 
-def _plan_cache(config: ModelConfig, options: EngineOptions, *, free_bytes: int) -> tuple[int, int]:
-    """Return the tokens that the cache has room for, and the context of one request."""
-    each = max(bytes_per_token(config, torch.float32), 1)
+def _computing(
+    source: StoredWeights, tokens: int, limits: EngineLimits
+) -> tuple[Decoder, CacheMemory]:
+    memory = CacheMemory(source.config, tokens=tokens, sequences=limits.parallel)
+    return Decoder(source.config, source), memory
+
+
+def _plan_cache(
+    configs: Sequence[ModelConfig], options: EngineOptions, *, free_bytes: int
+) -> tuple[int, int]:
+    """Return the tokens that the caches have room for, and the context of one request."""
+    each = max(sum(bytes_per_token(config, torch.float32) for config in configs), 1)
     fits = free_bytes // _CACHE_SHARE // each
-    context = min(config.context, options.context_tokens or config.context)
+    longest = configs[0].context
+    context = min(longest, options.context_tokens or longest)
     if options.context_tokens is None:
         context = min(context, fits)
     if context < 2 or context > fits:

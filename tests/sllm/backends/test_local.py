@@ -10,7 +10,12 @@ import pytest
 import torch
 
 from sllm.backends.local import EngineOptions, open_engine
-from sllm.core.errors import BudgetError, ContextLengthError, EngineClosedError
+from sllm.core.errors import (
+    BudgetError,
+    ContextLengthError,
+    EngineClosedError,
+    UnsupportedModelError,
+)
 from sllm.core.requests import Finish
 from tests.sllm.runtime.engine.listening import Listener, make_request
 from tests.sllm.runtime.tiny_models import make_model, random_tokens
@@ -73,6 +78,22 @@ def test_a_context_that_memory_has_no_room_for_is_refused(
     engine.close()
     with pytest.raises(BudgetError, match="a context of 200 tokens takes"):
         open_engine(saved, EngineOptions(context_tokens=200))
+
+
+@pytest.mark.parametrize("asked", [{"temperature": 0}, {"top_p": 0.9}])
+def test_guesses_by_a_draft_or_by_what_came_before_change_nothing(
+    saved: Path, asked: dict[str, Any]
+) -> None:
+    asked = {**asked, "max_tokens": 100}
+    expected = _answer(saved, EngineOptions(speculate=False), **asked)
+    assert _answer(saved, EngineOptions(), **asked) == expected
+    assert _answer(saved, EngineOptions(draft=saved), **asked) == expected
+
+
+def test_a_draft_that_cannot_be_one_is_refused(saved: Path, tmp_path: Path) -> None:
+    make_model("llama", vocab_size=100).theirs.save_pretrained(tmp_path / "other")
+    with pytest.raises(UnsupportedModelError, match="same tokenizer"):
+        open_engine(saved, EngineOptions(draft=tmp_path / "other"))
 
 
 @pytest.mark.slow

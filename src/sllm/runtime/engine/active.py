@@ -12,6 +12,7 @@ import torch
 
 from sllm.core.errors import InvalidRequestError
 from sllm.core.requests import Finish, Step
+from sllm.runtime.engine.guesses import Pace
 from sllm.runtime.sampler import choose
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class ActiveRequest:
     """One request. `number` orders requests by arrival; `ids` are its prompt and its answer.
 
     sequence: its place in the cache while it runs. cached: tokens that were in the cache when it
-    first ran. ended: whether its last step was told.
+    first ran. ended: whether its last step was told. pace: how much is guessed for it.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class ActiveRequest:
         self.cached = 0
         self.started_s: float | None = None
         self.ended = False
+        self.pace = Pace()
         self._answer = list(request.answer)
         self._context_tokens = context_tokens
         self._on_step = on_step

@@ -7,9 +7,10 @@ that were in it. The others go on.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sllm.core.errors import EngineClosedError
+from sllm.core.errors import CacheFullError, EngineClosedError
 from sllm.core.requests import Finish, Step
 from sllm.runtime.batch import Batch, Piece
 from sllm.runtime.engine.embedding import embed
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sllm.runtime.cache.memory import CacheMemory
     from sllm.runtime.decoder import Decoder
     from sllm.runtime.engine.active import ActiveRequest
+    from sllm.runtime.engine.guesses import Guesser
     from sllm.runtime.engine.schedule import EngineLimits, Share
     from sllm.runtime.engine.throughput import Throughput
 
@@ -42,6 +44,7 @@ class Passes:
         *,
         throughput: Throughput,
         clock: Callable[[], float],
+        guesser: Guesser | None,
     ) -> None:
         self._decoder = decoder
         self._memory = memory
@@ -49,6 +52,7 @@ class Passes:
         self._schedule = Schedule(memory.books, limits)
         self._throughput = throughput
         self._clock = clock
+        self._guesser = guesser
         self._closed = False
 
     @property
@@ -106,6 +110,7 @@ class Passes:
             return
         self._note_starts(shares)
         try:
+            shares = self._with_guesses(shares)
             logits = self._forward(shares)
         except Exception as error:  # noqa: BLE001 - whoever was in the pass is told
             _log.exception("a pass over %d requests failed, and they end", len(shares))
@@ -114,9 +119,7 @@ class Passes:
             return
         drawing = [share for share in shares if share.complete]
         rows = logits.split([share.outputs for share in drawing])
-        tokens = sum(
-            self._draw(share.request, part) for share, part in zip(drawing, rows, strict=True)
-        )
+        tokens = sum(self._draw(share, part) for share, part in zip(drawing, rows, strict=True))
         self._throughput.note_pass(tokens, now_s=self._clock())
 
     def close(self) -> None:
@@ -127,17 +130,37 @@ class Passes:
 
     def _forward(self, shares: list[Share]) -> torch.Tensor:
         pieces = [
-            Piece(sequence=share.sequence, tokens=share.tokens, outputs=share.outputs)
+            Piece(
+                sequence=share.sequence,
+                tokens=(*share.tokens, *share.guesses),
+                outputs=share.outputs,
+            )
             for share in shares
         ]
         return self._decoder.forward(Batch.of(pieces, self._decoder.device), self._memory)
 
-    def _draw(self, request: ActiveRequest, rows: torch.Tensor) -> int:
+    def _with_guesses(self, shares: list[Share]) -> list[Share]:
+        """Return the shares with guesses for those that decode, as far as there is room."""
+        if self._guesser is None:
+            return shares
+        left = self._pass_tokens - sum(len(share.tokens) for share in shares)
+        counts: dict[int, int] = {}
+        for place, share in enumerate(shares):
+            pace, most = share.request.pace.count(len(share.request.ids)), left
+            if share.is_step and (count := min(pace, most, share.request.tokens_left - 1)) > 0:
+                counts[place] = count
+                left -= count
+        found = self._guesser.guess([shares[place].request for place in counts], [*counts.values()])
+        guessed = dict(zip(counts, found, strict=True))
+        return [_add_guesses(share, guessed.get(place, [])) for place, share in enumerate(shares)]
+
+    def _draw(self, share: Share, rows: torch.Tensor) -> int:
         """Tell a request what its logits brought; return how many tokens that is."""
+        request = share.request
         choices: list[Choice] = []
         finish, error = None, None
         try:
-            choices.extend(request.draw(rows, ()))
+            choices.extend(request.draw(rows, share.guesses))  # What comes before an error stays.
             finish = request.finish()
         except Exception as raised:  # noqa: BLE001 - one request's trouble, and it is told
             error = raised
@@ -145,6 +168,10 @@ class Passes:
             self._end(request, Step(choices=tuple(choices), finish=finish, error=error))
         elif not request.tell(Step(choices=tuple(choices))):
             self._schedule.remove(request)
+        if share.guesses:
+            request.pace.note(
+                guessed=len(share.guesses), right=len(choices) - 1, length=len(request.ids)
+            )
         return len(choices)
 
     def _end(self, request: ActiveRequest, step: Step) -> None:
@@ -159,6 +186,17 @@ class Passes:
         for share in shares:
             if share.request.started_s is None:
                 share.request.started_s = now_s
+
+
+def _add_guesses(share: Share, guesses: list[int]) -> Share:
+    """Return a share with guesses; without them, if the cache has no room."""
+    if not guesses:
+        return share
+    try:
+        share.sequence.reserve(len(share.request.ids) + len(guesses))
+    except CacheFullError:
+        return share
+    return replace(share, guesses=tuple(guesses))
 
 
 def _closed_error() -> EngineClosedError:

@@ -43,20 +43,26 @@ class EngineLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """What a request has in a pass: its next ids.
+    """What a request has in a pass: its next ids, and perhaps guesses of what follows them.
 
-    complete: whether all of them are in the cache after the pass, so that a token can be drawn.
+    complete: whether all ids are in the cache after the pass, so that a token can be drawn.
     """
 
     request: ActiveRequest
     sequence: CachedSequence
     tokens: tuple[int, ...]
     complete: bool
+    guesses: tuple[int, ...] = ()
+
+    @property
+    def is_step(self) -> bool:
+        """Whether it is a step of decoding."""
+        return self.complete and len(self.tokens) == 1
 
     @property
     def outputs(self) -> int:
         """Tokens after which logits are wanted, the last ones."""
-        return int(self.complete)
+        return 1 + len(self.guesses) if self.complete else 0
 
 
 class Schedule:

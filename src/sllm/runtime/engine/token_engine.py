@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sllm.core.requests import Step, TokenRequest
     from sllm.runtime.cache.memory import CacheMemory
     from sllm.runtime.decoder import Decoder
+    from sllm.runtime.engine.guesses import Guesser
     from sllm.runtime.engine.schedule import EngineLimits
 
 
@@ -67,6 +68,7 @@ class TokenEngine:
         memory: CacheMemory,
         limits: EngineLimits,
         *,
+        guesser: Guesser | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits = limits
@@ -79,7 +81,9 @@ class TokenEngine:
         self._taken = 0
         self._load = (0, 0)  # Running and waiting, when that was last looked at.
         self._coming = 0  # Requests and embeddings that came since.
-        passes = Passes(decoder, memory, limits, throughput=self._throughput, clock=clock)
+        passes = Passes(
+            decoder, memory, limits, throughput=self._throughput, clock=clock, guesser=guesser
+        )
         self._thread = Thread(target=self._run, args=(passes,), name="sllm-engine", daemon=True)
         self._thread.start()
 

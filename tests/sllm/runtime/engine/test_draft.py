@@ -1,0 +1,78 @@
+"""A draft guesses what its own model would say, and has a request's place only while it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sllm.core.errors import UnsupportedModelError
+from sllm.runtime.config.families import parse_config
+from sllm.runtime.engine.draft import Draft, check_draft
+from sllm.runtime.engine.schedule import EngineLimits
+from sllm.runtime.engine.token_engine import TokenEngine
+from tests.sllm.runtime.engine.listening import listen, make_request
+from tests.sllm.runtime.engine.test_guesses import CONTEXT, _Counting
+from tests.sllm.runtime.tiny_models import CONFIGS, TinyModel, make_model, random_tokens
+
+
+@pytest.fixture(scope="module")
+def model() -> TinyModel:
+    return make_model("llama")
+
+
+def _run(
+    model: TinyModel, draft: TinyModel | None, *, tokens: int = 512, **asked: Any
+) -> tuple[list[list[int]], int]:
+    decoder = _Counting(model.config, model.source)
+    limits = EngineLimits(context_tokens=CONTEXT, parallel=3, pass_tokens=16)
+    guesser, memory = None, None
+    if draft is not None:
+        memory = draft.memory(tokens=tokens, sequences=3)
+        guesser = Draft(draft.decoder, memory, pass_tokens=16)
+    with TokenEngine(decoder, model.memory(), limits, guesser=guesser) as engine:
+        requests = [
+            make_request(random_tokens(7 * n, seed=n), max_tokens=50, seed=n, **asked)
+            for n in range(1, 6)
+        ]
+        listeners = [listen(engine, request)[0] for request in requests]
+        assert all(listener.last.error is None for listener in listeners)
+    if guesser is not None:
+        assert memory is not None
+        guesser.guess([], [])
+        assert memory.books.slots_free == 3
+        assert memory.books.pages_free == -(-tokens // 16)
+    return [listener.tokens for listener in listeners], decoder.passes
+
+
+@pytest.mark.parametrize("asked", [{"temperature": 0}, {}, {"top_p": 0.8, "repeat_penalty": 1.2}])
+def test_answers_are_the_same_with_a_draft(model: TinyModel, asked: dict[str, Any]) -> None:
+    expected, passes = _run(model, None, **asked)
+    found, fewer = _run(model, model, **asked)
+    assert found == expected
+    assert fewer < passes / 4, "the model guesses itself"
+    found, _ = _run(model, make_model("llama-one-head"), **asked)
+    assert found == expected
+
+
+def test_a_draft_without_room_guesses_for_whom_it_has_room(model: TinyModel) -> None:
+    expected, passes = _run(model, None)
+    found, fewer = _run(model, model, tokens=64)
+    assert found == expected
+    assert fewer < passes
+
+
+def test_a_short_context_of_the_draft_ends_its_guesses(model: TinyModel) -> None:
+    expected, _ = _run(model, None)
+    assert _run(model, make_model("llama", max_position_embeddings=32))[0] == expected
+
+
+def test_only_a_model_of_the_same_tokens_can_be_a_draft(model: TinyModel) -> None:
+    check_draft(model.config, model.config)
+    hybrid = parse_config(CONFIGS["qwen3-next"]().to_dict())
+    with pytest.raises(UnsupportedModelError, match="no draft can guess"):
+        check_draft(model.config, hybrid)
+    with pytest.raises(UnsupportedModelError, match="cannot be a draft"):
+        check_draft(hybrid, model.config)
+    with pytest.raises(UnsupportedModelError, match="same tokenizer"):
+        check_draft(make_model("llama", vocab_size=100).config, model.config)
