@@ -23,6 +23,7 @@ from sllm_store.tiers.device import allocate_device, device_ordinal
 from sllm_store.tiers.direct_storage import choose_mode
 from sllm_store.tiers.planned import PlannedLoads
 from sllm_store.tiers.ring import Rings
+from sllm_store.tiers.ring_steps import ROOM_BYTES, Ring, find_cold, plan_ring
 from sllm_store.tiers.transfer import (
     HOST_DEVICE,
     Target,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from sllm_store.tiers.watching import OnProgress
 
 CHUNK_BYTES = 8 << 20
+SLOT_BYTES = CHUNK_BYTES + ROOM_BYTES
 RING_CHUNKS = 16
 THREADS_MIN = 4
 THREADS_MAX = 16
@@ -137,7 +139,7 @@ def _prepare(path: Path, device_map: Mapping[str, str], mode: str, using: ExitSt
         # Where cuFile reads, nothing touches the ring; what goes to the host need not be pinned.
         ring = native.HostBuffer(_ring_bytes(path)) if pinned is None else pinned.result()
     with no_collection():
-        transfer = _plan_transfer(planned.chunked, targets, host, ring)
+        transfer = _plan_transfer(planned.chunked, (targets, files, mode), host, ring)
     placed = Placed(
         arenas=tuple(arenas),
         devices=plan.devices,
@@ -181,7 +183,7 @@ def _ring_bytes(path: Path) -> int:
         size_bytes = sum(file.stat().st_size for file in files)
     except OSError:  # Opening the checkpoint says what is wrong.
         size_bytes = 0
-    return min(max(div_ceil(size_bytes, CHUNK_BYTES), 1), RING_CHUNKS) * CHUNK_BYTES
+    return min(max(div_ceil(size_bytes, CHUNK_BYTES), 1), RING_CHUNKS) * SLOT_BYTES
 
 
 def _threads() -> int:
@@ -209,27 +211,20 @@ def _targets(
 
 def _plan_transfer(
     chunked: ChunkedImage,
-    targets: list[Target],
+    job: tuple[list[Target], list[native.File], str],
     host: native.HostBuffer | None,
     ring: native.HostBuffer | None,
 ) -> TransferPlan:
     """Read every chunk once: in place on the host, or through the ring to the targets."""
+    targets, files, mode = job
     moves = cut_targets(targets, chunked)
+    if host is None:
+        if ring is None:
+            return TransferPlan()
+        slots = Ring(address=ring.address, slots=ring.size // SLOT_BYTES, slot_bytes=SLOT_BYTES)
+        cold = find_cold(chunked, files, mode)
+        return plan_ring(chunked, moves, slots, files=files, cold=cold)
     transfer = TransferPlan()
-    slots = [-1] * (ring.size // CHUNK_BYTES if ring is not None else 0)
-    used = 0
     for chunk, reads in enumerate(chunked.reads):
-        if host is not None:
-            address = host.address + chunk * CHUNK_BYTES
-            transfer.add(address, reads=reads, moves=moves[chunk])
-        elif moves[chunk].is_any:
-            assert ring is not None
-            slot = used % len(slots)
-            used += 1
-            slots[slot] = transfer.add(
-                ring.address + slot * CHUNK_BYTES,
-                after=slots[slot],
-                reads=reads,
-                moves=moves[chunk],
-            )
+        transfer.add(host.address + chunk * CHUNK_BYTES, reads=reads, moves=moves[chunk])
     return transfer

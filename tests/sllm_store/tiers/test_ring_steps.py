@@ -1,0 +1,179 @@
+"""Chunks through a ring: every byte once, blocks as the disk has them, nobody waits needlessly."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from sllm_store import native
+from sllm_store.checkpoint.layout import Image, Piece, Run
+from sllm_store.tiers.ring_steps import BLOCK_BYTES, ROOM_BYTES, Ring, find_cold, plan_ring
+from sllm_store.tiers.transfer import HOST_DEVICE, ChunkedImage, Target, cut_image, cut_targets
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MB = 1 << 20
+CHUNK = MB
+SLOT = CHUNK + ROOM_BYTES
+HEADER = 5 * BLOCK_BYTES + 1032  # Tensors of published files begin anywhere.
+SIZE = 20 * MB + 4711
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> native.File:
+    path = tmp_path / "data"
+    path.write_bytes(os.urandom(HEADER + SIZE))
+    os.sync()
+    opened = native.File(str(path))
+    opened.evict()
+    return opened
+
+
+def chunked(*, gap: int = 0) -> ChunkedImage:
+    """One run of the file, or two with a gap between them that only the image has."""
+    half = SIZE // 2 // 256 * 256
+    runs = [
+        Run(file=0, file_offset=HEADER, size_bytes=half, image_offset=0),
+        Run(file=0, file_offset=HEADER + half, size_bytes=SIZE - half, image_offset=half + gap),
+    ]
+    return cut_image(Image(size_bytes=SIZE + gap, offsets=(), runs=tuple(runs)), CHUNK)
+
+
+def target(address: int, *, gap: int = 0) -> Target:
+    pieces = (Piece(image_offset=0, size_bytes=SIZE + gap, arena_offset=0),)
+    return Target(device=HOST_DEVICE, address=address, pieces=pieces)
+
+
+def halve(file: native.File) -> None:
+    """Have the first half in the page cache."""
+    memory = native.HostBuffer(SIZE)
+    file.evict()
+    file.read_into(0, memory.address, file.size // 2)
+    descriptor = os.open(file.path, os.O_RDONLY)
+    try:  # What was read ahead.
+        start = file.size // 2 // MB * MB
+        os.posix_fadvise(descriptor, start, file.size - start, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5])
+@pytest.mark.parametrize("gap", [0, 256])
+@pytest.mark.parametrize("state", ["cold", "warm", "half"])
+@pytest.mark.parametrize("mode", ["auto", "direct", "buffered"])
+def test_every_byte_arrives(  # noqa: PLR0917
+    file: native.File, slots: int, gap: int, state: str, mode: str
+) -> None:
+    if state == "half":
+        halve(file)
+    ring = native.HostBuffer(slots * SLOT)
+    memory = native.HostBuffer(SIZE + gap)
+    cut = chunked(gap=gap)
+    targets = [target(memory.address, gap=gap)]
+    plan = plan_ring(
+        cut,
+        cut_targets(targets, cut),
+        Ring(address=ring.address, slots=slots, slot_bytes=SLOT),
+        files=[file],
+        cold=find_cold(cut, [file], mode),
+    )
+    native.run_transfer(
+        [file],
+        plan.steps,
+        plan.reads,
+        plan.copies,
+        [(one.device, one.address, one.via) for one in targets],
+        mode=mode,
+        threads=3,
+        control=native.Control(),
+    )
+    whole = native.HostBuffer(SIZE)
+    file.read_into(HEADER, whole.address, SIZE)
+    half = SIZE // 2 // 256 * 256
+    assert native.crc32c(memory.address, half) == native.crc32c(whole.address, half)
+    second = native.crc32c(memory.address + half + gap, SIZE - half)
+    assert second == native.crc32c(whole.address + half, SIZE - half)
+
+
+def test_what_the_disk_delivers_lands_in_whole_blocks(file: native.File) -> None:
+    cut = chunked()
+    plan = plan_ring(
+        cut,
+        cut_targets([target(1 << 30)], cut),
+        Ring(address=1 << 20, slots=4, slot_bytes=SLOT),
+        files=[file],
+        cold=frozenset(range(cut.chunks_total)),
+    )
+    whole = 0
+    for step, _, start, size, offset in plan.reads:
+        address = plan.steps[step][0] + offset
+        assert address % BLOCK_BYTES == start % BLOCK_BYTES
+        assert offset >= 0
+        assert offset + size <= SLOT
+        whole += start % BLOCK_BYTES == 0 and (start + size) % BLOCK_BYTES == 0
+    assert whole >= cut.chunks_total - 3  # But for the two runs' meeting and the file's end.
+
+
+def test_what_is_cached_is_read_as_it_is(file: native.File) -> None:
+    cut = chunked()
+    moves = cut_targets([target(1 << 30)], cut)
+    ring = Ring(address=1 << 20, slots=4, slot_bytes=SLOT)
+    plan = plan_ring(cut, moves, ring, files=[file], cold=frozenset())
+    assert sum(size for _, _, _, size, _ in plan.reads) == SIZE
+    assert [after for _, after in plan.steps[:5]] == [-1, -1, -1, -1, 0]
+
+
+def test_the_disk_waits_for_nothing_that_the_page_cache_has(file: native.File) -> None:
+    """Else the second half of a file would be asked for when the first had arrived."""
+    cut = chunked()
+    half = cut.chunks_total // 2
+    cold = frozenset(range(half, cut.chunks_total))
+    ring = Ring(address=1 << 20, slots=6, slot_bytes=SLOT)
+    plan = plan_ring(cut, cut_targets([target(1 << 30)], cut), ring, files=[file], cold=cold)
+    for step, (_, after) in enumerate(plan.steps):
+        assert after == -1 or (after in cold) == (step in cold)
+    assert [plan.steps[half + number][1] for number in range(4)] == [-1, -1, -1, half]
+
+
+class HalfCached:
+    """A file of which the page cache has the beginning."""
+
+    def __init__(self, cached: int) -> None:
+        self._cached = cached
+        self.asked = 0
+
+    def resident_bytes(self, offset: int, size: int) -> int:
+        self.asked += 1
+        return max(min(self._cached - offset, size), 0)
+
+
+def test_the_page_cache_is_asked_which_chunks_it_has() -> None:
+    cut = chunked()
+    everything = frozenset(range(cut.chunks_total))
+    half = HalfCached(HEADER + 10 * CHUNK)
+    files = cast("list[native.File]", [half])
+    assert find_cold(cut, files, "auto") == frozenset(range(10, cut.chunks_total))
+    assert half.asked == 2 * cut.chunks_total
+    assert find_cold(cut, files, "direct") == everything
+    assert find_cold(cut, files, "buffered") == frozenset()
+    assert find_cold(cut, files, "cufile") == frozenset()
+
+
+@pytest.mark.parametrize("cached", [0, 1 << 40])
+def test_a_file_that_is_all_of_one_kind_is_asked_about_in_a_few_places(cached: int) -> None:
+    run = Run(file=0, file_offset=HEADER, size_bytes=1000 * CHUNK, image_offset=0)
+    cut = cut_image(Image(size_bytes=1000 * CHUNK, offsets=(), runs=(run,)), CHUNK)
+    file = HalfCached(cached)
+    cold = find_cold(cut, cast("list[native.File]", [file]), "auto")
+    assert len(cold) == (0 if cached else 1000)
+    assert file.asked < 40
+
+
+def test_an_image_of_nothing_has_nothing_cold(file: native.File) -> None:
+    assert (
+        find_cold(ChunkedImage(Image(size_bytes=0, offsets=(), runs=()), CHUNK, []), [file], "auto")
+        == frozenset()
+    )
