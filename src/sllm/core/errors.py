@@ -61,3 +61,11 @@ class LibraryError(ServingError):
 
 class ServerError(ServingError):
     """A server that does not answer, or that answered with an error; the message is its own."""
+
+
+class SettingsError(ServingError, ValueError):
+    """A server that cannot be started as it was asked for; the message names the setting."""
+
+
+class SlowClientError(ServingError):
+    """A client that reads an answer so slowly that too much of it would have to be kept."""

@@ -1,0 +1,136 @@
+"""The application: both APIs, health and metrics, behind one guard."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from sllm.core.errors import ServingError
+from sllm.gateway.access import Guard, JsonBodies
+from sllm.gateway.backing import open_here
+from sllm.gateway.counting import Counting
+from sllm.gateway.failures import Failure, describe
+from sllm.gateway.host import ModelHost
+from sllm.gateway.metrics import GatewayMetrics
+from sllm.gateway.openai import chat, completions, embeddings, models
+from sllm.gateway.service import Here, Service
+from sllm.gateway.shapes import respond
+from sllm_store.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sllm.gateway.backing import Backing
+    from sllm.gateway.settings import Settings
+    from sllm.library.models import Library
+
+_BAD_REQUEST, _CLIENT_GONE = 400, 499
+
+log = logging.getLogger(__name__)
+own = APIRouter()
+
+
+def create_app(library: Library, settings: Settings, backing: Backing | None = None) -> FastAPI:
+    """Return the application. backing: what opens models; the default is this process."""
+    backing = backing or open_here()
+    metrics = GatewayMetrics()
+    host = ModelHost(library, backing, settings, on_load=metrics.load_seconds.observe)
+    metrics.watch(host)
+    app = FastAPI(title="gdsllm", docs_url=None, redoc_url=None, lifespan=_lifespan)
+    app.state.service = Service(
+        library=library, backing=backing, settings=settings, host=host, metrics=metrics
+    )
+    for routes in (own, chat.routes, completions.routes, embeddings.routes, models.routes):
+        app.include_router(routes)
+    for kind in (ServingError, StoreError, Exception):
+        app.add_exception_handler(kind, _on_error)
+    app.add_exception_handler(ClientDisconnect, _on_gone)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_refused)
+    app.add_middleware(JsonBodies)
+    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Counting, metrics=metrics)
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+        )
+    return app
+
+
+@own.get("/health")
+async def tell_health(here: Here) -> Response:
+    """Answer at once; the server lives. Models that are loaded, by name."""
+    models = [resident.loaded.model.name for resident in here.host.residents()]
+    return JSONResponse({"status": "ok", "models": models})
+
+
+@own.get("/metrics")
+async def tell_metrics(here: Here) -> Response:
+    """Return Prometheus metrics."""
+    return Response(generate_latest(here.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Load what is to be loaded at the start, beside serving; free everything at the end."""
+    service: Service = app.state.service
+    loads = [asyncio.create_task(_preload(service, name)) for name in service.settings.preload]
+    try:
+        yield
+    finally:
+        for load in loads:
+            load.cancel()
+        await asyncio.gather(*loads, return_exceptions=True)
+        await service.host.close()
+
+
+async def _preload(service: Service, name: str) -> None:
+    try:
+        (await service.host.lease(name)).release()
+    except (ServingError, StoreError, OSError) as error:
+        log.warning("preload failed", extra={"model": name, "error": str(error)})
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    return respond(describe(error), path=request.url.path)
+
+
+async def _on_gone(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=_CLIENT_GONE)
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first: dict[str, Any] = error.errors()[0]
+    path = [str(step) for step in first["loc"] if step not in {"body", "query", "path"}]
+    field = ".".join(path)
+    if first["type"] == "json_invalid":
+        message, field = f"the body is not JSON: {first['ctx']['error']}", ""
+    elif first["type"] == "missing":
+        message = f"{field or 'the body'} is required"
+    else:
+        message = f"{field or 'the body'}: {first['msg']}"
+    failure = Failure(
+        status=_BAD_REQUEST, message=message, kind="InvalidRequestError", param=field or None
+    )
+    return respond(failure, path=request.url.path)
+
+
+async def _on_refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail.lower()}"
+    failure = Failure(status=error.status_code, message=message, kind="HTTPException")
+    return respond(failure, path=request.url.path)

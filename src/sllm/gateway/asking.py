@@ -1,0 +1,309 @@
+"""Asking: answers that are being written, from an engine's threads into the event loop.
+
+The gateway owns a request: its prompt's ids and the answer's so far are the token log, out of
+which everything that is shown is made. An engine's steps wait in a list, so however many have come
+are taken at once; a client that lets too many wait is given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from sllm.core.errors import EngineClosedError, SlowClientError
+from sllm.core.philox import SEED_MAX
+from sllm.core.requests import Finish
+from sllm.gateway.asked import Chat
+from sllm.gateway.preparation import prepare
+from sllm.gateway.reading import AnswerReader
+from sllm.text.parser import Content, Thinking, ToolCall
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sllm.backends.engine import Engine, Ticket
+    from sllm.core.requests import Step
+    from sllm.gateway.asked import Asked
+    from sllm.gateway.backing import Backing
+    from sllm.gateway.host import Lease, ModelHost
+    from sllm.gateway.preparation import Prepared
+    from sllm.gateway.reading import TokenLogprob
+    from sllm.text.parser import Part
+
+WAITING_TOKENS_MAX = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How an answer ended. prompt_s: up to its first token; answer_s: from there to the last."""
+
+    finish: Finish
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    cached: int
+    prompt_s: float
+    answer_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """What is new of one answer. ending: set with the last one."""
+
+    index: int
+    parts: tuple[Part, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    ending: Ending | None
+
+
+class Answer:
+    """One answer: its token log, and what waits to be read of it."""
+
+    def __init__(self, index: int, prepared: Prepared, wake: Callable[[], None]) -> None:
+        """wake: called in any thread when there is something to read."""
+        self.index = index
+        self.ended = False
+        self._request = prepared.request
+        self._reader = AnswerReader(
+            prepared.text.token_bytes,
+            ends=prepared.request.ends,
+            stop=prepared.request.parameters.stop,
+            parser=prepared.parse() if prepared.parse else None,
+        )
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._steps: list[Step] = []
+        self._waiting_tokens = 0
+        self._ids: list[int] = []
+        self._cached = 0
+        self._began_s = time.monotonic()
+        self._first_s: float | None = None
+        self._ticket: Ticket | None = None
+
+    def submit(self, engine: Engine) -> None:
+        """Begin. Raises what the engine raises."""
+        self._ticket = engine.submit(self._request, self._on_step)
+
+    def cancel(self) -> None:
+        """End it, wherever it is."""
+        if self._ticket is not None and not self.ended:
+            self._ticket.cancel()
+
+    def take(self) -> Delta | None:
+        """Return what has come since; None if nothing has. Raises what ended the answer."""
+        with self._lock:
+            steps, self._steps = self._steps, []
+            waited, self._waiting_tokens = self._waiting_tokens, 0
+        if waited > WAITING_TOKENS_MAX:
+            raise SlowClientError(
+                f"{waited} tokens waited for the client, and no more may; read answers faster"
+            )
+        if not steps or self.ended:
+            return None
+        parts: list[Part] = []
+        logprobs: list[TokenLogprob] = []
+        finish = None
+        for step in steps:
+            finish = self._read(step, parts, logprobs)
+            if finish is not None:
+                break
+        ending = None
+        if finish is not None:
+            last = self._reader.flush()
+            parts += last.parts
+            logprobs += last.logprobs
+            ending = self._end(finish)
+        return Delta(index=self.index, parts=tuple(parts), logprobs=tuple(logprobs), ending=ending)
+
+    def _read(self, step: Step, parts: list[Part], logprobs: list[TokenLogprob]) -> Finish | None:
+        """Take one step into the log, and what it shows into the lists."""
+        self._cached = self._cached or step.cached
+        for choice in step.choices:
+            if self._first_s is None:
+                self._first_s = time.monotonic()
+            self._ids.append(choice.token)
+            shown = self._reader.feed(choice)
+            parts += shown.parts
+            logprobs += shown.logprobs
+            if self._reader.stopped:
+                self.cancel()
+                return Finish.STOP
+        if step.error is not None:
+            self.ended = True
+            raise step.error
+        if step.finish is Finish.CANCELLED:
+            self.ended = True
+            raise EngineClosedError("the answer was cancelled before it was whole")
+        return step.finish
+
+    def _end(self, finish: Finish) -> Ending:
+        self.ended = True
+        now_s = time.monotonic()
+        first_s = now_s if self._first_s is None else self._first_s
+        return Ending(
+            finish=finish,
+            prompt=self._request.prompt,
+            answer=tuple(self._ids),
+            cached=self._cached,
+            prompt_s=first_s - self._began_s,
+            answer_s=now_s - first_s,
+        )
+
+    def _on_step(self, step: Step) -> None:
+        with self._lock:
+            self._steps.append(step)
+            self._waiting_tokens += len(step.choices)
+        self._wake()
+
+    @property
+    def overrun(self) -> bool:
+        """Return whether more waits than may."""
+        return self._waiting_tokens > WAITING_TOKENS_MAX
+
+
+class Asking:
+    """The answers to one request of a client, as they come; iterate, and `close` in any case."""
+
+    def __init__(
+        self, lease: Lease, prepared: Sequence[Prepared], on_end: Callable[[Ending], None]
+    ) -> None:
+        """Prepare for an answer each; `submit` begins them, `on_end` is told of their ends."""
+        self.lease = lease
+        self._loop = asyncio.get_running_loop()
+        self._arrived = asyncio.Event()
+        self._on_end = on_end
+        self.answers = [Answer(i, one, self._wake) for i, one in enumerate(prepared)]
+
+    def submit(self) -> None:
+        """Begin all of them. Raises what the engine raises."""
+        for answer in self.answers:
+            answer.submit(self.lease.loaded.engine)
+
+    def __aiter__(self) -> Asking:
+        """Return itself."""
+        return self
+
+    async def __anext__(self) -> Delta:
+        """Return what is new of one of the answers."""
+        while not all(answer.ended for answer in self.answers):
+            self._arrived.clear()
+            for place, answer in enumerate(self.answers):
+                delta = answer.take()
+                if delta is not None:
+                    if delta.ending is not None:
+                        self._on_end(delta.ending)
+                    # Whoever was served goes last, so that none waits for another's end.
+                    self.answers.append(self.answers.pop(place))
+                    return delta
+            await self._arrived.wait()
+        raise StopAsyncIteration
+
+    def close(self) -> None:
+        """End what still runs, and give the model back. Twice does no harm."""
+        for answer in self.answers:
+            answer.cancel()
+        self.lease.release()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(RuntimeError):  # The loop is closed, and nobody waits.
+            self._loop.call_soon_threadsafe(self._on_arrival)
+
+    def _on_arrival(self) -> None:
+        self._arrived.set()
+        for answer in self.answers:
+            if answer.overrun:
+                answer.cancel()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """A whole answer."""
+
+    content: str
+    thinking: str
+    calls: tuple[ToolCall, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    ending: Ending
+
+
+async def collect(asking: Asking) -> list[Whole]:
+    """Return all answers, in order, once they are whole; closes them in any case."""
+    parts: list[list[Part]] = [[] for _ in asking.answers]
+    logprobs: list[list[TokenLogprob]] = [[] for _ in asking.answers]
+    endings: dict[int, Ending] = {}
+    try:
+        async for delta in asking:
+            parts[delta.index] += delta.parts
+            logprobs[delta.index] += delta.logprobs
+            if delta.ending is not None:
+                endings[delta.index] = delta.ending
+    finally:
+        asking.close()
+    return [
+        Whole(
+            content="".join(part.text for part in parts[n] if isinstance(part, Content)),
+            thinking="".join(part.text for part in parts[n] if isinstance(part, Thinking)),
+            calls=tuple(part for part in parts[n] if isinstance(part, ToolCall)),
+            logprobs=tuple(logprobs[n]),
+            ending=endings[n],
+        )
+        for n in range(len(parts))
+    ]
+
+
+async def ask(
+    host: ModelHost,
+    backing: Backing,
+    requests: Sequence[Asked],
+    *,
+    logprobs: int | None = None,
+    count: int = 1,
+    on_end: Callable[[Ending], None] = lambda _ending: None,
+) -> Asking:
+    """Return the answers, begun: `count` to each request, all to the same model.
+
+    Raises whatever is wrong with the request before anything of an answer is there.
+    """
+    assert len({asked.model for asked in requests}) == 1
+    lease = await host.lease(requests[0].model, keep_alive_s=requests[0].keep_alive_s)
+    try:
+        prepared = await asyncio.to_thread(
+            _prepare_all, lease, backing, requests, logprobs=logprobs
+        )
+        varied = [_vary(one, n) for one in prepared for n in range(count)]
+        asking = Asking(lease, varied, on_end)
+    except BaseException:
+        lease.release()
+        raise
+    try:
+        asking.submit()
+    except BaseException:
+        asking.close()
+        raise
+    return asking
+
+
+def _prepare_all(
+    lease: Lease, backing: Backing, requests: Sequence[Asked], *, logprobs: int | None
+) -> list[Prepared]:
+    loaded = lease.loaded
+    prepared = []
+    for asked in requests:
+        text = loaded.text
+        if isinstance(asked.prompt, Chat) and asked.prompt.template:
+            text = backing.open_text(loaded.model.path, asked.prompt.template)
+        prepared.append(prepare(asked, loaded, text, logprobs=logprobs))
+    return prepared
+
+
+def _vary(prepared: Prepared, number: int) -> Prepared:
+    """Return the n-th of several answers to one prompt: the same with another seed."""
+    if number == 0:
+        return prepared
+    parameters = prepared.request.parameters
+    seed = (parameters.seed + number) & SEED_MAX
+    request = replace(prepared.request, parameters=replace(parameters, seed=seed))
+    return replace(prepared, request=request)

@@ -1,0 +1,1 @@
+"""OpenAI's API, as far as text goes."""

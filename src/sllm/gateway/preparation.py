@@ -1,0 +1,172 @@
+"""Make an engine's request of what a client asked: prompt ids, parameters, ends and grammar."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sllm.core.errors import ContextLengthError, InvalidRequestError
+from sllm.core.requests import TokenRequest
+from sllm.gateway.asked import Chat, Plain
+from sllm.gateway.options import parse_options, sampling
+from sllm.text.parser import AnswerParser
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from sllm.core.requests import Grammar
+    from sllm.gateway.asked import Asked
+    from sllm.gateway.host import Loaded
+    from sllm.text.model import TextModel
+
+    Messages = Sequence[Mapping[str, Any]]
+
+_FIXED_ROLES = ("system", "developer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What an engine is given, and how its answer is to be read. parse: None for plain text."""
+
+    request: TokenRequest
+    text: TextModel
+    parse: Callable[[], AnswerParser] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prompt:
+    ids: tuple[int, ...]
+    shown: str = ""
+
+
+def prepare(
+    asked: Asked, loaded: Loaded, text: TextModel, *, logprobs: int | None = None
+) -> Prepared:
+    """Return what to submit. Blocks for the time that tokenizing takes.
+
+    text: the model's, or one with another template. Raises InvalidRequestError for what the model
+    cannot do, InvalidSamplingError, and ContextLengthError for a prompt without room for an answer.
+    """
+    options = parse_options(asked.defaults, loaded.model.parameters, asked.options)
+    context_tokens = loaded.engine.context_tokens
+    if options.get("num_ctx", 0) > 0:
+        context_tokens = min(context_tokens, options["num_ctx"])
+    think = _think(asked, loaded, text)
+    if isinstance(asked.prompt, Plain):
+        prompt = _plain(asked.prompt, text)
+    else:
+        _require_tools(asked, loaded, text)
+        prompt = _chat(asked, loaded, text, think=think, limit_tokens=context_tokens)
+    room_tokens = context_tokens - len(prompt.ids)
+    if room_tokens < 1:
+        raise ContextLengthError(
+            f"the prompt has {len(prompt.ids)} tokens, and the context {context_tokens}: shorten "
+            "the prompt, or serve with a larger context"
+        )
+    if not prompt.ids:
+        raise InvalidRequestError("prompt: it is empty, and the model has no token to begin with")
+    parameters = sampling(options, logprobs=logprobs, room_tokens=room_tokens)
+    thinks = think is not False and "thinking" in text.capabilities and bool(prompt.shown)
+    parse = None
+    if prompt.shown:
+        parse = _parsing(asked, text, prompt.shown, think=thinks)
+    return Prepared(
+        request=TokenRequest(
+            prompt=prompt.ids,
+            parameters=parameters,
+            ends=text.ends,
+            grammar=_grammar(asked, text, prompt.shown, think=thinks),
+        ),
+        text=text,
+        parse=parse,
+    )
+
+
+def _think(asked: Asked, loaded: Loaded, text: TextModel) -> bool | None:
+    """Return whether to ask for thoughts; None leaves it to the template."""
+    if "thinking" not in text.capabilities:
+        if asked.think:
+            raise InvalidRequestError(f'think: "{loaded.model.name}" does not support thinking')
+        return None
+    return asked.think
+
+
+def _require_tools(asked: Asked, loaded: Loaded, text: TextModel) -> None:
+    if asked.tools.offered and "tools" not in text.capabilities:
+        raise InvalidRequestError(f'tools: "{loaded.model.name}" does not support tools')
+
+
+def _parsing(
+    asked: Asked, text: TextModel, shown: str, *, think: bool
+) -> Callable[[], AnswerParser]:
+    """Return what makes a parser. Calls have names that no other answer's calls have."""
+    offered = asked.tools.offered
+    return lambda: AnswerParser(
+        text,
+        tools=offered,
+        think=think,
+        prompt=shown,
+        new_id=lambda: f"call_{secrets.token_hex(12)}",
+    )
+
+
+def _grammar(asked: Asked, text: TextModel, shown: str, *, think: bool) -> Grammar | None:
+    choice = asked.tools.choice
+    if choice != "auto":
+        name = None if choice == "required" else choice
+        return text.tool_grammar(asked.tools.offered, name=name, think=think, prompt=shown)
+    if asked.format is None:
+        return None
+    return text.grammar(asked.format, think=think, prompt=shown)
+
+
+def _plain(prompt: Plain, text: TextModel) -> _Prompt:
+    if prompt.ids:
+        table = text.token_bytes.table
+        unknown = next((token for token in prompt.ids if token not in table), None)
+        if unknown is not None:
+            raise InvalidRequestError(f"prompt: the model has no token {unknown}")
+        return _Prompt(ids=prompt.ids)
+    if prompt.suffix:
+        return _Prompt(ids=tuple(text.insertion(prompt.text, prompt.suffix)))
+    return _Prompt(ids=tuple(text.encode(prompt.text, special=True)))
+
+
+def _chat(
+    asked: Asked, loaded: Loaded, text: TextModel, *, think: bool | None, limit_tokens: int
+) -> _Prompt:
+    """Return the prompt of a conversation, without its oldest messages if they do not fit."""
+    chat = asked.prompt
+    assert isinstance(chat, Chat)
+    if not text.has_template and len(chat.messages) == 1 and not asked.tools.offered:
+        return _plain(Plain(text=str(chat.messages[0]["content"])), text)
+    messages = _with_defaults(chat, loaded)
+
+    def render(kept: Messages) -> _Prompt:
+        shown = text.render(kept, tools=asked.tools.offered, think=think)
+        return _Prompt(ids=(*chat.context, *text.encode(shown, special=False)), shown=shown)
+
+    whole = render(messages)
+    if len(whole.ids) < limit_tokens or not asked.truncate:
+        return whole
+    fixed = [message for message in messages if message["role"] in _FIXED_ROLES]
+    others = [message for message in messages if message["role"] not in _FIXED_ROLES]
+    low, high = 0, max(len(others) - 1, 0)  # The last message stays, whatever happens.
+    while low < high:
+        middle = (low + high) // 2
+        if len(render([*fixed, *others[middle:]]).ids) < limit_tokens:
+            high = middle
+        else:
+            low = middle + 1
+    return render([*fixed, *others[low:]])
+
+
+def _with_defaults(chat: Chat, loaded: Loaded) -> Messages:
+    """Return the messages after those of the model's maker, and a system message before all."""
+    made = [{"role": role, "content": content} for role, content in loaded.model.messages]
+    messages = [*made, *chat.messages]
+    system = loaded.model.system if chat.system is None else chat.system
+    if system and not (messages and messages[0]["role"] in _FIXED_ROLES):
+        messages.insert(0, {"role": "system", "content": system})
+    return messages

@@ -1,0 +1,54 @@
+"""Service: what the routes of both APIs share, and how they get at it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Depends
+from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotation.
+
+from sllm.gateway.asking import ask
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sllm.gateway.asked import Asked
+    from sllm.gateway.asking import Asking
+    from sllm.gateway.backing import Backing
+    from sllm.gateway.host import ModelHost
+    from sllm.gateway.metrics import GatewayMetrics
+    from sllm.gateway.settings import Settings
+    from sllm.library.models import Library
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """The parts of one server."""
+
+    library: Library
+    backing: Backing
+    settings: Settings
+    host: ModelHost
+    metrics: GatewayMetrics
+
+    async def ask(
+        self, requests: Sequence[Asked], *, logprobs: int | None = None, count: int = 1
+    ) -> Asking:
+        """Return the answers to requests, begun; see sllm.gateway.asking.ask."""
+        return await ask(
+            self.host,
+            self.backing,
+            requests,
+            logprobs=logprobs,
+            count=count,
+            on_end=self.metrics.on_end,
+        )
+
+
+def _service_of(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+Here = Annotated[Service, Depends(_service_of)]

@@ -1,0 +1,90 @@
+"""Settings: everything about a server that is chosen before it starts, checked once."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sllm.core.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KEEP_ALIVE_S = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a server is started with.
+
+    token: what clients have to bear; needed for a host that others can reach. keep_alive_s: how
+    long a model stays loaded after a request, negative for ever. max_loaded: models at a time.
+    parallel: requests that a model answers at a time; queue: how many more may wait.
+    context_tokens and the budgets of bytes: None lets the runtime plan. preload: models to load at
+    the start. origins: web pages of other hosts that may use the server. grace_s: how long running
+    answers may take at the end.
+    """
+
+    model_root: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token: str | None = None
+    keep_alive_s: float = KEEP_ALIVE_S
+    max_loaded: int = 1
+    parallel: int = 8
+    queue: int = 512
+    context_tokens: int | None = None
+    device: str = "auto"
+    device_budget_bytes: int | None = None
+    host_budget_bytes: int | None = None
+    preload: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    grace_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Raise SettingsError for what cannot be served, or not safely."""
+        least = {
+            "max_loaded": (self.max_loaded, 1),
+            "parallel": (self.parallel, 1),
+            "queue": (self.queue, 0),
+            "context_tokens": (self.context_tokens, 2),
+            "device_budget_bytes": (self.device_budget_bytes, 1),
+            "host_budget_bytes": (self.host_budget_bytes, 1),
+            "grace_s": (self.grace_s, 0),
+        }
+        for name, (value, low) in least.items():
+            if value is not None and not value >= low:  # False for nan, too.
+                raise SettingsError(f"{name} is {value}, and has to be at least {low}")
+        if not 0 <= self.port <= 65535:
+            raise SettingsError(f"port is {self.port}, not between 0 and 65535")
+        if self.keep_alive_s != self.keep_alive_s:
+            raise SettingsError("keep_alive_s is not a number")
+        if self.token is not None and not (self.token.isascii() and self.token.strip()):
+            raise SettingsError("the token is empty or not ASCII; no HTTP header can carry it")
+        if len(self.preload) > self.max_loaded:
+            raise SettingsError(
+                f"preload names {len(self.preload)} models, but max_loaded is "
+                f"{self.max_loaded}; raise it, or name fewer"
+            )
+        if self.token is None and not self.is_loopback:
+            raise SettingsError(
+                f"{self.host} can be reached from other machines, and no token is set: set "
+                "GDSLLM_API_TOKEN, or serve on 127.0.0.1"
+            )
+
+    @property
+    def is_loopback(self) -> bool:
+        """Return whether only this machine can reach the server."""
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host name, or an address, can only mean this machine."""
+    name = host.strip("[]").lower().removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,74 @@
+"""Plain completions through OpenAI's own client."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import openai
+import pytest
+
+if TYPE_CHECKING:
+    from tests.sllm.gateway.scripted import Script
+
+
+def test_a_plain_prompt_goes_to_the_engine_as_it_is(
+    openai_client: openai.OpenAI, script: Script
+) -> None:
+    done = openai_client.completions.create(model="base", prompt="Once", max_tokens=5)
+    assert done.object == "text_completion"
+    assert done.choices[0].text == "Hello"
+    assert done.choices[0].finish_reason == "length"
+    assert script.prompts == ["Once"]
+    assert done.usage is not None
+    assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (4, 5)
+
+
+def test_sixteen_tokens_are_enough_unless_more_are_asked_for(
+    openai_client: openai.OpenAI, script: Script
+) -> None:
+    openai_client.completions.create(model="base", prompt="Once")
+    assert script.requests[0].parameters.max_tokens == 16
+
+
+def test_every_prompt_has_its_answers_in_order(
+    openai_client: openai.OpenAI, script: Script
+) -> None:
+    done = openai_client.completions.create(model="base", prompt=["a", "bb"], n=2)
+    assert [choice.index for choice in done.choices] == [0, 1, 2, 3]
+    assert script.prompts == ["a", "a", "bb", "bb"]
+    assert done.usage is not None
+    assert done.usage.prompt_tokens == 3
+
+
+def test_ids_are_a_prompt_too(openai_client: openai.OpenAI, script: Script) -> None:
+    openai_client.completions.create(model="base", prompt=[79, 110])
+    assert script.prompts == ["On"]
+
+
+def test_a_stream_says_the_same(openai_client: openai.OpenAI) -> None:
+    with openai_client.completions.create(
+        model="base", prompt="Once", stream=True, stream_options={"include_usage": True}
+    ) as stream:
+        chunks = list(stream)
+    assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == "Hello there."
+    assert chunks[-1].usage is not None
+    assert chunks[-2].choices[0].finish_reason == "stop"
+
+
+def test_probabilities_have_an_offset_each(openai_client: openai.OpenAI) -> None:
+    done = openai_client.completions.create(model="base", prompt="x", max_tokens=2, logprobs=1)
+    told = done.choices[0].logprobs
+    assert told is not None
+    assert (told.tokens, told.text_offset) == (["H", "e"], [0, 1])
+    assert told.token_logprobs == [-0.5, -0.5]
+    assert told.top_logprobs == [{"H": -0.5}, {"e": -0.5}]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"echo": True}, {"best_of": 3}, {"prompt": []}, {"suffix": "end"}, {"prompt": [999999]}],
+)
+def test_what_cannot_be_done_is_refused(openai_client: openai.OpenAI, more: Any) -> None:
+    body = {"model": "base", "prompt": "x", **more}
+    with pytest.raises(openai.BadRequestError, match=next(iter(more))):
+        openai_client.completions.create(**body)

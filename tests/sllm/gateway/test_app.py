@@ -1,0 +1,177 @@
+"""Who may use the server, what it counts, and that it is always there."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from sllm.gateway.serve import background
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sllm.gateway.backing import Backing
+    from sllm.gateway.settings import Settings
+    from sllm.library.models import Library
+    from tests.sllm.gateway.scripted import Script
+
+CHAT: dict[str, Any] = {"model": "plain", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+@pytest.fixture
+def serve(
+    settings: Settings, library: Library, backing: Backing, script: Script
+) -> Iterator[Callable[..., httpx.Client]]:
+    """Start servers with other settings; gives clients of them."""
+    with contextlib.ExitStack() as stack:
+
+        def start(**changes: Any) -> httpx.Client:
+            url = stack.enter_context(
+                background(replace(settings, **changes), library=library, backing=backing)
+            )
+            return stack.enter_context(httpx.Client(base_url=url, timeout=20))
+
+        yield start
+        script.go.set()
+
+
+def test_health_and_metrics_tell_of_the_server(http: httpx.Client) -> None:
+    assert http.get("/health").json() == {"status": "ok", "models": []}
+    assert http.post("/v1/chat/completions", json=CHAT).status_code == 200
+    assert http.get("/health").json()["models"] == ["plain:latest"]
+    metrics = http.get("/metrics").text
+    counted = 'gdsllm_requests_total{path="/v1/chat/completions",status="200"} 1.0'
+    assert counted in metrics
+    assert 'gdsllm_tokens_total{kind="answer"} 13.0' in metrics
+    assert "gdsllm_models 1.0" in metrics
+    assert "gdsllm_load_seconds_count 1.0" in metrics
+
+
+@pytest.mark.parametrize("given", [None, "Bearer wrong", "Basic secret", "Bearer é"])
+def test_without_the_token_nobody_gets_in(
+    serve: Callable[..., httpx.Client], given: str | None
+) -> None:
+    client = serve(token="secret")
+    headers = httpx.Headers()
+    if given is not None:
+        headers = httpx.Headers({b"authorization": given.encode("latin-1")})
+    answer = client.post("/v1/chat/completions", json=CHAT, headers=headers)
+    assert answer.status_code == 401
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert client.get("/metrics", headers=headers).status_code == 401
+    assert client.get("/health", headers=headers).status_code == 200
+
+
+def test_with_the_token_everything_works(serve: Callable[..., httpx.Client]) -> None:
+    client = serve(token="secret")
+    headers = {"authorization": "Bearer secret"}
+    assert client.post("/v1/chat/completions", json=CHAT, headers=headers).status_code == 200
+
+
+def test_a_preflight_needs_no_token(serve: Callable[..., httpx.Client]) -> None:
+    client = serve(token="secret", origins=("https://app.example",))
+    preflight = {
+        "origin": "https://app.example",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization",
+    }
+    answer = client.options("/v1/chat/completions", headers=preflight)
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == "https://app.example"
+    refused = client.post("/v1/chat/completions", json=CHAT, headers=preflight)
+    assert refused.headers["access-control-allow-origin"] == "https://app.example"
+
+
+def test_names_that_are_not_this_machines_are_refused(http: httpx.Client) -> None:
+    assert http.get("/health", headers={"host": "evil.example:8000"}).status_code == 403
+    assert http.get("/health", headers={"host": "localhost:8000"}).status_code == 200
+
+
+def test_pages_from_elsewhere_are_refused_unless_allowed(
+    http: httpx.Client, serve: Callable[..., httpx.Client]
+) -> None:
+    origin = {"origin": "https://evil.example"}
+    assert http.post("/v1/chat/completions", json=CHAT, headers=origin).status_code == 403
+    own = {"origin": f"http://{http.base_url.host}:{http.base_url.port}"}
+    assert http.post("/v1/chat/completions", json=CHAT, headers=own).status_code == 200
+    client = serve(origins=("https://evil.example",))
+    assert client.post("/v1/chat/completions", json=CHAT, headers=origin).status_code == 200
+
+
+def test_any_content_type_is_json(http: httpx.Client) -> None:
+    body = b'{"model":"plain","messages":[{"role":"user","content":"Hi"}]}'
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    assert http.post("/v1/chat/completions", content=body, headers=headers).status_code == 200
+
+
+def test_a_body_that_is_too_large_is_refused(http: httpx.Client) -> None:
+    body = b" " * (33 << 20)
+    assert http.post("/v1/chat/completions", content=body).status_code == 413
+
+
+def test_an_unknown_path_is_not_found_in_the_apis_shape(http: httpx.Client) -> None:
+    assert http.get("/v1/nothing").json()["error"]["type"] == "not_found_error"
+    assert "error" in http.get("/api/nothing").json()
+    assert http.get("/v1/nothing").status_code == 404
+    assert http.get("/v1/chat/completions").status_code == 405
+
+
+def test_the_server_answers_while_it_generates(http: httpx.Client, script: Script) -> None:
+    script.free_tokens = 1
+    asked = threading.Thread(target=http.post, args=["/v1/chat/completions"], kwargs={"json": CHAT})
+    asked.start()
+    while not script.requests:
+        pass
+    with httpx.Client(base_url=http.base_url, timeout=2) as other:
+        for _ in range(5):
+            assert other.get("/health").elapsed.total_seconds() < 0.5
+    assert asked.is_alive()
+    script.go.set()
+    asked.join()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_ends_the_engines_work(
+    url: str, script: Script, *, stream: bool
+) -> None:
+    script.free_tokens = 3
+    with httpx.Client(base_url=url) as client:
+        request = client.build_request(
+            "POST", "/v1/chat/completions", json=CHAT | {"stream": stream}, timeout=0.3
+        )
+        if stream:
+            answer = client.send(request, stream=True)
+            next(answer.iter_lines())
+            answer.close()
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                client.send(request)
+    assert script.opened[0].tickets[0].cancelled.wait(5)
+
+
+def test_a_model_can_be_loaded_at_the_start(
+    serve: Callable[..., httpx.Client], script: Script
+) -> None:
+    client = serve(preload=("plain",))
+    while client.get("/health").json()["models"] != ["plain:latest"]:
+        pass
+    assert len(script.opened) == 1
+
+
+def test_the_end_of_the_server_ends_running_answers(
+    settings: Settings, library: Library, backing: Backing, script: Script
+) -> None:
+    script.free_tokens = 1
+    with (
+        httpx.Client(timeout=20) as client,
+        background(settings, library=library, backing=backing) as url,
+        client.stream("POST", f"{url}/v1/chat/completions", json=CHAT | {"stream": True}) as answer,
+    ):
+        next(answer.iter_lines())
+    assert script.opened[0].closed.wait(5)
