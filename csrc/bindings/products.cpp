@@ -127,18 +127,22 @@ StoredRows affine_rows(std::int64_t rows, std::int64_t columns, std::int64_t gro
   return made;
 }
 
+std::size_t checked_threads(std::int64_t threads) {
+  if (threads < 1 || static_cast<std::size_t>(threads) > kThreadsMax) {
+    throw std::invalid_argument(std::to_string(threads) + " is no count of threads");
+  }
+  return static_cast<std::size_t>(threads);
+}
+
 void multiply(const StoredRows& self, const Memory& x, std::int64_t tokens, const Memory& out,
               std::int64_t threads) {
   const RowMatrix& matrix = self.matrix;
   const std::size_t count = checked_count(tokens);
-  if (threads < 1 || static_cast<std::size_t>(threads) > kThreadsMax) {
-    throw std::invalid_argument(std::to_string(threads) + " is no count of threads");
-  }
   const std::byte* numbers = exact_memory(x, count * matrix.columns * sizeof(float), "x");
   std::byte* products = exact_memory(out, count * matrix.rows * sizeof(float), "the result");
   const products::Operands operands{reinterpret_cast<const float*>(numbers), count,
                                     reinterpret_cast<float*>(products)};
-  products::multiply(*self.kernel, matrix, operands, static_cast<std::size_t>(threads));
+  products::multiply(*self.kernel, matrix, operands, checked_threads(threads));
 }
 
 void decode(const StoredRows& self, const Memory& numbers, const Memory& out) {
@@ -156,6 +160,38 @@ void decode(const StoredRows& self, const Memory& numbers, const Memory& out) {
   }
 }
 
+void attend(const Memory& query, const std::vector<Memory>& cache, const Memory& places,
+            const std::tuple<std::int64_t, std::int64_t, std::int64_t>& shape, const Memory& out,
+            std::int64_t threads) {
+  products::Attention attention{};
+  attention.heads = checked_count(std::get<0>(shape));
+  attention.kv_heads = checked_count(std::get<1>(shape));
+  attention.width = checked_count(std::get<2>(shape));
+  if (attention.kv_heads == 0 || attention.heads == 0 || attention.width == 0 ||
+      attention.heads % attention.kv_heads != 0 || attention.width % 16 != 0 || cache.size() != 2) {
+    throw std::invalid_argument("these are no heads that attend");
+  }
+  const std::size_t query_bytes = attention.heads * attention.width * sizeof(float);
+  const std::size_t place_bytes = attention.kv_heads * attention.width * sizeof(float);
+  const std::size_t known = checked_size(std::get<1>(cache[0])) / place_bytes;
+  attention.count = checked_size(std::get<1>(places)) / sizeof(std::int64_t);
+  const auto floats = [](const Memory& memory, std::size_t size, const char* what) {
+    return reinterpret_cast<float*>(exact_memory(memory, size, what));
+  };
+  attention.query = floats(query, query_bytes, "the query");
+  attention.out = floats(out, query_bytes, "the result");
+  attention.keys = floats(cache[0], known * place_bytes, "the keys");
+  attention.values = floats(cache[1], known * place_bytes, "the values");
+  attention.places = reinterpret_cast<const std::int64_t*>(
+      exact_bytes(places, attention.count * sizeof(std::int64_t), "the places"));
+  for (std::size_t i = 0; i < attention.count; ++i) {
+    if (attention.places[i] < 0 || static_cast<std::size_t>(attention.places[i]) >= known) {
+      throw std::invalid_argument("the cache has no place " + std::to_string(attention.places[i]));
+    }
+  }
+  products::attend(find_kernel(""), attention, checked_threads(threads));
+}
+
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
   for (const RowKernel& kernel : products::usable_kernels())
@@ -167,6 +203,8 @@ std::vector<std::string> instruction_sets() {
 
 void bind_products(nb::module_& module) {
   module.def("instruction_sets", &instruction_sets);
+  module.def("attend", &attend, "query"_a, "cache"_a, "places"_a, "shape"_a, "out"_a, "threads"_a,
+             ReleaseGil());
   nb::class_<StoredRows>(module, "StoredRows",
                          "A matrix whose rows are stored as few bytes. It does not keep them.",
                          nb::is_final())

@@ -1,5 +1,6 @@
 // The products with AVX2: sixteen numbers are two vectors.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -132,7 +133,7 @@ struct Lanes {
 }  // namespace
 
 const RowKernel& avx2_kernel() {
-  static const RowKernel kernel{"avx2", multiply_range, decode_one};
+  static const RowKernel kernel{"avx2", multiply_range, decode_one, attend_head};
   return kernel;
 }
 

@@ -1,5 +1,6 @@
 // The products with AVX-512.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -117,7 +118,7 @@ struct Lanes {
 }  // namespace
 
 const RowKernel& avx512_kernel() {
-  static const RowKernel kernel{"avx512", multiply_range, decode_one};
+  static const RowKernel kernel{"avx512", multiply_range, decode_one, attend_head};
   return kernel;
 }
 

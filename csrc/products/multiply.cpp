@@ -26,6 +26,16 @@ void run_part(const void* context, std::size_t item) {
   job.kernel.multiply(job.matrix, {first, last}, job.operands);
 }
 
+struct Heads {
+  const RowKernel& kernel;
+  const Attention& attention;
+};
+
+void run_head(const void* context, std::size_t item) {
+  const Heads& heads = *static_cast<const Heads*>(context);
+  heads.kernel.attend(heads.attention, item);
+}
+
 std::size_t divide_up(std::size_t number, std::size_t by) {
   return (number + by - 1) / by;
 }
@@ -40,6 +50,14 @@ void multiply(const RowKernel& kernel, const RowMatrix& matrix, const Operands& 
   const std::size_t part_rows = divide_up(std::max(worth, fair), kTileRows) * kTileRows;
   const Job job{kernel, matrix, operands, part_rows};
   ThreadPool::instance().run({run_part, &job, divide_up(matrix.rows, part_rows)}, threads);
+}
+
+void attend(const RowKernel& kernel, const Attention& attention, std::size_t threads) {
+  if (attention.count == 0) return;
+  const Heads heads{kernel, attention};
+  const std::size_t products = attention.count * attention.heads * attention.width;
+  const std::size_t worth = std::max<std::size_t>(products / kPartProducts, 1);
+  ThreadPool::instance().run({run_head, &heads, attention.heads}, std::min(worth, threads));
 }
 
 BlockShape block_shape(Format format) {

@@ -116,7 +116,7 @@ struct Lanes {
 }  // namespace
 
 const RowKernel& portable_kernel() {
-  static const RowKernel kernel{"portable", multiply_range, decode_one};
+  static const RowKernel kernel{"portable", multiply_range, decode_one, attend_head};
   return kernel;
 }
 

@@ -253,3 +253,40 @@ void decode_one(const RowMatrix& matrix, std::size_t row, float* out) {
               [&]<typename Source>(Source) { decode_row<Source>(matrix, row, buffer.data()); });
   std::memcpy(out, buffer.data(), matrix.columns * sizeof(float));
 }
+
+SLLM_INLINE float multiply_vectors(const float* a, const float* b, std::size_t width) {
+  Floats sum = Lanes::zero();
+  for (std::size_t at = 0; at < width; at += kChunk) {
+    sum = Lanes::multiply_add(Lanes::load(a + at), Lanes::load(b + at), sum);
+  }
+  return Lanes::sum(sum);
+}
+
+// One head of one token.
+void attend_head(const Attention& attention, std::size_t head) {
+  const std::size_t width = attention.width;
+  const std::size_t place_numbers = attention.kv_heads * width;
+  const std::size_t start = head / (attention.heads / attention.kv_heads) * width;
+  const float* query = attention.query + head * width;
+  const float scale = 1.0F / std::sqrt(static_cast<float>(width));
+  thread_local std::vector<float> shares;
+  shares.resize(attention.count);
+  const auto number_of = [&](std::size_t i) {
+    return static_cast<std::size_t>(attention.places[i]) * place_numbers + start;
+  };
+  for (std::size_t i = 0; i < attention.count; ++i) {
+    shares[i] = scale * multiply_vectors(query, attention.keys + number_of(i), width);
+  }
+  const float highest = *std::max_element(shares.begin(), shares.end());
+  float total = 0;
+  for (float& share : shares) total += share = std::exp(share - highest);
+  for (std::size_t at = 0; at < width; at += kChunk) {
+    Floats sum = Lanes::zero();
+    for (std::size_t i = 0; i < attention.count; ++i) {
+      const Floats value = Lanes::load(attention.values + number_of(i) + at);
+      sum = Lanes::multiply_add(Lanes::broadcast(shares[i]), value, sum);
+    }
+    Lanes::store(attention.out + head * width + at,
+                 Lanes::multiply(sum, Lanes::broadcast(1.0F / total)));
+  }
+}

@@ -47,6 +47,21 @@ struct Operands {
   float* out;
 };
 
+// One token's attention over keys and values that are scattered in a cache, which has kv_heads
+// vectors of `width` numbers a place; width is a multiple of 16. `out` is as the query:
+// heads * width.
+struct Attention {
+  const float* query;
+  const float* keys;
+  const float* values;
+  const std::int64_t* places;
+  std::size_t count;
+  std::size_t heads;
+  std::size_t kv_heads;
+  std::size_t width;
+  float* out;
+};
+
 // One way to compute. All of them sum in the same order with the same rounding: column c goes to
 // the sum c % 16, from the first to the last, and the sixteen sums are added in a tree. So a result
 // depends on its row and its token alone: not on who else is in the call, nor on the processor.
@@ -54,6 +69,7 @@ struct RowKernel {
   const char* instructions;
   void (*multiply)(const RowMatrix& matrix, RowRange range, const Operands& operands);
   void (*decode)(const RowMatrix& matrix, std::size_t row, float* out);
+  void (*attend)(const Attention& attention, std::size_t head);
 };
 
 // The kernels that this processor can run, the fastest first. The last one is portable.
@@ -66,5 +82,8 @@ const RowKernel& avx512_kernel();
 // Multiplies with up to `threads` threads, of which one is the caller's.
 void multiply(const RowKernel& kernel, const RowMatrix& matrix, const Operands& operands,
               std::size_t threads);
+
+// Softmax attention with scores divided by the root of the width.
+void attend(const RowKernel& kernel, const Attention& attention, std::size_t threads);
 
 }  // namespace sllm::products

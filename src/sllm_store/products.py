@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 Memory = tuple[int, int]
 """An address, and a size in bytes. Whoever gives it keeps it alive while it is used."""
 
+WIDTHS = 16
+"""What the width of a head that attends is a multiple of."""
+
 
 class Rows(Protocol):
     """A stored matrix that multiplies. It does not keep its memory: its owner does.
@@ -39,6 +42,24 @@ class Rows(Protocol):
 def instruction_sets() -> list[str]:
     """Return the ways to multiply that this processor has, the fastest first."""
     return native.instruction_sets()
+
+
+def attend(
+    query: Memory,
+    cache: tuple[Memory, Memory],
+    places: Memory,
+    *,
+    shape: tuple[int, int, int],
+    out: Memory,
+    threads: int,
+) -> None:
+    """Write one token's softmax attention, in float32, over some places of a cache.
+
+    cache: keys and values, (places, heads of the cache, width) each, read where they are. places:
+    int64. shape: heads, heads of the cache, width; WIDTHS divides a width. out: as query, (heads,
+    width). ValueError for what does not fit.
+    """
+    native.attend(query, cache, places, shape, out, threads)
 
 
 def stored_rows(

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from sllm_store.errors import InvalidRequestError
-from sllm_store.products import affine_rows, instruction_sets, stored_rows
+from sllm_store.products import affine_rows, attend, instruction_sets, stored_rows
 
 if TYPE_CHECKING:
     from sllm_store.products import Memory, Rows
@@ -250,3 +250,41 @@ def test_affine_memory_that_does_not_fit_is_refused() -> None:
     for given_memories, group, scale_type in wrong:
         with pytest.raises(InvalidRequestError, match="cannot be multiplied by"):
             affine_rows(given_memories, rows=13, columns=256, group=group, scale_type=scale_type)
+
+
+def _attention(count: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Query, keys, values, places and a result; and what the result should be."""
+    generator = np.random.default_rng(count)
+    query = generator.normal(size=(6, 32)).astype(np.float32)
+    keys, values = (generator.normal(size=(40, 2, 32)).astype(np.float32) for _ in range(2))
+    places = generator.permutation(40)[:count].astype(np.int64)
+    expected = np.zeros((6, 32))
+    for head in range(6):
+        scores = keys[places, head // 3].astype(np.float64) @ query[head] / np.sqrt(32)
+        shares = np.exp(scores - scores.max())
+        expected[head] = shares / shares.sum() @ values[places, head // 3]
+    return [query, keys, values, places, np.full_like(query, np.nan)], expected
+
+
+@pytest.mark.parametrize("count", [1, 2, 15, 40])
+def test_a_token_attends_to_places_of_a_cache(count: int) -> None:
+    arrays, expected = _attention(count)
+    query, keys, values, places, out = map(memory, arrays)
+    attend(query, (keys, values), places, shape=(6, 2, 32), out=out, threads=2)
+    np.testing.assert_allclose(arrays[-1], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_that_does_not_fit_is_refused() -> None:
+    arrays, _ = _attention(3)
+    query, keys, values, places, out = map(memory, arrays)
+    shape = (6, 2, 32)
+    for wrong in ((6, 4, 32), (6, 0, 32), (6, 2, 8), (6, 2, 0), (12, 2, 32), (-6, 2, 32)):
+        with pytest.raises(ValueError, match=r"heads|bytes|count"):
+            attend(query, (keys, values), places, shape=wrong, out=out, threads=1)
+    short = (values[0], values[1] - 4)
+    with pytest.raises(ValueError, match="the values"):
+        attend(query, (keys, short), places, shape=shape, out=out, threads=1)
+    for place in (40, -1):
+        far = np.array([0, place], dtype=np.int64)
+        with pytest.raises(ValueError, match=f"no place {place}"):
+            attend(query, (keys, values), memory(far), shape=shape, out=out, threads=1)

@@ -51,6 +51,7 @@ TESTED_THROUGH = {
     "sllm/runtime/layers/attention.py": "runtime/test_decoder.py",
     "sllm/runtime/layers/delta.py": "runtime/test_decoder.py",
     "sllm/runtime/layers/experts.py": "runtime/test_decoder.py",
+    "sllm/runtime/layers/host_attention.py": "runtime/test_decoder.py",
     "sllm/runtime/layers/mlp.py": "runtime/test_decoder.py",
     "sllm/runtime/layers/norm.py": "runtime/test_decoder.py",
     "sllm/runtime/layers/passage.py": "runtime/test_decoder.py",

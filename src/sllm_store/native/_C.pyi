@@ -190,6 +190,18 @@ def instruction_sets() -> list[str]:
     """The ways to multiply that this processor has, the fastest first: 'avx512', 'avx2' or
     'portable'. All of them give the same bits."""
 
+def attend(
+    query: tuple[int, int],
+    cache: Sequence[tuple[int, int]],
+    places: tuple[int, int],
+    shape: tuple[int, int, int],
+    out: tuple[int, int],
+    threads: int,
+) -> None:
+    """Softmax attention of one token in float32: cache is keys and values, places are int64, shape
+    is (heads, heads of the cache, width), a width of whole sixteens. ValueError for what does not
+    fit. Memory is (address, size in bytes)."""
+
 @final
 class StoredRows:
     """A matrix in memory whose rows are stored as few bytes. It does not keep that memory.

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from sllm.runtime.cache.memory import AttentionMemory
+from sllm.runtime.layers.host_attention import attend_token, can_attend
 from sllm.runtime.layers.norm import rms_norm
 
 if TYPE_CHECKING:
@@ -44,8 +45,12 @@ class Attention:
         memory.keys.index_copy_(0, passage.written, key.to(memory.keys.dtype))
         memory.values.index_copy_(0, passage.written, value.to(memory.values.dtype))
         mixed = torch.empty_like(query)
+        native = can_attend(query, memory)
         for span in passage.batch.spans:
             places = passage.seen(span, config.window)
+            if native and span.count == 1:
+                attend_token(query[span.rows], memory, places, mixed[span.rows])
+                continue
             keys = memory.keys.index_select(0, places).to(query.dtype)
             values = memory.values.index_select(0, places).to(query.dtype)
             mixed[span.rows] = self._attend(query[span.rows], keys, values, span)
