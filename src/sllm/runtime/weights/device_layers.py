@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     import torch
 
+    from sllm.runtime.weights.images import GroupImage
     from sllm.runtime.weights.lane import Lane
+    from sllm.runtime.weights.placement import Tensors
     from sllm_store.groups.ring import RingCounts
 
 
@@ -39,26 +41,30 @@ class DeviceLayers:
     def __init__(
         self,
         lane: Lane[Any],
-        sizes: Mapping[int, int],
+        images: Mapping[int, GroupImage],
         *,
         slots: int,
         pinned: Mapping[int, torch.Tensor],
         staging: Ring[Any] | None,
     ) -> None:
-        """Begin to copy groups in the order of `sizes`, which has the bytes of each.
+        """Begin to copy groups in the order of `images`, which has the layout of each.
 
-        What is not in `pinned` host memory comes from disk by way of `staging`.
+        What is not in `pinned` host memory, laid out already, comes from disk by way of `staging`
+        and is laid out on the device before each use.
         """
         self._lane = lane
-        self._sizes = sizes
+        self._images = images
+        staged = [image for group, image in images.items() if group not in pinned]
+        scratch_bytes = max((i.size_bytes for i in staged if not i.is_stored), default=0)
+        self._scratch = lane.allocate(scratch_bytes)
         self._pinned = pinned
         self._staging = staging
+        size_bytes = max(max(image.size_bytes, image.stored_bytes) for image in images.values())
         now = lane.mark()
         buffers = [
-            _DeviceSlot(lane.allocate(max(sizes.values())), now, now)
-            for _ in range(min(slots, len(sizes)))
+            _DeviceSlot(lane.allocate(size_bytes), now, now) for _ in range(min(slots, len(images)))
         ]
-        self._ring = Ring(self._fill, list(sizes), buffers)
+        self._ring = Ring(self._fill, list(images), buffers)
 
     @property
     def counts(self) -> RingCounts:
@@ -66,12 +72,17 @@ class DeviceLayers:
         return self._ring.counts
 
     @contextmanager
-    def lease(self, group: int) -> Iterator[torch.Tensor]:
+    def lease(self, group: int) -> Iterator[Tensors]:
         """Return a group on the device, for what is computed while the context is open."""
+        image = self._images[group]
         with self._ring.lease(group) as slot:
             self._lane.wait(slot.copied)
             try:
-                yield slot.memory
+                if group in self._pinned or image.is_stored:
+                    yield image.view(slot.memory)
+                else:
+                    image.write(self._scratch, slot.memory[: image.stored_bytes])
+                    yield image.view(self._scratch)
             finally:
                 slot.used = self._lane.mark()
 
@@ -83,11 +94,12 @@ class DeviceLayers:
 
     def _fill(self, group: int, slot: _DeviceSlot, control: object) -> None:
         """Ask for the copy of a group; there is nothing to cancel about that."""
-        target = slot.memory[: self._sizes[group]]
-        source = self._pinned.get(group)
+        image, source = self._images[group], self._pinned.get(group)
         if source is not None:
+            target = slot.memory[: image.size_bytes]
             slot.copied = self._lane.copy(target, source[: len(target)], after=slot.used)
             return
+        target = slot.memory[: image.stored_bytes]
         assert self._staging is not None, "what is not in memory is staged"
         with self._staging.lease(group) as buffer:
             staged = from_dlpack(buffer)[: len(target)]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from sllm.runtime.weights.eviction import ExpertKey
+    from sllm.runtime.weights.images import GroupImage
     from sllm.runtime.weights.lane import Lane
     from sllm.runtime.weights.model_groups import ModelGroups
     from sllm.runtime.weights.residency import Residency
@@ -37,34 +38,47 @@ if TYPE_CHECKING:
 _LOADING = 2  # Buffers that resident groups go through: one is read into while one is copied.
 
 
-def place_on_device(model: ModelGroups, residency: Residency, lane: Lane[Any]) -> Placement:
+def place_on_device(
+    model: ModelGroups, images: Sequence[GroupImage], residency: Residency, lane: Lane[Any]
+) -> Placement:
     """Read and copy what stays, fill the host's tier, and begin to copy what is streamed.
 
-    The lane is closed with the placement, or if this raises.
+    images: the layouts on the device of what is around the layers, and of each layer. The lane is
+    closed with the placement, or if this raises.
     """
     with ExitStack() as closing:
         closing.callback(lane.close)
         fixed = (ENDS, *(index + 1 for index in residency.resident))
-        groups = _copy_groups(model, lane, fixed)
-        layers = _stream_layers(model, residency, lane, closing) if residency.streamed else None
+        groups = {
+            group: images[group].view(image)
+            for group, image in _lay_out(model, images, lane, fixed)
+        }
+        layers = None
+        if residency.streamed:
+            layers = closing.enter_context(_stream_layers(model, images, residency, lane))
         experts = _open_experts(model, residency, lane, closing)
         return Placement(
             groups=groups, layers=layers, experts=experts, close=closing.pop_all().close
         )
 
 
-def _copy_groups(
-    model: ModelGroups, lane: Lane[Any], groups: Sequence[int]
-) -> dict[int, torch.Tensor]:
-    found = {}
+def _lay_out(
+    model: ModelGroups, images: Sequence[GroupImage], lane: Lane[Any], groups: Sequence[int]
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield groups as they are to be on the device, each in memory of its own there."""
+    if not groups:
+        return
     with _open_staging(model, lane, groups, slots=_LOADING) as ring:
         for group in groups:
-            size_bytes = model.reader.size_bytes(group)
-            found[group] = lane.allocate(size_bytes)
+            image = images[group]
+            raw = lane.allocate(image.stored_bytes)
             with ring.lease(group) as buffer:
-                source = from_dlpack(buffer)[:size_bytes]
-                lane.finish(lane.copy(found[group], source, after=lane.mark()))
-    return found
+                source = from_dlpack(buffer)[: image.stored_bytes]
+                lane.finish(lane.copy(raw, source, after=lane.mark()))
+            if not image.is_stored:
+                stored, raw = raw, lane.allocate(image.size_bytes)
+                image.write(raw, stored)
+            yield group, raw
 
 
 @contextmanager
@@ -85,27 +99,30 @@ def _open_staging(
             lane.unpin(memory)
 
 
+@contextmanager
 def _stream_layers(
-    model: ModelGroups, residency: Residency, lane: Lane[Any], closing: ExitStack
-) -> DeviceLayers:
+    model: ModelGroups, images: Sequence[GroupImage], residency: Residency, lane: Lane[Any]
+) -> Iterator[DeviceLayers]:
     pinned = {}
-    for index in residency.pinned:
-        pinned[index + 1] = from_dlpack(model.reader.load(index + 1))
-        lane.pin(pinned[index + 1])
-    order = [index + 1 for index in residency.streamed]
-    staging = None
-    if residency.disk:
-        disk = [index + 1 for index in residency.disk]
-        staging = closing.enter_context(_open_staging(model, lane, disk, slots=residency.staging))
-    layers = DeviceLayers(
-        lane,
-        {group: model.reader.size_bytes(group) for group in order},
-        slots=residency.slots,
-        pinned=pinned,
-        staging=staging,
-    )
-    closing.callback(layers.close)
-    return layers
+    for group, image in _lay_out(model, images, lane, [index + 1 for index in residency.pinned]):
+        pinned[group] = from_dlpack(model.reader.allocate(len(image)))
+        pinned[group].copy_(image)
+        lane.pin(pinned[group])
+    with ExitStack() as closing:
+        staging = None
+        if residency.disk:
+            disk = [index + 1 for index in residency.disk]
+            opening = _open_staging(model, lane, disk, slots=residency.staging)
+            staging = closing.enter_context(opening)
+        layers = DeviceLayers(
+            lane,
+            {index + 1: images[index + 1] for index in residency.streamed},
+            slots=residency.slots,
+            pinned=pinned,
+            staging=staging,
+        )
+        closing.callback(layers.close)
+        yield layers
 
 
 def _open_experts(

@@ -19,11 +19,12 @@ from sllm_store.groups.reader import GroupReader
 from sllm_store.groups.stored import open_stored
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     from sllm.runtime.config.model import ModelConfig
+    from sllm.runtime.quant.matrix import Matrix
     from sllm.runtime.weights.source import Expert, ExpertSource, Weights
     from sllm_store.groups.stored import StoredModel, StoredTensor
 
@@ -72,36 +73,43 @@ class ModelGroups:
         """Return what a slot for any expert takes; 0 if there are none."""
         return max(map(self.reader.size_bytes, self.experts.values()), default=0)
 
-    def needs(self, *, other_bytes: int = 0) -> Needs:
-        """Return what the model takes; other_bytes: what else has to be on the device."""
+    def needs(self, *, other_bytes: int = 0, sizes: Callable[[int], int] | None = None) -> Needs:
+        """Return what the model takes; other_bytes: what else has to be on the device.
+
+        sizes: what a group takes, if it is not stored as it is used.
+        """
+        sizes = sizes or self.reader.size_bytes
         mlps = [layer.mlp for layer in self.config.layers]
         chosen = [mlp.chosen for mlp in mlps if isinstance(mlp, MoeConfig)]
         return Needs(
-            layer_bytes=tuple(
-                self.reader.size_bytes(index + 1) for index in range(len(self.config.layers))
-            ),
-            ends_bytes=self.reader.size_bytes(ENDS),
+            layer_bytes=tuple(sizes(index + 1) for index in range(len(self.config.layers))),
+            ends_bytes=sizes(ENDS),
             experts=len(self.experts),
             expert_bytes=self.slot_bytes,
             experts_chosen=max(chosen, default=0),
             other_bytes=other_bytes,
         )
 
-    def assemble_ends(self, raw: torch.Tensor) -> Weights:
-        """Return what is around the layers, over a buffer that holds it."""
-        return assemble_ends(self.config, view_group(self.reader.layouts[ENDS], raw))
+    def view(self, group: int, raw: torch.Tensor) -> dict[str, torch.Tensor | Matrix]:
+        """Return a group's tensors over a buffer that holds it."""
+        return view_group(self.reader.layouts[group], raw)
+
+    def assemble_ends(self, tensors: Mapping[str, torch.Tensor | Matrix]) -> Weights:
+        """Return what is around the layers."""
+        return assemble_ends(self.config, tensors)
 
     def assemble_layer(
-        self, index: int, raw: torch.Tensor, experts: ExpertSource | None
+        self,
+        index: int,
+        tensors: Mapping[str, torch.Tensor | Matrix],
+        experts: ExpertSource | None,
     ) -> Weights:
-        """Return a layer over a buffer that holds it."""
-        tensors = view_group(self.reader.layouts[index + 1], raw)
+        """Return a layer; its experts are elsewhere."""
         return assemble_layer(self.config, index, tensors, experts)
 
     def assemble_expert(self, key: ExpertKey, raw: torch.Tensor) -> Expert:
         """Return an expert over a slot that holds it."""
-        tensors = view_group(self.reader.layouts[self.experts[key]], raw)
-        return assemble_expert(self.config, key, tensors)
+        return assemble_expert(self.config, key, self.view(self.experts[key], raw))
 
     def _check(self) -> None:
         """Assemble everything over memory that is not there: raises for any tensor that is wrong.
@@ -117,11 +125,12 @@ class ModelGroups:
             tensors = self.reader.layouts[group].tensors
             kind = (key.layer, tuple(sorted(_kind(tensor, key) for tensor in tensors)))
             if kind not in checked:
-                self.assemble_expert(key, self._nowhere(group))
+                assemble_expert(self.config, key, self._nowhere(group))
                 checked.add(kind)
 
-    def _nowhere(self, group: int) -> torch.Tensor:
-        return torch.empty(self.reader.size_bytes(group), dtype=torch.uint8, device="meta")
+    def _nowhere(self, group: int) -> dict[str, torch.Tensor | Matrix]:
+        nothing = torch.empty(self.reader.size_bytes(group), dtype=torch.uint8, device="meta")
+        return self.view(group, nothing)
 
 
 class _NoExperts:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sllm.runtime.weights.device_placement import place_on_device
+from sllm.runtime.weights.images import GroupImage
 from sllm.runtime.weights.lane import CudaLane
 from sllm.runtime.weights.model_groups import ModelGroups
 from sllm.runtime.weights.placement import place_on_host
@@ -17,7 +18,7 @@ from sllm_store.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from sllm.runtime.weights.lane import Lane
-    from sllm.runtime.weights.residency import Residency
+    from sllm.runtime.weights.residency import Needs, Residency
 
 # What is free is not ours alone: others allocate, and memory is lost between allocations.
 _DEVICE_SHARE = 0.94
@@ -54,13 +55,32 @@ def open_weights(
     if host_budget_bytes is None:
         host_budget_bytes = int(_available_bytes() * _HOST_SHARE)
     budgets = Budgets(device_bytes=device_budget_bytes, host_bytes=host_budget_bytes, has_host=True)
-    plan = plan_residency(model.needs(other_bytes=other_bytes), budgets)
+    plan = plan_residency(device_needs(model, other_bytes=other_bytes), budgets)
     return open_on_device(model, plan, CudaLane(target))
+
+
+def device_needs(model: ModelGroups, *, other_bytes: int = 0) -> Needs:
+    """Return what a model takes on a device and beside it: a layer as it is stored, or laid out.
+
+    A layer that comes from disk is laid out in memory of its own, which counts as other bytes.
+    """
+    images = _images(model)
+    if not all(image.is_stored for image in images):
+        other_bytes += max(image.size_bytes for image in images[1:])
+    return model.needs(
+        other_bytes=other_bytes,
+        sizes=lambda group: max(images[group].size_bytes, images[group].stored_bytes),
+    )
 
 
 def open_on_device(model: ModelGroups, plan: Residency, lane: Lane[Any]) -> StoredWeights:
     """Return a model's weights on a device, by a plan; the lane is closed with them."""
-    return StoredWeights(model, plan, place_on_device(model, plan, lane))
+    return StoredWeights(model, plan, place_on_device(model, _images(model), plan, lane))
+
+
+def _images(model: ModelGroups) -> list[GroupImage]:
+    """Return the layouts of what is around the layers, and of each layer."""
+    return [GroupImage(layout) for layout in model.reader.layouts[: len(model.config.layers) + 1]]
 
 
 def _available_bytes() -> int:

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
     import torch
 
+    from sllm.runtime.quant.matrix import Matrix
     from sllm.runtime.weights.model_experts import ModelExperts
     from sllm.runtime.weights.model_groups import ModelGroups
     from sllm.runtime.weights.residency import Residency
     from sllm_store.groups.ring import Ring, RingCounts
+
+    Tensors = Mapping[str, torch.Tensor | Matrix]
 
 
 class LayerStream(Protocol):
@@ -31,15 +34,15 @@ class LayerStream(Protocol):
     def counts(self) -> RingCounts:
         """Return what the streaming has done."""
 
-    def lease(self, group: int) -> AbstractContextManager[torch.Tensor]:
-        """Return a group's bytes for as long as the context is open."""
+    def lease(self, group: int) -> AbstractContextManager[Tensors]:
+        """Return a group's tensors for as long as the context is open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """Groups that stay, by their index, and where the others come from. Close it to end reads."""
 
-    groups: Mapping[int, torch.Tensor]
+    groups: Mapping[int, Tensors]
     layers: LayerStream | None
     experts: ModelExperts
     close: Callable[[], None]
@@ -48,20 +51,21 @@ class Placement:
 class _HostLayers:
     """Layers read from disk into host memory."""
 
-    def __init__(self, ring: Ring[Any]) -> None:
+    def __init__(self, model: ModelGroups, ring: Ring[Any]) -> None:
+        self._model = model
         self._ring = ring
         self.counts = ring.counts
 
     @contextmanager
-    def lease(self, group: int) -> Iterator[torch.Tensor]:
+    def lease(self, group: int) -> Iterator[Tensors]:
         with self._ring.lease(group) as buffer:
-            yield from_dlpack(buffer)
+            yield self._model.view(group, from_dlpack(buffer))
 
 
 def place_on_host(model: ModelGroups, residency: Residency) -> Placement:
     """Read what stays, and begin to read what is streamed."""
     fixed = (ENDS, *(index + 1 for index in residency.resident))
-    groups = {group: from_dlpack(model.reader.load(group)) for group in fixed}
+    groups = {group: model.view(group, from_dlpack(model.reader.load(group))) for group in fixed}
     experts = open_host_experts(model, residency.expert_slots)
     order = [index + 1 for index in residency.streamed]
     if not order:
@@ -72,4 +76,4 @@ def place_on_host(model: ModelGroups, residency: Residency) -> Placement:
         ring.close()
         experts.close()
 
-    return Placement(groups=groups, layers=_HostLayers(ring), experts=experts, close=close)
+    return Placement(groups=groups, layers=_HostLayers(model, ring), experts=experts, close=close)

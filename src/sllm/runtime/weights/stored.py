@@ -14,12 +14,13 @@ from sllm.runtime.weights.placement import place_on_host
 from sllm.runtime.weights.residency import SLOTS, Budgets, plan_residency
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     import torch
 
+    from sllm.runtime.quant.matrix import Matrix
     from sllm.runtime.weights.placement import Placement
     from sllm.runtime.weights.residency import Residency
     from sllm.runtime.weights.slots import CacheCounts
@@ -99,8 +100,8 @@ class StoredWeights:
     @contextmanager
     def _stream(self, index: int) -> Iterator[Weights]:
         assert self._placement.layers is not None, "a layer is resident or streamed"
-        with self._placement.layers.lease(index + 1) as raw:
-            yield self._assemble(index, raw)
+        with self._placement.layers.lease(index + 1) as tensors:
+            yield self._assemble(index, tensors)
 
-    def _assemble(self, index: int, raw: torch.Tensor) -> Weights:
-        return self._model.assemble_layer(index, raw, self._placement.experts.layer(index))
+    def _assemble(self, index: int, tensors: Mapping[str, torch.Tensor | Matrix]) -> Weights:
+        return self._model.assemble_layer(index, tensors, self._placement.experts.layer(index))

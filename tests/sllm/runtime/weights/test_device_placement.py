@@ -13,7 +13,7 @@ from sllm.runtime.batch import Batch, Piece
 from sllm.runtime.cache.memory import CacheMemory
 from sllm.runtime.decoder import Decoder
 from sllm.runtime.weights.model_groups import ModelGroups
-from sllm.runtime.weights.opening import open_on_device
+from sllm.runtime.weights.opening import device_needs, open_on_device
 from sllm.runtime.weights.residency import Budgets, Residency, plan_residency
 from sllm.runtime.weights.stored import StoredWeights
 from sllm_store.errors import StoreError
@@ -124,3 +124,20 @@ def test_what_cannot_be_read_leaves_no_memory_pinned(tmp_path: Path) -> None:
     with pytest.raises(StoreError):
         open_on_device(model, _plan(model, device_bytes=None, host_bytes=None), lane)
     assert lane.closed
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_quantised_layers_compute_the_same_bits_from_every_tier(smollm2: Path) -> None:
+    model = ModelGroups.open(smollm2)
+    needs = device_needs(model)
+    host_bytes = 9 * max(needs.layer_bytes)
+    found = []
+    for device_bytes in (None, needs.ends_bytes + 8 * max(needs.layer_bytes)):
+        budgets = Budgets(device_bytes=device_bytes, host_bytes=host_bytes, has_host=True)
+        plan = plan_residency(needs, budgets)
+        lane = DeferredLane()
+        with open_on_device(model, plan, lane) as source:
+            found.append(_compute(source))
+            assert bool(plan.disk) == bool(plan.pinned) == bool(device_bytes)
+    assert torch.equal(*found)

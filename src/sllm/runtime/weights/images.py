@@ -1,0 +1,114 @@
+"""GroupImage: how a group of tensors lies on a device, and how its stored bytes get there.
+
+Floats stay as they are stored. Quantised matrices are laid out in planes, a few rows at a time, by
+the device itself: that is quick there, and what it takes in between is bounded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+
+from sllm.runtime.kernels.layout import Planes
+from sllm.runtime.quant.moving import move_matrix
+from sllm.runtime.quant.planar import PlanarMatrix
+from sllm.runtime.weights.views import view_group
+from sllm_store.units import align_up
+
+if TYPE_CHECKING:
+    from sllm.runtime.kernels.layout import Format
+    from sllm.runtime.quant.matrix import Matrix
+    from sllm_store.groups.layout import GroupLayout
+
+_ALIGNMENT = 256
+_CHUNK_WEIGHTS = 1 << 25
+_META = torch.device("meta")
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a tensor is in an image."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def view(self, image: torch.Tensor) -> torch.Tensor:
+        size_bytes = prod(self.shape) * self.dtype.itemsize
+        return image[self.offset : self.offset + size_bytes].view(self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """A quantised matrix in an image, plane by plane."""
+
+    format: Format
+    planes: dict[str, _Place]
+
+    def view(self, image: torch.Tensor) -> PlanarMatrix:
+        planes = {name: place.view(image) for name, place in self.planes.items()}
+        return PlanarMatrix(Planes(self.format, **planes))
+
+
+class GroupImage:
+    """The layout of one group. `is_stored`: it is that of the group's stored bytes."""
+
+    def __init__(self, layout: GroupLayout) -> None:
+        self._layout = layout
+        self._parts: dict[str, _Place | _Matrix] = {}
+        self.size_bytes = 0
+        self.stored_bytes = layout.size_bytes
+        nowhere = torch.empty(layout.size_bytes, dtype=torch.uint8, device=_META)
+        for name, stored in view_group(layout, nowhere).items():
+            if isinstance(stored, torch.Tensor):
+                self._parts[name] = self._place(stored)
+            else:
+                planes = _planes(stored, _META)
+                places = {key: self._place(plane) for key, plane in planes.tensors.items()}
+                self._parts[name] = _Matrix(planes.format, places)
+        self.is_stored = all(isinstance(part, _Place) for part in self._parts.values())
+        if self.is_stored:
+            self.size_bytes = layout.size_bytes
+
+    def view(self, image: torch.Tensor) -> dict[str, torch.Tensor | Matrix]:
+        """Return the group's tensors over an image; nothing is copied."""
+        if self.is_stored:
+            return view_group(self._layout, image)
+        return {name: part.view(image) for name, part in self._parts.items()}
+
+    def write(self, image: torch.Tensor, raw: torch.Tensor) -> None:
+        """Lay stored bytes out in an image, on the device where both are."""
+        if self.is_stored:
+            image[: len(raw)].copy_(raw)
+            return
+        for name, stored in view_group(self._layout, raw).items():
+            part = self._parts[name]
+            if isinstance(stored, torch.Tensor):
+                assert isinstance(part, _Place), "a tensor stays one"
+                part.view(image).copy_(stored)
+            else:
+                assert isinstance(part, _Matrix), "a matrix is laid out in planes"
+                _write_planes(part.view(image).planes, stored)
+
+    def _place(self, tensor: torch.Tensor) -> _Place:
+        offset = self.size_bytes
+        self.size_bytes = align_up(offset + tensor.nbytes, _ALIGNMENT)
+        return _Place(offset, tuple(tensor.shape), tensor.dtype)
+
+
+def _write_planes(target: Planes, stored: Matrix) -> None:
+    rows, columns = stored.shape
+    step = max(_CHUNK_WEIGHTS // columns, 1)
+    for start in range(0, rows, step):
+        some = _planes(stored.part(start, min(start + step, rows)), target.low.device)
+        for name, plane in some.tensors.items():
+            target.tensors[name][start : start + step].copy_(plane)
+
+
+def _planes(matrix: Matrix, device: torch.device) -> Planes:
+    moved = move_matrix(matrix, device)
+    assert isinstance(moved, PlanarMatrix), "what is quantised moves in planes"
+    return moved.planes
