@@ -20,6 +20,7 @@ SUITE: dict[str, list[str]] = {
     "resident": [],
     "busy_interpreter": [],
     "codec_rate": [],
+    "kernels": [],
     "links": [],
     "estimates": [],
 }
@@ -29,10 +30,11 @@ SMALL: dict[str, list[str]] = {
     "resident": ["--small", "--pool", "256MB", "--processes", "1,2", "--runs", "1"],
     "busy_interpreter": ["--small", "--pool", "256MB", "--runs", "1"],
     "links": ["--small", "--size", "64MB", "--coded-size", "8MB", "--pool", "256MB", "--runs", "1"],
+    "kernels": ["--small"],
     "codec_rate": ["--size", "8MB", "--threads", "1", "--runs", "1"],
 }
 GPUS_MIN = {"links": 2}
-WITHOUT_FILES = {"codec_rate"}
+WITHOUT_FILES = {"codec_rate", "kernels"}
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ are few; from some tens of tokens on by the matrix units.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from sllm.runtime.kernels.device.partial_sums import add_shares
 from sllm.runtime.kernels.device.planar_gemm import planar_gemm
 from sllm.runtime.kernels.device.planar_gemv import planar_gemv
 from sllm.runtime.kernels.device.planar_numbers import dequantize_planes
+from sllm.runtime.kernels.launch_book import book_of
 from sllm.runtime.kernels.launches import (
     GemmLaunch,
     GemvLaunch,
@@ -42,7 +44,7 @@ def multiply_planar(
     assert 0 < tokens <= MOST_GEMV_TOKENS
     assert x.shape[1] == planes.shape[1]
     if launch is None:
-        launch = guess_gemv(rows, groups, tokens=tokens, processors=processors_of(x.device))
+        launch = _found_gemv(planar_key(planes, tokens), (rows, groups), tokens, x.device)
     each, shares = _share(groups, launch.shares, launch.groups)
     partial = _empty(x, shares, rows)
     planar_gemv[(-(-rows // launch.rows), shares)](
@@ -76,7 +78,7 @@ def multiply_planar_tiles(
     tokens, (rows, groups, _) = len(x), planes.low.shape
     assert x.shape[1] == planes.shape[1]
     if launch is None:
-        launch = guess_gemm(rows, groups, tokens=tokens, processors=processors_of(x.device))
+        launch = _found_gemm(planar_key(planes, tokens), (rows, groups), tokens, x.device)
     each, shares = _share(groups, launch.shares, launch.groups)
     partial = _empty(x, shares, rows)
     planar_gemm[(-(-rows // launch.rows), -(-tokens // launch.tokens), shares)](
@@ -112,7 +114,7 @@ def multiply_dense(
     assert fits_dense(weights)
     groups = columns // width
     if launch is None:
-        launch = guess_gemv(rows, groups, tokens=tokens, processors=processors_of(x.device))
+        launch = _found_gemv(dense_key(weights, tokens), (rows, groups), tokens, x.device)
     each, shares = _share(groups, launch.shares, launch.groups)
     partial = _empty(x, shares, rows)
     dense_gemv[(-(-rows // launch.rows), shares)](
@@ -160,6 +162,34 @@ def dequantize(planes: Planes, dtype: torch.dtype) -> torch.Tensor:
         enable_fp_fusion=False,
     )
     return out
+
+
+def planar_key(planes: Planes, tokens: int) -> str:
+    """Return what a launch for planes is remembered by; as many tokens as fit share one."""
+    form, (rows, columns) = planes.format, planes.shape
+    tiled = "tiles" if tokens > MOST_GEMV_TOKENS else "gemv"
+    kind = f"{form.bits} {form.zero} {form.scale_columns} {len(planes.tensors)}"
+    return f"{tiled} {kind} {rows}x{columns} {_power_of_two(tokens)}"
+
+
+def dense_key(weights: torch.Tensor, tokens: int) -> str:
+    """Return what a launch for floats is remembered by."""
+    rows, columns = weights.shape
+    return f"dense {weights.element_size()} {rows}x{columns} {_power_of_two(tokens)}"
+
+
+@cache
+def _found_gemv(key: str, shape: tuple[int, int], tokens: int, device: torch.device) -> GemvLaunch:
+    rows, groups = shape
+    guess = guess_gemv(rows, groups, tokens=tokens, processors=processors_of(device))
+    return book_of(device).find(GemvLaunch, key) or guess
+
+
+@cache
+def _found_gemm(key: str, shape: tuple[int, int], tokens: int, device: torch.device) -> GemmLaunch:
+    rows, groups = shape
+    guess = guess_gemm(rows, groups, tokens=tokens, processors=processors_of(device))
+    return book_of(device).find(GemmLaunch, key) or guess
 
 
 def _tensors(planes: Planes) -> tuple[torch.Tensor | None, ...]:

@@ -1,0 +1,174 @@
+"""What benchmarks.kernels times: products with weights in every format, and a clock for them.
+
+A case has as many copies of its weight as it takes for none to be in the cache when its turn comes.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sllm.runtime.kernels import products
+from sllm.runtime.kernels.launch_book import book_of
+from sllm.runtime.kernels.launches import (
+    GemmLaunch,
+    GemvLaunch,
+    candidate_gemms,
+    candidate_gemvs,
+)
+from sllm.runtime.kernels.layout import WIDTH, Format, Planes, numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+BF16, CUBLAS = "bf16", "bf16-cublas"
+FORMATS: dict[str, tuple[Format, tuple[str, ...]]] = {
+    "Q4_0": (Format(4, 8, 32), ()),
+    "Q4_1": (Format(4, 0, 32), ("offsets",)),
+    "Q8_0": (Format(8, 128, 32), ()),
+    "Q4_K": (Format(4, 0, 256), ("offsets", "steps", "floors")),
+    "Q5_K": (Format(5, 0, 256), ("high", "offsets", "steps", "floors")),
+    "Q6_K": (Format(6, 32, 256, halves=2), ("high", "steps")),
+    "affine-64": (Format(4, 0, 64), ("offsets",)),
+}
+_REPEATS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A product: the format of the weight, its shape, and the tokens."""
+
+    format: str
+    rows: int
+    columns: int
+    tokens: int
+
+    def weight(self, device: torch.device, seed: int) -> torch.Tensor | Planes:
+        """Return a weight of random bits."""
+        generator = torch.Generator(device).manual_seed(seed)
+        if self.format in {BF16, CUBLAS}:
+            shape = (self.rows, self.columns)
+            values = torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
+            return values * 0.02
+        return random_planes(self, generator)
+
+    def multiply(
+        self, x: torch.Tensor, weight: torch.Tensor | Planes, launch: Any = None
+    ) -> torch.Tensor:
+        """Return the product, by the kernel that the runtime takes for it."""
+        if self.format == CUBLAS:
+            assert isinstance(weight, torch.Tensor)
+            return torch.nn.functional.linear(x, weight.to(x.dtype))
+        if isinstance(weight, torch.Tensor):
+            return products.multiply_dense(x, weight, launch)
+        if self.is_tiled:
+            return products.multiply_planar_tiles(x, weight, launch)
+        return products.multiply_planar(x, weight, launch)
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether the matrix units compute it."""
+        return self.format in FORMATS and self.tokens > products.MOST_GEMV_TOKENS
+
+    def candidates(self) -> Iterator[GemvLaunch | GemmLaunch | None]:
+        """Yield the launches to try."""
+        if self.format == CUBLAS:
+            yield None
+        elif self.format == BF16:
+            yield from candidate_gemvs(self.columns // 8)
+        elif self.is_tiled:
+            groups = self.columns // FORMATS[self.format][0].group
+            yield from candidate_gemms(groups, tokens=self.tokens)
+        else:
+            yield from candidate_gemvs(self.columns // FORMATS[self.format][0].group)
+
+    def remember(self, weight: torch.Tensor | Planes, launch: dict[str, int]) -> None:
+        """Keep a launch for the runtime."""
+        if isinstance(weight, torch.Tensor):
+            key, device = products.dense_key(weight, self.tokens), weight.device
+        else:
+            key, device = products.planar_key(weight, self.tokens), weight.low.device
+        book_of(device).remember(key, (GemmLaunch if self.is_tiled else GemvLaunch)(**launch))
+
+
+def random_planes(case: Case, generator: torch.Generator) -> Planes:
+    """Return planes of random weights, with scales that keep products small."""
+    form, names = FORMATS[case.format]
+    groups, wide = case.columns // form.group, case.columns // form.scale_columns
+    device = generator.device
+    whole = partial(torch.randint, generator=generator, device=device)
+
+    def floats(columns: int) -> torch.Tensor:
+        shape = (case.rows, columns)
+        return torch.rand(shape, generator=generator, device=device).half() * 0.01
+
+    low = whole(-(1 << 31), 1 << 31, (case.rows, groups, WIDTH), dtype=torch.int32)
+    makers: dict[str, Callable[[], torch.Tensor]] = {
+        "offsets": lambda: floats(wide),
+        "steps": lambda: whole(1, 64, (case.rows, groups * form.halves), dtype=torch.uint8),
+        "floors": lambda: whole(1, 64, (case.rows, groups), dtype=torch.uint8),
+        "high": lambda: (
+            whole(0, 256, (case.rows, groups, WIDTH), dtype=torch.uint8)
+            if form.bits == 5
+            else whole(-(1 << 15), 1 << 15, (case.rows, groups, WIDTH), dtype=torch.int16)
+        ),
+    }
+    return Planes(form, low, floats(wide), **{name: makers[name]() for name in names})
+
+
+def size_of(weight: torch.Tensor | Planes) -> int:
+    """Return the bytes that a product reads of a weight."""
+    return weight.nbytes if isinstance(weight, torch.Tensor) else weight.size_bytes
+
+
+def error_of(x: torch.Tensor, weight: torch.Tensor | Planes, found: torch.Tensor) -> float:
+    """Return the largest difference from the product in float32, over the largest result."""
+    values = weight.float() if isinstance(weight, torch.Tensor) else numbers(weight)
+    expected = x.float() @ values.T
+    return float((found.float() - expected).abs().max() / expected.abs().max())
+
+
+def seconds_of(acts: list[Callable[[], Any]], device: torch.device) -> float:
+    """Return what one of several acts takes: the median of replays of all of them as one graph."""
+    if device.type != "cuda":
+        started_s = time.perf_counter()
+        for act in acts:
+            act()
+        return (time.perf_counter() - started_s) / len(acts)
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        for act in acts[:2]:
+            act()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for act in acts:
+            act()
+    graph.replay()
+    taken: list[float] = []
+    for _ in range(_REPEATS):
+        start, end = _event(), _event()
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        taken.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(taken) / len(acts)
+
+
+def measure_limits(device: torch.device, size_bytes: int) -> dict[str, float]:
+    """Return GB/s of a copy on the device, read and written bytes together, and of reading."""
+    source = torch.ones(size_bytes // 4, device=device)
+    target = torch.empty_like(source)
+    copied_s = seconds_of([lambda: target.copy_(source)], device)
+    read_s = seconds_of([source.sum], device)
+    size = source.nbytes
+    return {"copy_gb_s": 2 * size / copied_s / 1e9, "read_gb_s": size / read_s / 1e9}
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

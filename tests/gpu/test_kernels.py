@@ -1,0 +1,74 @@
+"""Kernels on a GPU, compiled, in the shapes and types of real models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.kernel_cases import BF16, FORMATS, Case, error_of
+from sllm.runtime.kernels import products
+from sllm.runtime.kernels.layout import Planes, numbers
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+SHAPES = [(1024, 4096), (14336, 4096), (4096, 14336), (576, 1536)]
+ROUNDED = {torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return torch.device("cuda")
+
+
+@pytest.mark.parametrize("dtype", list(ROUNDED))
+@pytest.mark.parametrize("name", [*FORMATS, BF16])
+def test_products_are_those_of_float32_to_the_type_s_rounding(
+    name: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    for rows, columns in SHAPES:
+        for tokens in (1, 2, 4, 7, 16, 33, 64):
+            if name == BF16 and (tokens > products.MOST_DENSE_TOKENS or dtype != torch.bfloat16):
+                continue
+            case = Case(format=name, rows=rows, columns=columns, tokens=tokens)
+            weight = case.weight(device, seed=tokens)
+            x = torch.randn(tokens, columns, device=device).to(dtype)
+            error = error_of(x, weight, case.multiply(x, weight))
+            assert error <= ROUNDED[dtype], f"{case}: {error}"
+
+
+@pytest.mark.parametrize("name", [*FORMATS, BF16])
+@pytest.mark.parametrize("tokens", [1, 8])
+def test_every_launch_gives_the_same_bits_again(
+    name: str, tokens: int, device: torch.device
+) -> None:
+    case = Case(format=name, rows=1024, columns=4096, tokens=tokens)
+    weight = case.weight(device, seed=1)
+    x = torch.randn(tokens, case.columns, device=device, dtype=torch.bfloat16)
+    first = case.multiply(x, weight)
+    for _ in range(20):
+        assert torch.equal(case.multiply(x, weight), first)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_dequantised_numbers_are_equal_in_every_bit(name: str, device: torch.device) -> None:
+    weight = Case(format=name, rows=300, columns=4096, tokens=1).weight(device, seed=2)
+    assert isinstance(weight, Planes)
+    expected = numbers(weight)
+    assert torch.equal(products.dequantize(weight, torch.float32), expected)
+    assert torch.equal(products.dequantize(weight, torch.bfloat16), expected.bfloat16())
+
+
+def test_products_are_captured_in_a_graph(device: torch.device) -> None:
+    case = Case(format="Q4_0", rows=512, columns=4096, tokens=1)
+    weight = case.weight(device, seed=3)
+    x = torch.randn(1, case.columns, device=device, dtype=torch.bfloat16)
+    case.multiply(x, weight)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = case.multiply(x, weight)
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    assert torch.equal(found, case.multiply(x, weight))
