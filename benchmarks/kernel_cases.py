@@ -139,7 +139,7 @@ def seconds_of(acts: list[Callable[[], Any]], device: torch.device) -> float:
         for act in acts:
             act()
         return (time.perf_counter() - started_s) / len(acts)
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for act in acts[:2]:
             act()
@@ -171,4 +171,4 @@ def measure_limits(device: torch.device, size_bytes: int) -> dict[str, float]:
 
 
 def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    return torch.cuda.Event(enable_timing=True)

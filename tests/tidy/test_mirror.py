@@ -45,6 +45,7 @@ TESTED_THROUGH = {
     "sllm/runtime/kernels/device/planar_numbers.py": "runtime/kernels/test_products.py",
     "sllm/runtime/kernels/device/planar_gemm.py": "runtime/kernels/test_products.py",
     "sllm/runtime/kernels/device/dense_gemv.py": "runtime/kernels/test_products.py",
+    "sllm/runtime/kernels/device/paged_attention.py": "runtime/kernels/test_attention.py",
     "sllm/runtime/kernels/device/numerals.py": "runtime/kernels/test_products.py",
     "sllm/runtime/kernels/device/partial_sums.py": "runtime/kernels/test_products.py",
     "sllm/runtime/kernels/device/planar_gemv.py": "runtime/kernels/test_products.py",

@@ -1,0 +1,118 @@
+"""Attention of decoding steps on the GPU, over the cache's pages: each key and value read once.
+
+Bound by 2 * kv_heads * head_dim * bytes * tokens in the cache over the memory's bandwidth.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from sllm.runtime.kernels.device.paged_attention import attend_chunks, join_chunks
+from sllm.runtime.kernels.launches import processors_of
+
+_TOKENS_AT_ONCE = 64
+_FEWEST_ROWS = 16  # Of a product on the matrix units.
+_MOST_CHUNKS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paged:
+    """Keys and values of one layer, and whose they are.
+
+    keys, values: (places, kv_heads, head_dim), as `AttentionMemory` has them. pages: (requests,
+    most pages), int32, the pages of each request in order; what is behind its last one is not read.
+    lengths: (requests,), int32, the tokens of each, at least one.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    pages: torch.Tensor
+    lengths: torch.Tensor
+    page_tokens: int
+    window: int | None = None
+
+
+def count_chunks(paged: Paged) -> int:
+    """Return into how many chunks a sequence is cut: enough programs for the device.
+
+    It depends on the room for pages, not on lengths, so that a captured graph stays right.
+    """
+    requests, columns = paged.pages.shape
+    room = columns * paged.page_tokens
+    useful = -(-room // _TOKENS_AT_ONCE)
+    programs = requests * paged.keys.shape[1]
+    wanted = -(-2 * processors_of(paged.keys.device) // programs)
+    return max(min(wanted, useful, _MOST_CHUNKS), 1)
+
+
+def attend_paged(query: torch.Tensor, paged: Paged, chunks: int | None = None) -> torch.Tensor:
+    """Return (requests, heads, head_dim): softmax(query keys / sqrt(head_dim)) values."""
+    requests, heads, width = query.shape
+    kv_heads = paged.keys.shape[1]
+    sharing = heads // kv_heads
+    chunks = chunks or count_chunks(paged)
+    shape = (requests, heads, chunks)
+    sums = torch.empty((*shape, width), dtype=torch.float32, device=query.device)
+    maxima = torch.empty(shape, dtype=torch.float32, device=query.device)
+    totals = torch.empty_like(maxima)
+    block_width = 1 << (width - 1).bit_length()
+    attend_chunks[(requests, kv_heads, chunks)](
+        sums,
+        maxima,
+        totals,
+        query.contiguous(),
+        paged.keys,
+        paged.values,
+        paged.pages,
+        paged.lengths,
+        math.log2(math.e) / math.sqrt(width),
+        paged.pages.shape[1],
+        chunks,
+        kv_heads,
+        paged.window or 0,
+        sharing=sharing,
+        width=width,
+        block_width=block_width,
+        block_heads=max(1 << (sharing - 1).bit_length(), _FEWEST_ROWS),
+        block_tokens=_TOKENS_AT_ONCE,
+        page_tokens=paged.page_tokens,
+        precision="ieee" if query.dtype == torch.float32 else "tf32",
+        num_warps=4,
+        enable_fp_fusion=True,
+    )
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    join_chunks[(requests * heads,)](
+        out,
+        sums,
+        maxima,
+        totals,
+        chunks,
+        width=width,
+        block_width=block_width,
+        block_chunks=1 << (chunks - 1).bit_length(),
+        num_warps=4,
+        enable_fp_fusion=True,
+    )
+    return out
+
+
+def attend_plain(query: torch.Tensor, paged: Paged) -> torch.Tensor:
+    """Return the same by PyTorch's operations, request by request."""
+    out = torch.empty_like(query)
+    for request, length in enumerate(paged.lengths.tolist()):
+        first = 0 if paged.window is None else max(length - paged.window, 0)
+        token = torch.arange(first, length, device=query.device)
+        pages = paged.pages[request].index_select(0, token // paged.page_tokens)
+        places = pages * paged.page_tokens + token % paged.page_tokens
+        keys, values = (memory.index_select(0, places) for memory in (paged.keys, paged.values))
+        out[request] = functional.scaled_dot_product_attention(
+            query[request].unsqueeze(1),
+            keys.to(query.dtype).transpose(0, 1),
+            values.to(query.dtype).transpose(0, 1),
+            enable_gqa=query.shape[1] != keys.shape[1],
+        ).squeeze(1)
+    return out
