@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sllm.runtime.kernels import products
+from sllm.runtime.kernels.attention import Paged, attend_paged, attend_plain
 from sllm.runtime.kernels.launch_book import book_of
 from sllm.runtime.kernels.launches import (
     GemmLaunch,
@@ -130,6 +131,39 @@ def error_of(x: torch.Tensor, weight: torch.Tensor | Planes, found: torch.Tensor
     values = weight.float() if isinstance(weight, torch.Tensor) else numbers(weight)
     expected = x.float() @ values.T
     return float((found.float() - expected).abs().max() / expected.abs().max())
+
+
+def measure_attention(
+    requests: int, length: int, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Return the row of one decoding step's attention, in the shapes of Llama-3.1-8B."""
+    heads, kv_heads, width, page_tokens = 32, 8, 128, 16
+    columns = -(-length // page_tokens)
+    shape = (requests * columns * page_tokens, kv_heads, width)
+    keys, values = (torch.randn(shape, device=device, dtype=dtype) for _ in "kv")
+    paged = Paged(
+        keys=keys,
+        values=values,
+        pages=torch.randperm(requests * columns, device=device).int().view(requests, columns),
+        lengths=torch.full((requests,), length, dtype=torch.int32, device=device),
+        page_tokens=page_tokens,
+    )
+    query = torch.randn(requests, heads, width, device=device, dtype=dtype)
+    expected = attend_plain(query, paged).float()
+    found = attend_paged(query, paged).float()
+    seconds = seconds_of([partial(attend_paged, query, paged)], device)
+    size = 2 * requests * length * kv_heads * width * dtype.itemsize
+    return {
+        "format": "attention",
+        "rows": requests,
+        "columns": length,
+        "tokens": requests,
+        "launch": None,
+        "bytes": size,
+        "us": seconds * 1e6,
+        "gb_s": size / seconds / 1e9,
+        "error": float((found - expected).abs().max() / expected.abs().max()),
+    }
 
 
 def seconds_of(acts: list[Callable[[], Any]], device: torch.device) -> float:

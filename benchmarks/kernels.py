@@ -3,11 +3,12 @@
 Every product is timed over enough copies of its weight that none is in the cache, as one CUDA
 graph, and compared with the product in float32. Its rate is the bytes of the weight over its time,
 and its bound is what a copy of a gigabyte reaches on the same device in the same run, counting
-bytes read and written. --sweep tries every launch and shows the best ones, which --remember keeps
-for the runtime.
+bytes read and written. So is attention to caches of requests x tokens: the rows called that, whose
+bytes are the keys and values. --sweep tries every launch and shows the best ones, which --remember
+keeps for the runtime.
 
     python -m benchmarks.kernels --out FILE.json [--formats Q4_0,bf16] [--shapes 8192x8192]
-        [--tokens 1,4,16] [--sweep] [--remember] [--small]
+        [--tokens 1,4,16] [--caches 8x16384] [--sweep] [--remember] [--small]
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 SHAPES = "4096x4096,8192x8192,14336x4096,4096x14336,128256x4096"
 FORMATS = "Q4_0,Q4_1,Q8_0,Q4_K,Q5_K,Q6_K,affine-64,bf16,bf16-cublas"
+CACHES = "1x65536,8x16384,32x8192"
 ALL_COPIES_BYTES = 1 << 30
 _SHOWN = 5
 
@@ -41,11 +43,16 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # Before the kernels are imported.
-    from benchmarks.kernel_cases import Case, measure_limits
+    from benchmarks.kernel_cases import Case, measure_attention, measure_limits
 
     room = ALL_COPIES_BYTES if device.type == "cuda" else 1 << 16
     result = Result(__doc__ or "", out=args.out, device=str(device), commit=args.commit)
     result.limit(**measure_limits(device, room))
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float16
+    for requests, length in (tuple(map(int, one.split("x"))) for one in args.caches.split(",")):
+        row = measure_attention(requests, length, device, dtype)
+        result.add({**row, "of_copy": row["gb_s"] / result.limits["copy_gb_s"]})
+        print(_line(result.rows[-1]), flush=True)
     for shape in args.shapes.split(","):
         rows, columns = map(int, shape.split("x"))
         for name in args.formats.split(","):
@@ -123,6 +130,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shapes", default=SHAPES)
     parser.add_argument("--formats", default=FORMATS)
+    parser.add_argument("--caches", default=CACHES)
     parser.add_argument("--tokens", default="1,4,16")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--remember", action="store_true")
@@ -130,7 +138,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--commit", default="")
     args = parser.parse_args()
     if args.small:
-        args.shapes, args.tokens = "32x512", "1,5"
+        args.shapes, args.tokens, args.caches = "32x512", "1,5", "2x70"
     return args
 
 

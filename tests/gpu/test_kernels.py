@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.kernel_cases import BF16, FORMATS, Case, error_of
+from benchmarks.kernel_cases import BF16, FORMATS, Case, error_of, measure_attention
 from sllm.runtime.kernels import products
 from sllm.runtime.kernels.layout import Planes, numbers
 
@@ -72,3 +72,11 @@ def test_products_are_captured_in_a_graph(device: torch.device) -> None:
     x.copy_(torch.randn_like(x))
     graph.replay()
     assert torch.equal(found, case.multiply(x, weight))
+
+
+@pytest.mark.parametrize("dtype", list(ROUNDED))
+@pytest.mark.parametrize(("requests", "length"), [(1, 1), (1, 20_000), (7, 4_097)])
+def test_attention_to_pages_is_that_of_pytorch(
+    requests: int, length: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    assert measure_attention(requests, length, device, dtype)["error"] <= 2 * ROUNDED[dtype]
