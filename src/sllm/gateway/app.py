@@ -22,6 +22,7 @@ from sllm.gateway.counting import Counting
 from sllm.gateway.failures import Failure, describe
 from sllm.gateway.host import ModelHost
 from sllm.gateway.metrics import GatewayMetrics
+from sllm.gateway.ollama import catalog, embeddings as ollama_embeddings, generation, pulling
 from sllm.gateway.openai import chat, completions, embeddings, models
 from sllm.gateway.service import Here, Service
 from sllm.gateway.shapes import respond
@@ -35,6 +36,16 @@ if TYPE_CHECKING:
     from sllm.library.models import Library
 
 _BAD_REQUEST, _CLIENT_GONE = 400, 499
+_GROUPS = (
+    chat,
+    completions,
+    embeddings,
+    models,
+    generation,
+    ollama_embeddings,
+    catalog,
+    pulling,
+)
 
 log = logging.getLogger(__name__)
 own = APIRouter()
@@ -50,8 +61,9 @@ def create_app(library: Library, settings: Settings, backing: Backing | None = N
     app.state.service = Service(
         library=library, backing=backing, settings=settings, host=host, metrics=metrics
     )
-    for routes in (own, chat.routes, completions.routes, embeddings.routes, models.routes):
-        app.include_router(routes)
+    app.include_router(own)
+    for group in _GROUPS:
+        app.include_router(group.routes)
     for kind in (ServingError, StoreError, Exception):
         app.add_exception_handler(kind, _on_error)
     app.add_exception_handler(ClientDisconnect, _on_gone)

@@ -19,13 +19,14 @@ class Chat:
     """Messages in the form of chat templates; those of the model's maker come before them.
 
     system: instead of the model's. context: ids of an earlier conversation that go before.
-    template: instead of the model's.
+    template: instead of the model's. single: one text, which a model without a template continues.
     """
 
     messages: tuple[Mapping[str, Any], ...]
     system: str | None = None
     context: tuple[int, ...] = ()
     template: str | None = None
+    single: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

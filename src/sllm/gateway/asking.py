@@ -19,8 +19,8 @@ from sllm.core.philox import SEED_MAX
 from sllm.core.requests import Finish
 from sllm.gateway.asked import Chat
 from sllm.gateway.preparation import prepare
-from sllm.gateway.reading import AnswerReader
 from sllm.text.parser import Content, Thinking, ToolCall
+from sllm.text.stream import TextStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from sllm.gateway.backing import Backing
     from sllm.gateway.host import Lease, ModelHost
     from sllm.gateway.preparation import Prepared
-    from sllm.gateway.reading import TokenLogprob
     from sllm.text.parser import Part
+    from sllm.text.stream import TokenReport
 
 WAITING_TOKENS_MAX = 8192
 
@@ -55,7 +55,7 @@ class Delta:
 
     index: int
     parts: tuple[Part, ...]
-    logprobs: tuple[TokenLogprob, ...]
+    logprobs: tuple[TokenReport, ...]
     ending: Ending | None
 
 
@@ -67,11 +67,12 @@ class Answer:
         self.index = index
         self.ended = False
         self._request = prepared.request
-        self._reader = AnswerReader(
-            prepared.text.token_bytes,
-            ends=prepared.request.ends,
-            stop=prepared.request.parameters.stop,
-            parser=prepared.parse() if prepared.parse else None,
+        self._parser = prepared.parse() if prepared.parse else None
+        self._stream = TextStream(
+            prepared.text,
+            prepared.request.parameters.stop,
+            marks=self._parser.marks if self._parser else (),
+            begins=False,
         )
         self._wake = wake
         self._lock = threading.Lock()
@@ -104,7 +105,7 @@ class Answer:
         if not steps or self.ended:
             return None
         parts: list[Part] = []
-        logprobs: list[TokenLogprob] = []
+        logprobs: list[TokenReport] = []
         finish = None
         for step in steps:
             finish = self._read(step, parts, logprobs)
@@ -112,23 +113,24 @@ class Answer:
                 break
         ending = None
         if finish is not None:
-            last = self._reader.flush()
-            parts += last.parts
-            logprobs += last.logprobs
+            last = self._stream.flush()
+            parts += self._parse(last.text)
+            parts += self._parser.flush() if self._parser else ()
+            logprobs += last.tokens
             ending = self._end(finish)
         return Delta(index=self.index, parts=tuple(parts), logprobs=tuple(logprobs), ending=ending)
 
-    def _read(self, step: Step, parts: list[Part], logprobs: list[TokenLogprob]) -> Finish | None:
+    def _read(self, step: Step, parts: list[Part], logprobs: list[TokenReport]) -> Finish | None:
         """Take one step into the log, and what it shows into the lists."""
         self._cached = self._cached or step.cached
         for choice in step.choices:
             if self._first_s is None:
                 self._first_s = time.monotonic()
             self._ids.append(choice.token)
-            shown = self._reader.feed(choice)
-            parts += shown.parts
-            logprobs += shown.logprobs
-            if self._reader.stopped:
+            piece = self._stream.feed(choice)
+            parts += self._parse(piece.text)
+            logprobs += piece.tokens
+            if self._stream.stopped is not None:
                 self.cancel()
                 return Finish.STOP
         if step.error is not None:
@@ -138,6 +140,11 @@ class Answer:
             self.ended = True
             raise EngineClosedError("the answer was cancelled before it was whole")
         return step.finish
+
+    def _parse(self, text: str) -> list[Part]:
+        if not text:
+            return []
+        return self._parser.feed(text) if self._parser else [Content(text)]
 
     def _end(self, finish: Finish) -> Ending:
         self.ended = True
@@ -225,14 +232,14 @@ class Whole:
     content: str
     thinking: str
     calls: tuple[ToolCall, ...]
-    logprobs: tuple[TokenLogprob, ...]
+    logprobs: tuple[TokenReport, ...]
     ending: Ending
 
 
 async def collect(asking: Asking) -> list[Whole]:
     """Return all answers, in order, once they are whole; closes them in any case."""
     parts: list[list[Part]] = [[] for _ in asking.answers]
-    logprobs: list[list[TokenLogprob]] = [[] for _ in asking.answers]
+    logprobs: list[list[TokenReport]] = [[] for _ in asking.answers]
     endings: dict[int, Ending] = {}
     try:
         async for delta in asking:

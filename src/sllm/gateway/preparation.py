@@ -139,7 +139,7 @@ def _chat(
     """Return the prompt of a conversation, without its oldest messages if they do not fit."""
     chat = asked.prompt
     assert isinstance(chat, Chat)
-    if not text.has_template and len(chat.messages) == 1 and not asked.tools.offered:
+    if chat.single and not text.has_template:
         return _plain(Plain(text=str(chat.messages[0]["content"])), text)
     messages = _with_defaults(chat, loaded)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from sllm.gateway.host import ModelHost
     from sllm.gateway.metrics import GatewayMetrics
     from sllm.gateway.settings import Settings
+    from sllm.library.model import Model
     from sllm.library.models import Library
 
 
@@ -44,6 +46,10 @@ class Service:
             count=count,
             on_end=self.metrics.on_end,
         )
+
+    async def find(self, name: str) -> Model:
+        """Return a model of the library. Raises ModelNotFoundError."""
+        return await asyncio.to_thread(self.library.get, name)
 
 
 def _service_of(request: Request) -> Service:

@@ -46,7 +46,7 @@ def write_model(path: Path, template: str | None = WITH_THOUGHTS) -> Path:
     added = [
         {
             "id": 256 + place,
-            "content": mark,
+            "content": mark if template else mark.replace("im_start", "start"),
             "special": mark.startswith("<|"),
             "single_word": False,
             "lstrip": False,

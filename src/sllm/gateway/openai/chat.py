@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from sllm.gateway.asking import Asking, Delta, Ending, Whole
-    from sllm.gateway.reading import TokenLogprob
     from sllm.text.parser import Part
+    from sllm.text.stream import TokenReport
 
 routes = APIRouter()
 
@@ -90,8 +90,8 @@ def _reason(ending: Ending, *, calls: int) -> str:
     return "tool_calls" if calls and ending.finish is Finish.STOP else str(ending.finish)
 
 
-def _logprobs(logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
-    def told(one: TokenLogprob) -> dict[str, Any]:
+def _logprobs(logprobs: Sequence[TokenReport]) -> dict[str, Any]:
+    def told(one: TokenReport) -> dict[str, Any]:
         return {"token": one.text, "logprob": one.logprob, "bytes": list(one.raw)}
 
     return {

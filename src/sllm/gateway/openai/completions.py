@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from sllm.gateway.asking import Asking, Ending
-    from sllm.gateway.reading import TokenLogprob
+    from sllm.text.stream import TokenReport
 
 routes = APIRouter()
 
@@ -89,7 +89,7 @@ async def _events(
     yield DONE
 
 
-def _logprobs(logprobs: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
+def _logprobs(logprobs: Sequence[TokenReport], offset: int) -> dict[str, Any]:
     offsets = []
     for one in logprobs:
         offsets.append(offset)

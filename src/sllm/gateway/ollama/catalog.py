@@ -1,0 +1,218 @@
+"""What Ollama's API tells of models, and how it changes them."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from sllm.core.errors import InvalidRequestError
+from sllm.gateway.ollama.bodies import Name, Named
+from sllm.gateway.service import Here  # noqa: TC001 - FastAPI reads the annotation.
+from sllm.gateway.streams import NDJSON, line
+from sllm.library.modelfile import format_modelfile, format_parameters
+
+if TYPE_CHECKING:
+    from sllm.gateway.host import Resident
+    from sllm.library.model import Model
+
+FOR_EVER = timedelta(days=365 * 100)  # No client of Ollama's knows a model without an end.
+_UNITS = ((1_000_000_000, "B"), (1_000_000, "M"), (1000, "K"))
+
+routes = APIRouter()
+
+
+class CopyBody(BaseModel):
+    """POST /api/copy."""
+
+    source: Name
+    destination: Name
+
+
+class ShowBody(Named):
+    """POST /api/show."""
+
+    verbose: bool = False
+
+
+class CreatedMessage(BaseModel):
+    """A message that every conversation begins with."""
+
+    role: str
+    content: str
+
+
+class CreateBody(Named):
+    """POST /api/create."""
+
+    from_: Annotated[str | None, Field(alias="from")] = None
+    files: dict[str, str] | None = None
+    adapters: dict[str, str] | None = None
+    quantize: str | None = None
+    template: str | None = None
+    system: str | None = None
+    license: str | list[str] | None = None
+    parameters: dict[str, Any] | None = None
+    messages: list[CreatedMessage] | None = None
+    stream: bool = True
+
+
+@routes.api_route("/", methods=["GET", "HEAD"])
+async def greet() -> Response:
+    """Say that there is a server, in the words that clients look for."""
+    return PlainTextResponse("Ollama is running")
+
+
+@routes.api_route("/api/version", methods=["GET", "HEAD"])
+async def tell_version() -> Response:
+    """Return this package's version."""
+    return JSONResponse({"version": version("serverless-llm")})
+
+
+@routes.api_route("/api/tags", methods=["GET", "HEAD"])
+async def list_tags(here: Here) -> Response:
+    """Return every model of this machine."""
+    models = await asyncio.to_thread(here.library.list)
+    told = [
+        {**_told(model), "modified_at": model.modified_at.isoformat(), "size": model.size_bytes}
+        for model in models
+    ]
+    return JSONResponse({"models": told})
+
+
+@routes.api_route("/api/ps", methods=["GET", "HEAD"])
+async def list_loaded(here: Here) -> Response:
+    """Return the models that are loaded, and until when."""
+    return JSONResponse({"models": [_resident(one) for one in here.host.residents()]})
+
+
+@routes.post("/api/show")
+async def show(body: ShowBody, here: Here) -> Response:
+    """Return all that is known of a model."""
+    model = await here.find(body.model)
+    text = await asyncio.to_thread(here.backing.open_text, model.path, model.template)
+    info = {
+        name: value
+        for name, value in model.info.items()
+        if body.verbose or not isinstance(value, list | tuple)
+    }
+    return JSONResponse(
+        {
+            "license": model.license or "",
+            "modelfile": format_modelfile(model),
+            "parameters": "\n".join(format_parameters(model)),
+            "template": text.template,
+            "system": model.system or "",
+            "messages": [{"role": role, "content": said} for role, said in model.messages],
+            "details": _details(model),
+            "model_info": info,
+            "capabilities": sorted(text.capabilities),
+            "modified_at": model.modified_at.isoformat(),
+        }
+    )
+
+
+@routes.post("/api/copy")
+async def copy(body: CopyBody, here: Here) -> Response:
+    """Give a model a second name."""
+    await asyncio.to_thread(here.library.copy, body.source, body.destination)
+    return Response()
+
+
+@routes.delete("/api/delete")
+async def delete(body: Named, here: Here) -> Response:
+    """Forget a model; who has it loaded keeps it until the end of the request."""
+    model = await here.find(body.model)
+    here.host.unload(model.name)
+    await asyncio.to_thread(here.library.remove, model.name)
+    return Response()
+
+
+@routes.post("/api/create")
+async def create(body: CreateBody, here: Here) -> Response:
+    """Make a model out of another one, with other settings."""
+    if not body.from_ or body.files or body.adapters or body.quantize:
+        raise InvalidRequestError(
+            "create: only `from` a model of this machine; files, adapters and quantize are not "
+            "supported: pull the files' path with gdsllm instead"
+        )
+    given = body.license
+    await asyncio.to_thread(
+        here.library.create,
+        body.model,
+        source=body.from_,
+        template=body.template,
+        system=body.system,
+        parameters=body.parameters,
+        license="\n".join(given) if isinstance(given, list) else given,
+        messages=[(one.role, one.content) for one in body.messages or ()],
+    )
+    if not body.stream:
+        return JSONResponse({"status": "success"})
+    steps = ("using existing layer", "writing manifest", "success")
+    return Response("".join(line({"status": step}) for step in steps), media_type=NDJSON)
+
+
+@routes.post("/api/push")
+async def push(_body: Named) -> Response:
+    """Refuse: there is nowhere to push to."""
+    raise InvalidRequestError("push: models are not published from here; share their files instead")
+
+
+@routes.api_route("/api/blobs/{digest}", methods=["HEAD"])
+async def find_blob(digest: str) -> Response:
+    """Say that there is none: models are made from names and paths."""
+    return Response(status_code=404, headers={"X-Digest": digest})
+
+
+@routes.post("/api/blobs/{digest}")
+async def take_blob(digest: str) -> Response:
+    """Refuse files: they are read where they are."""
+    raise InvalidRequestError(
+        f"blobs: {digest[:80]} cannot be uploaded; `gdsllm pull` takes a file where it is"
+    )
+
+
+def _told(model: Model) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "model": model.name,
+        "digest": model.digest.removeprefix("sha256:"),
+        "details": _details(model),
+    }
+
+
+def _details(model: Model) -> dict[str, Any]:
+    details = model.details
+    return {
+        "parent_model": "",
+        "format": details.format,
+        "family": details.family,
+        "families": list(details.families),
+        "parameter_size": _count(details.parameter_size),
+        "quantization_level": details.quantization,
+    }
+
+
+def _count(parameters: int) -> str:
+    for unit, name in _UNITS:
+        if parameters >= unit:
+            return f"{parameters / unit:.1f}{name}"
+    return str(parameters)
+
+
+def _resident(resident: Resident) -> dict[str, Any]:
+    state = resident.loaded.engine.state()
+    expires_at = resident.expires_at or datetime.now(UTC) + FOR_EVER
+    return {
+        **_told(resident.loaded.model),
+        "size": state.weight_bytes,
+        "size_vram": 0 if state.device == "cpu" else state.device_bytes,
+        "expires_at": expires_at.isoformat(),
+        "context_length": state.context_tokens,
+    }

@@ -1,0 +1,164 @@
+"""Generate and chat through Ollama's own client."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import ollama
+import pytest
+
+if TYPE_CHECKING:
+    import httpx
+
+    from tests.sllm.gateway.scripted import Script
+
+ASKED = [{"role": "user", "content": "Hi"}]
+WEATHER: Any = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
+}
+
+
+def test_a_prompt_is_asked_as_a_conversation(ollama_client: ollama.Client, script: Script) -> None:
+    done = ollama_client.generate("plain", "Hi", system="Be brief.")
+    assert done.response == "Hello there."
+    assert (done.done, done.done_reason) == (True, "stop")
+    assert done.eval_count == len("Hello there.") + 1
+    assert done.total_duration is not None
+    assert done.total_duration > 0
+    assert script.prompts[0].startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user")
+
+
+def test_the_context_goes_on_where_it_was(ollama_client: ollama.Client, script: Script) -> None:
+    done = ollama_client.generate("plain", "Hi")
+    assert done.context is not None
+    ollama_client.generate("plain", "And?", context=done.context)
+    assert script.requests[1].prompt[: len(done.context)] == tuple(done.context)
+
+
+def test_raw_prompts_are_left_as_they_are(ollama_client: ollama.Client, script: Script) -> None:
+    done = ollama_client.generate("plain", "Once", raw=True)
+    assert script.prompts == ["Once"]
+    assert done.context is None
+
+
+def test_a_model_without_a_template_continues_the_prompt(
+    ollama_client: ollama.Client, script: Script
+) -> None:
+    ollama_client.generate("base", "Once")
+    assert script.prompts == ["Once"]
+
+
+def test_a_template_of_the_requests_own_is_used(
+    ollama_client: ollama.Client, script: Script
+) -> None:
+    ollama_client.generate("plain", "Hi", template="[{{ messages[0].content }}]")
+    assert script.prompts == ["[Hi]"]
+
+
+def test_a_stream_ends_with_the_numbers(ollama_client: ollama.Client) -> None:
+    lines = list(ollama_client.generate("plain", "Hi", stream=True))
+    assert "".join(one.response or "" for one in lines) == "Hello there."
+    assert [one.done for one in lines[:-1]] == [False] * (len(lines) - 1)
+    last = lines[-1]
+    assert (last.done, last.done_reason, last.response) == (True, "stop", "")
+    assert last.prompt_eval_count
+
+
+def test_a_conversation_has_an_answer(ollama_client: ollama.Client) -> None:
+    done = ollama_client.chat("plain", ASKED)
+    assert (done.message.role, done.message.content) == ("assistant", "Hello there.")
+    text = "".join(
+        one.message.content or "" for one in ollama_client.chat("plain", ASKED, stream=True)
+    )
+    assert text == "Hello there."
+
+
+def test_options_reach_the_engine_over_ollamas_defaults(
+    ollama_client: ollama.Client, script: Script
+) -> None:
+    ollama_client.chat("plain", ASKED, options={"num_predict": 5, "seed": 3, "top_k": 7})
+    parameters = script.requests[0].parameters
+    assert (parameters.max_tokens, parameters.seed, parameters.top_k) == (5, 3, 7)
+    assert (parameters.temperature, parameters.top_p) == (0.8, 0.9)
+
+
+def test_tools_are_called(ollama_client: ollama.Client, script: Script) -> None:
+    script.answer = '<tool_call>\n{"name": "weather", "arguments": {"city": "Berne"}}\n</tool_call>'
+    done = ollama_client.chat("able", ASKED, tools=[WEATHER])
+    assert done.message.tool_calls
+    assert done.message.tool_calls[0].function.arguments == {"city": "Berne"}
+
+
+def test_thoughts_are_told_apart(ollama_client: ollama.Client, script: Script) -> None:
+    script.answer = "<think>\nHm.\n</think>\n\nYes."
+    done = ollama_client.chat("able", ASKED, think=True)
+    assert (done.message.thinking or "").strip() == "Hm."
+    assert done.message.content == "Yes."
+
+
+def test_json_is_held_to(ollama_client: ollama.Client, script: Script) -> None:
+    script.answer = "{}"
+    ollama_client.chat("plain", ASKED, format="json")
+    assert script.requests[0].grammar is not None
+
+
+def test_probabilities_are_told(ollama_client: ollama.Client) -> None:
+    done = ollama_client.generate("plain", "Hi", logprobs=True, top_logprobs=1)
+    assert done.logprobs is not None
+    assert [one.token for one in done.logprobs] == list("Hello there.")
+
+
+def test_an_empty_prompt_loads_and_unloads(ollama_client: ollama.Client) -> None:
+    assert ollama_client.generate("plain").done_reason == "load"
+    assert [one.model for one in ollama_client.ps().models] == ["plain:latest"]
+    assert ollama_client.chat("plain", keep_alive=0).done_reason == "unload"
+    assert ollama_client.ps().models == []
+
+
+def test_the_oldest_messages_go_when_there_are_too_many(
+    ollama_client: ollama.Client, script: Script
+) -> None:
+    messages = [{"role": "user", "content": f"{n} " + "x" * 500} for n in range(20)]
+    ollama_client.chat("plain", [{"role": "system", "content": "S"}, *messages])
+    assert script.prompts[0].startswith("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n")
+    assert "19 xxx" in script.prompts[0]
+    assert "\n0 xxx" not in script.prompts[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({"options": {"temperature": "hot"}}, "temperature"),
+        ({"options": {"mirostat": 1}}, "mirostat"),
+        ({"keep_alive": "soon"}, "keep_alive"),
+        ({"think": True}, "thinking"),
+        ({"tools": [WEATHER]}, "tools"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(ollama_client: ollama.Client, more: Any, text: str) -> None:
+    with pytest.raises(ollama.ResponseError, match=text) as caught:
+        ollama_client.chat("plain", ASKED, **more)
+    assert caught.value.status_code == 400
+
+
+def test_an_unknown_model_is_not_found(ollama_client: ollama.Client) -> None:
+    with pytest.raises(ollama.ResponseError) as caught:
+        ollama_client.chat("nobody", ASKED)
+    assert caught.value.status_code == 404
+
+
+def test_a_full_queue_is_unavailable(http: httpx.Client, script: Script) -> None:
+    script.full = True
+    answer = http.post("/api/chat", json={"model": "plain", "messages": ASKED})
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "3"
+
+
+def test_an_error_in_the_middle_is_the_last_line(http: httpx.Client, script: Script) -> None:
+    script.error = MemoryError("no more room")
+    answer = http.post("/api/chat", json={"name": "plain", "messages": ASKED})
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    last = json.loads(answer.text.splitlines()[-1])
+    assert "no more room" in last["error"]
