@@ -28,7 +28,7 @@ class TokenReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Shown:
     """Text that can be shown now, and the tokens that are out with it, if they were reported."""
 
     text: str = ""
@@ -68,22 +68,22 @@ class TextStream:
         """Return the stop text that has ended it, if one has."""
         return self._scanner.stopped
 
-    def feed(self, choice: Choice) -> Piece:
+    def feed(self, choice: Choice) -> Shown:
         """Return what can be shown now that this token has come; nothing once it is stopped."""
         if self.stopped is not None:
-            return Piece()
+            return Shown()
         text = "" if choice.token in self._ends else self._detokenizer.feed(choice.token)
         if choice.logprob is not None and choice.token not in self._ends:
             self._waiting.append((self._decoded, self._report(choice)))
         return self._pass(self._scanner.feed(text), decoded=len(text), final=False)
 
-    def flush(self) -> Piece:
+    def flush(self) -> Shown:
         """Return what is left, now that no more tokens come."""
         rest = self._detokenizer.flush()
         text = self._scanner.feed(rest) + self._scanner.flush()
         return self._pass(text, decoded=len(rest), final=True)
 
-    def _pass(self, text: str, *, decoded: int, final: bool) -> Piece:
+    def _pass(self, text: str, *, decoded: int, final: bool) -> Shown:
         self._decoded += decoded
         self._shown += len(text)
         whole = self._shown == self._decoded
@@ -92,7 +92,7 @@ class TextStream:
             tokens.append(self._waiting.popleft()[1])
         if self.stopped is not None or final:
             self._waiting.clear()
-        return Piece(text, tuple(tokens))
+        return Shown(text, tuple(tokens))
 
     def _report(self, choice: Choice) -> TokenReport:
         assert choice.logprob is not None

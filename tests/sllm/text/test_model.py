@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers import AutoTokenizer
 from sllm.core.errors import InvalidRequestError, UnsupportedModelError
 from sllm.text.model import CHATML, TextModel
 from sllm_store.errors import CheckpointNotFoundError, InvalidCheckpointError
+from tests.fetch_vocabularies import default_directory
 from tests.sllm.text.conftest import HERMES, MARKS, SPECIAL, TEMPLATES, WEATHER, byte_level
 from tests.sllm_store.convert.conftest import TOKENS, add_tokenizer
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).parents[3]
-VOCABULARIES = Path(os.environ.get("SLLM_VOCABULARIES") or ROOT / ".cache/llama-vocab")
 TEXTS = ["", "Hello, wörld 😀", " two  spaces\n", "<s>in</s> text <|im_end|>", "<think>x</think>"]
 CHAT = [{"role": "system", "content": "Be  brief. "}, {"role": "user", "content": "Why <b>?\n"}]
 
@@ -226,7 +225,7 @@ def test_smollm2_is_asked_as_its_publisher_means(smollm2: Path) -> None:
 
 @pytest.mark.parametrize("name", ["llama-spm", "llama-bpe", "qwen2", "deepseek-coder"])
 def test_vocabularies_of_llama_cpp_are_opened(name: str) -> None:
-    path = VOCABULARIES / f"ggml-vocab-{name}.gguf"
+    path = default_directory() / f"ggml-vocab-{name}.gguf"
     if not path.is_file():
         pytest.skip(f"no {path}: run python -m tests.fetch_vocabularies")
     model = TextModel.open(path)

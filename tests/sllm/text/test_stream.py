@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from sllm.core.requests import Choice
 from sllm.text.model import TextModel
 from sllm.text.parser import AnswerParser, ToolCall
-from sllm.text.stream import Piece, TextStream, TokenReport
+from sllm.text.stream import Shown, TextStream, TokenReport
 from tests.sllm.text.conftest import MISTRAL, SPECIAL, WEATHER, byte_level
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def choices(model: TextModel, text: str) -> list[Choice]:
     return [Choice(id_, -float(at), ((id_, -0.5),)) for at, id_ in enumerate(ids)]
 
 
-def run(stream: TextStream, tokens: list[Choice]) -> list[Piece]:
+def run(stream: TextStream, tokens: list[Choice]) -> list[Shown]:
     return [*(stream.feed(choice) for choice in tokens), stream.flush()]
 
 
@@ -52,12 +52,12 @@ def test_each_token_is_reported_with_its_bytes(model: TextModel) -> None:
 
 def test_nothing_is_reported_unless_asked_for(model: TextModel) -> None:
     (piece, _) = run(TextStream(model), [Choice(choices(model, "a")[0].token)])
-    assert piece == Piece("a")
+    assert piece == Shown("a")
 
 
 def test_ends_have_no_text_and_are_not_reported(model: TextModel) -> None:
     (end,) = model.ends
-    assert run(TextStream(model), [Choice(end, -1.0)]) == [Piece(), Piece()]
+    assert run(TextStream(model), [Choice(end, -1.0)]) == [Shown(), Shown()]
 
 
 def test_a_stop_text_and_its_tokens_are_left_out(model: TextModel) -> None:
