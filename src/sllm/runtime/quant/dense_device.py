@@ -21,7 +21,8 @@ class DeviceDense(Dense):
     def linear(self, x: torch.Tensor) -> torch.Tensor:
         """Return x times the transpose."""
         flat = x.reshape(-1, x.shape[-1])
-        if len(flat) > products.MOST_DENSE_TOKENS or x.dtype != self.values.dtype:
+        few = 0 < len(flat) <= products.MOST_DENSE_TOKENS
+        if not few or x.dtype != self.values.dtype:
             return super().linear(x)
         return products.multiply_dense(flat, self.values).view(*x.shape[:-1], -1)
 

@@ -85,7 +85,7 @@ class KernelArithmetic:
         """Read the planes once for few tokens; for many, decode what stays in the cache."""
         products = self._products
         flat = x.reshape(-1, x.shape[-1])
-        if len(flat) > products.MOST_GEMM_TOKENS:
+        if not 0 < len(flat) <= products.MOST_GEMM_TOKENS:
             return functional.linear(x, matrix.dequantize(x.dtype))
         if len(flat) > products.MOST_GEMV_TOKENS:
             found: torch.Tensor = products.multiply_planar_tiles(flat, matrix.planes)
