@@ -15,7 +15,11 @@ PACKAGES = {"sllm", "sllm_store"}
 TESTED_THROUGH = {
     "sllm/backends/engine.py": "backends/test_local.py",
     "sllm/cli/__main__.py": "cli/test_root.py",
+    "sllm/cli/answers.py": "cli/test_run.py",
     "sllm/cli/edge.py": "cli/test_root.py",
+    "sllm/cli/finding.py": "cli/test_server.py",
+    "sllm/cli/server_client.py": "cli/test_run.py",
+    "sllm/cli/slash.py": "cli/test_chat.py",
     "sllm/cli/options.py": "cli/test_pull.py",
     "sllm/core/errors.py": "runtime/config/test_families.py",
     "sllm/core/requests.py": "runtime/test_sampler.py",

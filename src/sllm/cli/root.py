@@ -9,6 +9,8 @@ from sllm.cli.edge import EdgeGroup
 from sllm.cli.environment import read_own_files
 from sllm.cli.listing import list_command, show
 from sllm.cli.pull import pull
+from sllm.cli.run import run
+from sllm.cli.server import ps, serve, stop
 
 
 @click.group(cls=EdgeGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,6 +27,6 @@ def cli() -> None:
     read_own_files()
 
 
-for _command in (pull, list_command, show, rm, cp, create):
+for _command in (run, pull, serve, stop, list_command, ps, show, rm, cp, create):
     cli.add_command(_command)
 cli.add_command(list_command, "ls")

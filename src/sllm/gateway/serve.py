@@ -24,13 +24,14 @@ _STOP_S = 60.0
 _BACKLOG = 2048
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, *, library: Library | None = None) -> None:
     """Serve until SIGINT or SIGTERM; running answers get `grace_s` to end.
 
     Raises SettingsError if the address cannot be had.
     """
+    library = library or Library(settings.model_root)
     with contextlib.closing(_bind(settings)) as bound:
-        _server(settings, Library(settings.model_root), None).run(sockets=[bound])
+        _server(settings, library, None).run(sockets=[bound])
 
 
 @contextlib.contextmanager

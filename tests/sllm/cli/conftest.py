@@ -9,13 +9,16 @@ from click.testing import CliRunner
 
 from sllm.cli import cli
 from sllm.cli.environment import VARIABLES
+from tests.sllm.cli.fake_ollama import serve_ollama
 from tests.sllm.library.checkpoints import make_gguf
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from click.testing import Result
+
+    from tests.sllm.cli.fake_ollama import FakeOllama
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +52,10 @@ def run() -> Callable[..., Result]:
         return result
 
     return run
+
+
+@pytest.fixture
+def ollama() -> Iterator[FakeOllama]:
+    """A server with a model `tiny` that repeats what it is told."""
+    with serve_ollama() as fake:
+        yield fake

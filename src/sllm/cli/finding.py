@@ -1,0 +1,86 @@
+"""Find the server that a command talks to, or start one for as long as the command runs."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from sllm.cli.options import open_library
+from sllm.cli.server_record import find_servers
+from sllm.core.errors import ServerError
+from sllm.library.places import model_root
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sllm.cli.server_client import ServerClient
+
+TOKEN_VARIABLE = "GDSLLM_API_TOKEN"
+_URL_VARIABLES = ("LLM_SERVER_URL", "OLLAMA_HOST")
+_OLLAMA_PORT = 11434
+
+
+def named_url(given: str | None) -> str | None:
+    """Return the server that a person named, by option or variable; None if nobody did."""
+    found = given or next((os.environ[name] for name in _URL_VARIABLES if os.environ.get(name)), "")
+    if not found:
+        return None
+    if "://" in found:
+        return found
+    host, _, port = found.rpartition(":") if found.count(":") == 1 else (found, "", "")
+    host = host or "127.0.0.1"
+    host = "127.0.0.1" if host == "0.0.0.0" else host
+    return f"http://{host}:{port or _OLLAMA_PORT}"
+
+
+@contextmanager
+def running_server(given: str | None) -> Iterator[ServerClient]:
+    """Yield a client of the server that was named, or that runs here. Raises ServerError."""
+    from sllm.cli.server_client import ServerClient
+
+    url = named_url(given)
+    if url is None:
+        records = find_servers(os.environ)
+        if not records:
+            raise ServerError("no server runs here: start one with `gdsllm serve`")
+        url = records[-1].url
+    with ServerClient(url, os.environ.get(TOKEN_VARIABLE)) as client:
+        yield client
+
+
+@contextmanager
+def any_server(given: str | None, root: Path | None) -> Iterator[ServerClient]:
+    """Yield a client of a server: the one named, one that serves the root, or one of our own.
+
+    One of our own lives in this process, on a free port of loopback, for as long as the context.
+    """
+    from sllm.cli.server_client import ServerClient
+
+    token = os.environ.get(TOKEN_VARIABLE)
+    url = named_url(given)
+    top = (root or model_root(os.environ)).expanduser().absolute()
+    with ExitStack() as stack:
+        if url is None:
+            url = _serving(str(top), token)
+        if url is None:
+            from sllm.gateway.serve import background
+            from sllm.gateway.settings import Settings
+
+            token = secrets.token_urlsafe(16)
+            settings = Settings(model_root=top, port=0, token=token, keep_alive_s=-1)
+            url = stack.enter_context(background(settings, library=open_library(top)))
+        yield stack.enter_context(ServerClient(url, token))
+
+
+def _serving(root: str, token: str | None) -> str | None:
+    from sllm.cli.server_client import ServerClient
+
+    for record in find_servers(os.environ):
+        if record.root == root:
+            with ServerClient(record.url, token) as client:
+                if client.answers():
+                    return record.url
+    return None

@@ -1,0 +1,74 @@
+"""A server is started, found, asked and stopped by commands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sllm.cli.finding import named_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from click.testing import Result
+
+    from tests.sllm.cli.fake_ollama import FakeOllama
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("http://there:1/x", "http://there:1/x"),
+        ("there", "http://there:11434"),
+        ("there:80", "http://there:80"),
+        (":80", "http://127.0.0.1:80"),
+        ("0.0.0.0:80", "http://127.0.0.1:80"),
+    ],
+)
+def test_a_server_is_named_as_ollama_names_it(
+    text: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert named_url(text) == url
+    monkeypatch.setenv("OLLAMA_HOST", text)
+    assert named_url(None) == url
+    monkeypatch.setenv("LLM_SERVER_URL", "http://nearer")
+    assert named_url(None) == "http://nearer"
+
+
+def test_what_is_loaded_is_listed_and_unloaded(
+    run: Callable[..., Result], ollama: FakeOllama
+) -> None:
+    lines = [line.split() for line in run("ps", "--host", ollama.url).stdout.splitlines()]
+    assert lines[0] == ["NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"]
+    assert lines[1][:5] == ["tiny", "a" * 12, "2.0", "KB", "75%/25%"]
+    assert run("stop", "tiny", "--host", ollama.url).stdout == "unloaded tiny\n"
+    assert ollama.bodies("/api/generate") == [{"model": "tiny", "keep_alive": 0}]
+
+
+def test_without_a_server_there_is_nothing_to_ask_or_stop(run: Callable[..., Result]) -> None:
+    assert "no server runs here" in run("ps", code=1).stderr
+    assert "no server of yours runs here" in run("stop", code=1).stderr
+
+
+def test_a_server_is_started_and_stopped(run: Callable[..., Result], home: Path) -> None:
+    command = [sys.executable, "-m", "sllm.cli", "serve", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=home) as server:
+        assert server.stderr is not None
+        said = b""
+        while b"serving" not in said:
+            said = os.read(server.stderr.fileno(), 4096)
+            assert said, "it ended"
+        assert "stopped the server" in run("stop").stdout
+        server.communicate(timeout=60)
+    assert list((home / ".state" / "gdsllm" / "servers").iterdir()) == []
+
+
+def test_what_cannot_be_served_is_told(run: Callable[..., Result]) -> None:
+    assert "GDSLLM_API_TOKEN" in run("serve", "--host", "0.0.0.0", code=1).stderr
+    assert "no model 'gpt5'" in run("serve", "gpt5", code=1).stderr
+    assert "needs a MODEL" in run("serve", "--preload", code=2).stderr
