@@ -10,11 +10,13 @@ import pytest
 
 from sllm.core.errors import SettingsError
 from sllm.gateway.serve import background
+from sllm.gateway.settings import Settings
+from sllm.library.models import Library
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sllm.gateway.backing import Backing
-    from sllm.gateway.settings import Settings
-    from sllm.library.models import Library
 
 
 def test_a_server_is_there_until_its_user_is_done(
@@ -33,3 +35,17 @@ def test_a_port_in_use_is_named(settings: Settings, url: str) -> None:
         background(replace(settings, port=port)),
     ):
         pass
+
+
+def test_a_real_model_knows_the_capital_of_france(tmp_path: Path, smollm2: Path) -> None:
+    Library(tmp_path).create("smollm2", source=smollm2)
+    asked = {
+        "model": "smollm2",
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "temperature": 0,
+        "max_tokens": 12,
+    }
+    with background(Settings(model_root=tmp_path, port=0, context_tokens=256)) as url:
+        done = httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=120).json()
+    assert done["choices"][0]["message"]["content"] == "The capital of France is Paris."
+    assert done["choices"][0]["finish_reason"] == "stop"
