@@ -1,0 +1,343 @@
+"""How near does streaming come to the link and the disk that bound it?
+
+Writes a model of Llama 70B's layer shapes in Q4_0, a few layers of it, random, and decodes with it
+on a device whose budget holds no layer: out of pinned host memory, then from disk, for 1 and for 16
+requests. Then experts of Qwen3.5-MoE-397B's shapes, in Q4_0, are leased by a routing trace from a
+cache on the device over pinned memory. The link and the disk are measured in the same run, with the
+same bytes; a fraction is the time that they need over the time that was needed. Tokens per second
+are those of a model with all of its layers. Files that were just written may be in the page cache,
+for the streams as for the rates. Without a GPU only the disk is streamed from.
+
+    python -m benchmarks.streaming --work DIR --out FILE.json [--layers 6] [--passes 8] [--small]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter
+
+from benchmarks.routing import Routing, route_tokens
+from sllm.runtime.batch import Batch, Piece
+from sllm.runtime.cache.memory import CacheMemory
+from sllm.runtime.decoder import Decoder
+from sllm.runtime.weights.model_groups import ModelGroups
+from sllm.runtime.weights.opening import device_needs, open_weights
+from sllm_store.groups.ring import open_ring
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sllm.runtime.weights.stored import StoredWeights
+
+BATCHES = (1, 16)
+WARM_PASSES = 2
+BLOCK_WEIGHTS, BLOCK_BYTES = 32, 18
+BUFFERS = 3
+VOCABULARY = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shapes:
+    """A model's dimensions; `layers_total` is what it is extrapolated to."""
+
+    hidden: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    layers_total: int
+    experts: int = 0
+    chosen: int = 0
+
+
+LLAMA_70B = Shapes(hidden=8192, width=28672, heads=64, kv_heads=8, head_dim=128, layers_total=80)
+QWEN_397B = Shapes(
+    hidden=4096,
+    width=1024,
+    heads=32,
+    kv_heads=2,
+    head_dim=256,
+    layers_total=60,
+    experts=512,
+    chosen=10,
+)
+SMALL = Shapes(hidden=256, width=512, heads=4, kv_heads=2, head_dim=64, layers_total=8)
+SMALL_MOE = Shapes(
+    hidden=256,
+    width=64,
+    heads=4,
+    kv_heads=2,
+    head_dim=64,
+    layers_total=8,
+    experts=16,
+    chosen=2,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and write what came out."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="a directory on the disk meant")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--passes", type=int, default=8)
+    parser.add_argument("--small", action="store_true", help="small shapes, to try the program")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(arguments)
+    if options.layers <= BUFFERS:
+        parser.error(f"--layers has to be more than the {BUFFERS} buffers that they go through")
+    device = torch.device(options.device)
+    shapes, experts = (SMALL, SMALL_MOE) if options.small else (LLAMA_70B, QWEN_397B)
+    path = write_model(options.work / "dense.gguf", shapes, options.layers)
+    found: dict[str, Any] = {"device": _name(device), "layers": options.layers, "dense": []}
+    try:
+        for tier in ("host", "disk") if device.type == "cuda" else ("disk",):
+            for batch in BATCHES:
+                run = Run(path, shapes, device=device, passes=options.passes)
+                found["dense"].append(run.measure(tier=tier, batch=batch))
+    finally:
+        path.unlink()
+    path = write_model(options.work / "moe.gguf", experts, 2)
+    try:
+        found["experts"] = [
+            lease_experts(path, experts, device=device, slots=slots)
+            for slots in sorted({2 * experts.chosen, experts.experts // 8, experts.experts // 4})
+        ]
+    finally:
+        path.unlink()
+    options.out.write_text(json.dumps(found, indent=2) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Passes over a model of which nothing but its ends stays on the device."""
+
+    path: Path
+    shapes: Shapes
+    device: torch.device
+    passes: int
+
+    def measure(self, *, tier: str, batch: int) -> dict[str, Any]:
+        """Return what passes took, from 'host' memory or 'disk', and what they had to take."""
+        model = ModelGroups.open(self.path)
+        needs = device_needs(model) if self.device.type == "cuda" else model.needs()
+        layer_bytes = max(needs.layer_bytes)
+        on_device = needs.ends_bytes + needs.other_bytes + BUFFERS * layer_bytes
+        on_host = None if tier == "host" else BUFFERS * layer_bytes
+        with open_weights(
+            self.path,
+            device=self.device,
+            device_budget_bytes=on_device,
+            host_budget_bytes=on_host if self.device.type == "cuda" else None,
+        ) as source:
+            streamed = source.residency.streamed
+            streamed_bytes = sum(source.layer_bytes(index) for index in streamed)
+            seconds = self._decode(source, batch)
+        disk_rate = None if tier == "host" else read_rate(model, streamed)
+        link_rate = copy_rate(self.device, layer_bytes)
+        rates = [rate for rate in (disk_rate, link_rate) if rate is not None]
+        bound_s = streamed_bytes / min(rates)
+        layers = len(source.config.layers)
+        return {
+            "tier": tier,
+            "batch": batch,
+            "streamed_layers": len(streamed),
+            "streamed_bytes": streamed_bytes,
+            "link_gb_per_s": None if link_rate is None else link_rate / 1e9,
+            "disk_gb_per_s": None if disk_rate is None else disk_rate / 1e9,
+            "seconds_per_pass": seconds,
+            "fraction_of_bound": bound_s / seconds,
+            "tokens_per_s_of_whole": batch / (seconds / layers * self.shapes.layers_total),
+        }
+
+    def _decode(self, source: StoredWeights, batch: int) -> float:
+        """Return the median seconds of a pass of one token for each request."""
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        decoder = Decoder(source.config, source, dtype=dtype, device=self.device)
+        memory = CacheMemory(
+            source.config, tokens=64 * batch, sequences=batch, dtype=dtype, device=self.device
+        )
+        sequences = [memory.open() for _ in range(batch)]
+
+        def step() -> None:
+            pieces = [Piece(sequence=sequence, tokens=[7]) for sequence in sequences]
+            logits = decoder.forward(Batch.of(pieces, self.device), memory)
+            logits.argmax(-1).tolist()
+
+        for _ in range(WARM_PASSES):
+            step()
+        return statistics.median(_seconds(step) for _ in range(self.passes))
+
+
+def lease_experts(
+    path: Path, shapes: Shapes, *, device: torch.device, slots: int, tokens: int = 200
+) -> dict[str, Any]:
+    """Return what leases by a routing trace took, with so many slots per layer."""
+    model = ModelGroups.open(path)
+    needs = device_needs(model) if device.type == "cuda" else model.needs()
+    layers = len(model.config.layers)
+    kept = needs.ends_bytes + needs.other_bytes + sum(needs.layer_bytes)
+    budget = kept + slots * layers * needs.expert_bytes
+    routing = Routing(experts=shapes.experts, chosen=shapes.chosen, layers=layers)
+    warm, trace = tokens // 2, list(route_tokens(routing, tokens=tokens, seed=1))
+    with open_weights(path, device=device, device_budget_bytes=budget) as source:
+        counts = source.expert_counts
+        assert counts is not None, "not all experts fit"
+        started_s = 0.0
+        for number, chosen in enumerate(trace):
+            if number == warm:
+                counts.reset()
+                started_s = time.perf_counter()
+            for layer, numbers in enumerate(chosen.tolist()):
+                with source.layer(layer) as weights:
+                    assert weights.experts is not None, "every layer has experts"
+                    with weights.experts.lease(numbers) as experts:
+                        dict(experts)
+            _synchronise(device)
+        seconds = (time.perf_counter() - started_s) / (tokens - warm)
+        missed = counts.misses / (tokens - warm)
+    rate = copy_rate(device, needs.expert_bytes)
+    if rate is None:
+        rate = read_rate(model, range(layers))
+    bound_s = missed * needs.expert_bytes / rate
+    return {
+        "slots_per_layer": slots,
+        "hit_rate": counts.hit_rate,
+        "bytes_per_token_and_layer": missed / layers * needs.expert_bytes,
+        "gb_per_s_of_bound": rate / 1e9,
+        "seconds_per_layer": seconds / layers,
+        "fraction_of_bound": bound_s / seconds,
+        "tokens_per_s_of_whole": 1 / (seconds / layers * shapes.layers_total),
+    }
+
+
+def copy_rate(device: torch.device, size_bytes: int) -> float | None:
+    """Return the bytes per second of copies from pinned memory; None without a link."""
+    if device.type != "cuda":
+        return None
+    source = torch.empty(size_bytes, dtype=torch.uint8).pin_memory()
+    target = torch.empty(size_bytes, dtype=torch.uint8, device=device)
+
+    def copies() -> None:
+        for _ in range(8):
+            target.copy_(source, non_blocking=True)
+        torch.cuda.synchronize(device)
+
+    copies()
+    return 8 * size_bytes / min(_seconds(copies) for _ in range(3))
+
+
+def read_rate(model: ModelGroups, layers: Sequence[int]) -> float:
+    """Return the bytes per second at which layers are read one after another, for nobody."""
+    groups = [index + 1 for index in layers]
+    with open_ring(model.reader, groups, slots=BUFFERS) as ring:
+
+        def turn() -> None:
+            for group in groups:
+                with ring.lease(group):
+                    pass
+
+        turn()
+        seconds = statistics.median(_seconds(turn) for _ in range(5))
+    return sum(model.reader.size_bytes(group) for group in groups) / seconds
+
+
+def write_model(path: Path, shapes: Shapes, layers: int) -> Path:
+    """Write a GGUF of so many layers: Q4_0 matrices of random blocks, small ends."""
+    writer = GGUFWriter(path, "qwen3moe" if shapes.experts else "llama")
+    _describe(writer, shapes, layers)
+    random = np.random.default_rng(7)
+    norm = np.ones(shapes.hidden, dtype=np.float32)
+    embedding = random.standard_normal((VOCABULARY, shapes.hidden), dtype=np.float32)
+    writer.add_tensor("token_embd.weight", embedding)
+    writer.add_tensor("output_norm.weight", norm)
+    for layer in range(layers):
+        floats = {"attn_norm": norm, "ffn_norm": norm}
+        if shapes.experts:
+            router = random.standard_normal((shapes.experts, shapes.hidden), dtype=np.float32)
+            heads = dict.fromkeys(("attn_q_norm", "attn_k_norm"), norm[: shapes.head_dim])
+            floats |= {"ffn_gate_inp": router, **heads}
+        for name, values in floats.items():
+            writer.add_tensor(f"blk.{layer}.{name}.weight", values)
+        for name, shape in _matrices(shapes).items():
+            blocks = random_blocks(random, shape)
+            kind = GGMLQuantizationType.Q4_0
+            writer.add_tensor(f"blk.{layer}.{name}.weight", blocks, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _describe(writer: GGUFWriter, shapes: Shapes, layers: int) -> None:
+    writer.add_block_count(layers)
+    writer.add_context_length(4096)
+    writer.add_embedding_length(shapes.hidden)
+    writer.add_feed_forward_length(shapes.width)
+    writer.add_head_count(shapes.heads)
+    writer.add_head_count_kv(shapes.kv_heads)
+    writer.add_key_length(shapes.head_dim)
+    writer.add_value_length(shapes.head_dim)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    if shapes.experts:
+        writer.add_expert_count(shapes.experts)
+        writer.add_expert_used_count(shapes.chosen)
+        writer.add_expert_feed_forward_length(shapes.width)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([f"t{number}" for number in range(VOCABULARY)])
+    writer.add_token_types([1] * VOCABULARY)
+    writer.add_token_merges(["t 0"])
+
+
+def _matrices(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    queries, keys = shapes.heads * shapes.head_dim, shapes.kv_heads * shapes.head_dim
+    experts = (shapes.experts,) if shapes.experts else ()
+    suffix = "_exps" if shapes.experts else ""
+    return {
+        "attn_q": (queries, shapes.hidden),
+        "attn_k": (keys, shapes.hidden),
+        "attn_v": (keys, shapes.hidden),
+        "attn_output": (shapes.hidden, queries),
+        f"ffn_gate{suffix}": (*experts, shapes.width, shapes.hidden),
+        f"ffn_up{suffix}": (*experts, shapes.width, shapes.hidden),
+        f"ffn_down{suffix}": (*experts, shapes.hidden, shapes.width),
+    }
+
+
+def random_blocks(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Return Q4_0 blocks of small numbers, as bytes."""
+    blocks = (*shape[:-1], shape[-1] // BLOCK_WEIGHTS, BLOCK_BYTES)
+    raw = random.integers(0, 256, blocks, dtype=np.uint8)
+    raw[..., :2] = np.frombuffer(np.float16(0.004).tobytes(), dtype=np.uint8)
+    return raw.reshape(*shape[:-1], -1)
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    started_s = time.perf_counter()
+    run()
+    return time.perf_counter() - started_s
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+if __name__ == "__main__":
+    main()
