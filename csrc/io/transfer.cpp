@@ -250,7 +250,7 @@ bool Transfer::wait_until_ready(std::size_t step, Worker& worker) {
   if (after < 0) return true;
   const StepState& awaited = states_[static_cast<std::size_t>(after)];
   if (awaited.done.load()) return true;
-  if (worker.index < tuner_->setting().threads) tuner_->interrupt();
+  if (worker.index < tuner_->setting().threads && tuner_->interrupt()) wake();
   while (!awaited.done.load() && worker.reader.in_flight() != 0 && !stopped()) {
     worker.reader.reap(true);
     retire(worker);

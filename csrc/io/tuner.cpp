@@ -68,6 +68,8 @@ constexpr std::array<Move, kMoves> kThreadMoves{{
     {-2, -2, 0},
 }};
 
+constexpr std::size_t kToUsual = kMoves;  // the move that follows the others
+
 template <typename Integer>
 Integer scaled(Integer value, int power) {
   return power > 0 ? value << power : value >> -power;
@@ -85,14 +87,14 @@ bool is_allowed(const IoSetting& setting, bool queued, unsigned threads_max) {
 
 SettingSearch::SettingSearch(bool queued, const IoSetting& start, double rate,
                              const std::vector<RefusedSetting>& refused)
-    : queued_(queued), best_(start), rate_(rate) {
+    : queued_(queued), usual_(queued ? kQueuedStart : kThreadsStart), best_(start), rate_(rate) {
   if (!is_allowed(start, queued, kIoThreadsMax) || !(rate >= 0)) {
     throw std::invalid_argument("no search starts from " + std::to_string(start.threads) +
                                 " threads, " + std::to_string(start.depth) +
                                 " requests in flight of " + std::to_string(start.size) + " bytes");
   }
   for (const RefusedSetting& entry : refused) {
-    for (std::size_t move = 0; move < kMoves; ++move) {
+    for (std::size_t move = 0; move <= kToUsual; ++move) {
       if (neighbour(move) == entry.setting && !is_refused(entry.setting)) refused_.push_back(entry);
     }
   }
@@ -122,6 +124,12 @@ void SettingSearch::measured(double rate) {
   on_trial_ = trial_.has_value();
 }
 
+void SettingSearch::put_off() {
+  if (!on_trial_) return;
+  on_trial_ = false;
+  trial_.reset();
+}
+
 void SettingSearch::judge(double ratio) {
   trial_->ratios += ratio;
   ++trial_->looks;
@@ -138,7 +146,8 @@ void SettingSearch::accept() {
   best_ = trial_->setting;
   reference_ = rate_ = trial_->rate;
   first_move_ = trial_->move;  // what has helped may help again
-  refused_.assign(1, {old, 1 / ratio});
+  std::erase_if(refused_, [this](const RefusedSetting& entry) { return entry.setting != usual_; });
+  refused_.push_back({old, 1 / ratio});
   settled_ = false;
   trial_.reset();
 }
@@ -161,6 +170,8 @@ void SettingSearch::choose_trial() {
 }
 
 std::optional<std::size_t> SettingSearch::untried() const {
+  const auto usual = neighbour(kToUsual);
+  if (usual && !is_refused(*usual)) return kToUsual;
   for (std::size_t i = 0; i < kMoves; ++i) {
     const std::size_t move = (first_move_ + i) % kMoves;
     const auto found = neighbour(move);
@@ -170,6 +181,10 @@ std::optional<std::size_t> SettingSearch::untried() const {
 }
 
 std::optional<IoSetting> SettingSearch::neighbour(std::size_t index) const {
+  if (index == kToUsual) {
+    const bool is_other = usual_ != best_ && is_allowed(usual_, queued_, threads_max_);
+    return is_other ? std::optional(usual_) : std::nullopt;
+  }
   const Move& move = (queued_ ? kQueuedMoves : kThreadMoves)[index];
   const IoSetting found{scaled(best_.threads, move.threads), scaled(best_.depth, move.depth),
                         scaled(best_.size, move.size)};
@@ -221,9 +236,13 @@ void Tuner::end() {
   start_window(0);
 }
 
-void Tuner::interrupt() {
+bool Tuner::interrupt() {
   std::lock_guard lock(mutex_);
-  start_window(0);
+  const IoSetting before = search_.current();
+  search_.put_off();
+  const bool changed = search_.current() != before;
+  start_window(changed ? std::uint64_t{before.depth} * before.size : 0);
+  return changed;
 }
 
 // What is in flight at first fills the pipeline, or was asked for with other settings.

@@ -50,6 +50,9 @@ class SettingSearch {
   void limit_threads(unsigned threads_max);
   // Takes the rate of a window that ran the current setting.
   void measured(double rate);
+  // The window that ran the setting on trial came to nothing: the best one runs until it has been
+  // measured again, and then the trial begins anew.
+  void put_off();
 
  private:
   struct Trial {
@@ -60,6 +63,8 @@ class SettingSearch {
     int looks = 0;
   };
 
+  // What suits most disks counts as a neighbour of all settings, the one to be tried first: a
+  // search may have strayed, or have begun elsewhere.
   std::optional<IoSetting> neighbour(std::size_t move) const;
   bool is_refused(const IoSetting& setting) const;
   // The next move to a neighbour that was not tried.
@@ -70,6 +75,7 @@ class SettingSearch {
   void choose_trial();
 
   bool queued_;
+  IoSetting usual_;
   unsigned threads_max_ = kIoThreadsMax;
   IoSetting best_;
   double rate_;
@@ -101,8 +107,9 @@ class Tuner {
   void end();
   // Bytes have come from the disk. True when the setting is another one now.
   bool add(std::uint64_t bytes, double now_s);
-  // Something other than the disk held the reads up: this window tells nothing.
-  void interrupt();
+  // Something other than the disk held the reads up: this window tells nothing. True when the
+  // setting is another one now.
+  bool interrupt();
 
  private:
   void start_window(std::uint64_t skipped_bytes);

@@ -297,3 +297,32 @@ def test_settings_stay_in_bounds_and_rates_only_rise(
         rates.append(hill(*tuner.best))
     assert rates == sorted(rates)
     assert simulation.share() > 0.8
+
+
+def test_a_trial_that_something_else_interrupts_does_not_stay() -> None:
+    """A load whose copies hold its reads up now and then has no whole window to refuse one in."""
+    tuner = native.Tuner(queued=True, start=(1, 16, MIB))
+    tuner.begin(16)
+    now_s = 0.0
+    while tuner.setting == tuner.best:
+        now_s += 0.001
+        tuner.add(STEP, now_s)
+    on_trial = tuner.setting
+    assert tuner.interrupt()
+    assert tuner.setting == tuner.best == (1, 16, MIB)
+    assert not tuner.interrupt()
+    while tuner.setting == tuner.best:
+        now_s += 0.001
+        tuner.add(STEP, now_s)
+    assert tuner.setting == on_trial, "it is tried again when the best one was measured"
+    tuner.end()
+
+
+@pytest.mark.parametrize("start", [(8, 64, 256 * KIB), (1, 256, 128 * KIB), (4, 4, 2 * MIB)])
+def test_what_suits_most_disks_is_tried_first_from_wherever_a_search_begins(
+    start: tuple[int, int, int],
+) -> None:
+    tuner = native.Tuner(queued=True, start=start)
+    simulation = Simulation(tuner, virtio, noise=0.0, seed=0)
+    simulation.run(6)
+    assert tuner.best == (1, 16, MIB)

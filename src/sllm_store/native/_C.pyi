@@ -96,8 +96,9 @@ class Tuner:
     def end(self) -> None: ...
     def add(self, size: int, now_s: float) -> bool:
         """Bytes have come from the disk. Returns whether the setting has changed."""
-    def interrupt(self) -> None:
-        """Something other than the disk held the reads up."""
+    def interrupt(self) -> bool:
+        """Something other than the disk held the reads up. Returns whether the setting has changed:
+        one on trial is put off until the best one was measured again."""
 
 def has_queues(mode: str) -> bool:
     """Whether reads from a disk in this mode are queued (io_uring) rather than made one by one."""
