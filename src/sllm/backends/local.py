@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from sllm.backends.cache_plan import plan_cache
 from sllm.backends.engine import EngineState
-from sllm.core.errors import BudgetError, UnsupportedModelError
-from sllm.runtime.cache.memory import CacheMemory, bytes_per_token
+from sllm.core.errors import InvalidRequestError
+from sllm.runtime.cache.memory import CacheMemory
 from sllm.runtime.decoder import Decoder
 from sllm.runtime.engine.draft import Draft, check_draft
 from sllm.runtime.engine.guesses import Lookup, takes_back
 from sllm.runtime.engine.schedule import EngineLimits
 from sllm.runtime.engine.token_engine import TokenEngine
-from sllm.runtime.weights.stored import StoredWeights
-from sllm_store.units import format_size
+from sllm.runtime.weights.model_groups import ModelGroups
+from sllm.runtime.weights.opening import open_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from sllm.backends.cache_plan import CachePlan
     from sllm.backends.engine import Ticket
     from sllm.core.requests import Step, TokenRequest
     from sllm.runtime.config.model import ModelConfig
     from sllm.runtime.engine.guesses import Guesser
+    from sllm.runtime.weights.stored import StoredWeights
 
-_CACHE_SHARE = 4  # The cache takes up to this part of the memory that is free, unless told.
+# What is free is not ours alone: others allocate, and memory is lost between allocations.
+_DEVICE_SHARE = 0.94
+_HOST_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +41,11 @@ class EngineOptions:
     """How a model is opened.
 
     context_tokens: of a prompt and its answer; None for the model's own, or what memory allows.
-    device: `cpu`, or `auto`, which is the CPU so far. device_budget_bytes and host_budget_bytes:
-    what the weights may take in the memory of the device and of the host; None for all of them.
+    device: `cpu`, `cuda` or `cuda:1` and so on; `auto` for a GPU if there is one. The CPU computes
+    in float32, a GPU in the checkpoint's floats of 16 bits, or else in bfloat16.
+    device_budget_bytes: what weights, caches and what is in between may take of the device's
+    memory; host_budget_bytes: what weights may take of the host's, and on the CPU that is the
+    device. None for most of what is free. Weights beyond that are streamed.
     parallel and waiting: requests that are computed at a time, and that may wait beyond those.
     speculate: whether to guess tokens and check them, where the model allows it; by what came
     before, or by a small model of the same tokens at `draft`, which stays in memory.
@@ -54,12 +62,15 @@ class EngineOptions:
 
 
 class LocalEngine:
-    """An engine over weights that are its own; `open_files` are closed after it."""
+    """An engine over weights that are its own; what is in `opened` is closed after it.
 
-    def __init__(self, engine: TokenEngine, source: StoredWeights, open_files: ExitStack) -> None:
+    idle: its state without requests.
+    """
+
+    def __init__(self, engine: TokenEngine, idle: EngineState, opened: ExitStack) -> None:
         self._engine = engine
-        self._source = source
-        self._open_files = open_files
+        self._idle = idle
+        self._opened = opened
 
     @property
     def context_tokens(self) -> int:
@@ -77,11 +88,8 @@ class LocalEngine:
     def state(self) -> EngineState:
         """Return what it holds and does."""
         load = self._engine.load()
-        return EngineState(
-            weight_bytes=self._source.weight_bytes,
-            device_bytes=self._source.residency.device_bytes,
-            device="cpu",
-            context_tokens=self.context_tokens,
+        return replace(
+            self._idle,
             running=load.running,
             waiting=load.waiting,
             tokens_per_s=load.tokens_per_s,
@@ -90,7 +98,7 @@ class LocalEngine:
     def close(self) -> None:
         """End every request with EngineClosedError, then free everything."""
         self._engine.close()
-        self._open_files.close()
+        self._opened.close()
 
 
 def open_engine(path: Path, options: EngineOptions) -> LocalEngine:
@@ -99,55 +107,105 @@ def open_engine(path: Path, options: EngineOptions) -> LocalEngine:
     Raises UnsupportedModelError for what cannot be computed, BudgetError for too little memory,
     and the store's errors for a checkpoint that cannot be read.
     """
-    if options.device not in {"auto", "cpu"}:
-        raise UnsupportedModelError(f"device {options.device!r}: models are computed on the cpu")
-    budgets = [options.device_budget_bytes, options.host_budget_bytes]
-    given = [budget for budget in budgets if budget is not None]
+    config = ModelGroups.open(path).config
+    site = _choose_site(config, options)
+    limits = EngineLimits(context_tokens=2, parallel=options.parallel, waiting=options.waiting)
     with ExitStack() as opened:
+        draft = _open_draft(config, site, options)
+        if draft is not None:
+            opened.enter_context(draft)
+        plan = plan_cache(
+            [config] if draft is None else [config, draft.config],
+            dtype=site.dtype,
+            context_tokens=options.context_tokens,
+            parallel=limits.parallel,
+            pass_tokens=limits.pass_tokens,
+            available_bytes=site.budget_bytes,
+        )
+        draft_bytes = 0 if draft is None else draft.residency.device_bytes
+        other_bytes = plan.size_bytes + draft_bytes
         source = opened.enter_context(
-            StoredWeights.open(path, budget_bytes=min(given, default=None))
+            open_weights(
+                path,
+                device=site.device,
+                device_budget_bytes=site.budget_bytes,
+                host_budget_bytes=options.host_budget_bytes,
+                other_bytes=other_bytes,
+            )
         )
-        draft = None
-        if options.speculate and options.draft is not None:
-            draft = opened.enter_context(StoredWeights.open(options.draft))
-            check_draft(draft.config, source.config)
-        configs = [each.config for each in (source, draft) if each is not None]
-        tokens, context = _plan_cache(configs, options, free_bytes=_free_bytes())
-        limits = EngineLimits(
-            context_tokens=context, parallel=options.parallel, waiting=options.waiting
-        )
+        limits = replace(limits, context_tokens=plan.context_tokens)
         guesser: Guesser | None = None
         if draft is not None:
-            guesser = Draft(*_computing(draft, tokens, limits), pass_tokens=limits.pass_tokens)
-        elif options.speculate and takes_back(source.config):
+            decoder, memory = site.prepare(draft, plan, limits)
+            guesser = Draft(decoder, memory, pass_tokens=limits.pass_tokens)
+        elif options.speculate and takes_back(config):
             guesser = Lookup()
-        engine = TokenEngine(*_computing(source, tokens, limits), limits, guesser=guesser)
-        return LocalEngine(engine, source, opened.pop_all())
-
-
-def _computing(
-    source: StoredWeights, tokens: int, limits: EngineLimits
-) -> tuple[Decoder, CacheMemory]:
-    memory = CacheMemory(source.config, tokens=tokens, sequences=limits.parallel)
-    return Decoder(source.config, source), memory
-
-
-def _plan_cache(
-    configs: Sequence[ModelConfig], options: EngineOptions, *, free_bytes: int
-) -> tuple[int, int]:
-    """Return the tokens that the caches have room for, and the context of one request."""
-    each = max(sum(bytes_per_token(config, torch.float32) for config in configs), 1)
-    fits = free_bytes // _CACHE_SHARE // each
-    longest = configs[0].context
-    context = min(longest, options.context_tokens or longest)
-    if options.context_tokens is None:
-        context = min(context, fits)
-    if context < 2 or context > fits:
-        raise BudgetError(
-            f"a context of {context} tokens takes {format_size(context * each)}, and the cache may "
-            f"have {format_size(fits * each)}: ask for fewer tokens"
+        decoder, memory = site.prepare(source, plan, limits)
+        engine = TokenEngine(decoder, memory, limits, guesser=guesser)
+        idle = EngineState(
+            weight_bytes=source.weight_bytes,
+            device_bytes=source.residency.device_bytes - other_bytes,
+            device=str(site.device),
+            context_tokens=plan.context_tokens,
+            running=0,
+            waiting=0,
+            tokens_per_s=0.0,
         )
-    return min(context * options.parallel, fits), context
+        return LocalEngine(engine, idle, opened.pop_all())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Site:
+    """Where a model is computed, in which floats, and what may be taken of the memory there."""
+
+    device: torch.device
+    dtype: torch.dtype
+    budget_bytes: int
+
+    def prepare(
+        self, source: StoredWeights, plan: CachePlan, limits: EngineLimits
+    ) -> tuple[Decoder, CacheMemory]:
+        """Return what computes with weights, and its cache."""
+        memory = CacheMemory(
+            source.config,
+            tokens=plan.tokens,
+            sequences=limits.parallel,
+            dtype=self.dtype,
+            device=self.device,
+        )
+        return Decoder(source.config, source, dtype=self.dtype, device=self.device), memory
+
+
+def _choose_site(config: ModelConfig, options: EngineOptions) -> _Site:
+    name = options.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type == "cpu":
+        given = [options.device_budget_bytes, options.host_budget_bytes]
+        free = int(_free_bytes() * _HOST_SHARE)
+        budget = min((size for size in given if size is not None), default=free)
+        return _Site(device=device, dtype=torch.float32, budget_bytes=budget)
+    if device.type != "cuda" or not torch.cuda.is_available():
+        raise InvalidRequestError(
+            f"device {options.device!r}: use auto, cpu, or cuda and a number where there is a GPU"
+        )
+    asked = options.device_budget_bytes
+    free = int(torch.cuda.mem_get_info(device)[0] * _DEVICE_SHARE)
+    budget = free if asked is None else asked
+    dtype = torch.float16 if config.dtype == "float16" else torch.bfloat16
+    return _Site(device=device, dtype=dtype, budget_bytes=budget)
+
+
+def _open_draft(config: ModelConfig, site: _Site, options: EngineOptions) -> StoredWeights | None:
+    """Open the draft, if there is to be one; all of it stays on the device."""
+    if not options.speculate or options.draft is None:
+        return None
+    check_draft(ModelGroups.open(options.draft).config, config)
+    return open_weights(options.draft, device=site.device, device_budget_bytes=site.budget_bytes)
 
 
 def _free_bytes() -> int:

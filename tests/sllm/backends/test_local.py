@@ -9,17 +9,20 @@ from typing import Any
 import pytest
 import torch
 
+from sllm.backends.cache_plan import plan_cache
 from sllm.backends.local import EngineOptions, open_engine
 from sllm.core.errors import (
-    BudgetError,
     ContextLengthError,
     EngineClosedError,
+    InvalidRequestError,
     UnsupportedModelError,
 )
 from sllm.core.requests import Finish
+from sllm.runtime.weights.model_groups import ModelGroups
 from tests.sllm.runtime.engine.listening import Listener, make_request
 from tests.sllm.runtime.tiny_models import make_model, random_tokens
 
+WEIGHTS = 90_000
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden/smollm2/greedy.json").read_text())
 
 
@@ -27,6 +30,21 @@ GOLDEN = json.loads((Path(__file__).parents[2] / "golden/smollm2/greedy.json").r
 def saved(tmp_path: Path) -> Path:
     make_model("llama").theirs.save_pretrained(tmp_path)
     return tmp_path
+
+
+def _budget(path: Path, *, context_tokens: int) -> int:
+    """Return a budget that a cache fits in, and some of the weights."""
+    return (
+        WEIGHTS
+        + plan_cache(
+            [ModelGroups.open(path).config],
+            dtype=torch.float32,
+            context_tokens=context_tokens,
+            parallel=8,
+            pass_tokens=512,
+            available_bytes=6 << 20,
+        ).size_bytes
+    )
 
 
 def _answer(path: Path, options: EngineOptions, **asked: Any) -> list[int]:
@@ -44,13 +62,15 @@ def test_a_published_model_answers_as_in_transformers(saved: Path) -> None:
     generated = model.theirs.generate(prompt, attention_mask=torch.ones_like(prompt), **asked)
     expected = generated[0, 5:].tolist()
     assert _answer(saved, EngineOptions(), temperature=0) == expected
-    assert _answer(saved, EngineOptions(host_budget_bytes=90_000), temperature=0) == expected
+    options = EngineOptions(context_tokens=64, host_budget_bytes=_budget(saved, context_tokens=64))
+    assert _answer(saved, options, temperature=0) == expected
 
 
 def test_its_state_says_what_it_holds(saved: Path) -> None:
-    engine = open_engine(saved, EngineOptions(device_budget_bytes=90_000))
+    budget = _budget(saved, context_tokens=256)
+    engine = open_engine(saved, EngineOptions(context_tokens=256, device_budget_bytes=budget))
     state = engine.state()
-    assert 0 < state.device_bytes <= 90_000 < state.weight_bytes
+    assert 0 < state.device_bytes <= WEIGHTS < state.weight_bytes
     assert (state.device, state.context_tokens, state.running, state.waiting) == ("cpu", 256, 0, 0)
     assert len(engine.embed([[1, 2]])[0]) == 32
     engine.close()
@@ -68,16 +88,10 @@ def test_a_context_is_the_model_s_or_shorter(saved: Path) -> None:
         engine.close()
 
 
-def test_a_context_that_memory_has_no_room_for_is_refused(
-    saved: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    each = 2 * 2 * 2 * 16 * 4
-    monkeypatch.setattr("sllm.backends.local._free_bytes", lambda: 4 * each * 100)
-    engine = open_engine(saved, EngineOptions())
-    assert engine.context_tokens == 100
-    engine.close()
-    with pytest.raises(BudgetError, match="a context of 200 tokens takes"):
-        open_engine(saved, EngineOptions(context_tokens=200))
+def test_a_device_that_is_not_there_is_refused(saved: Path) -> None:
+    for device in ("meta", "cuda:99", "abacus"):
+        with pytest.raises(InvalidRequestError, match=f"device '{device}'"):
+            open_engine(saved, EngineOptions(device=device))
 
 
 @pytest.mark.parametrize("asked", [{"temperature": 0}, {"top_p": 0.9}])

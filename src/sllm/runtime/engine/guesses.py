@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sllm.runtime.engine.active import ActiveRequest
 
 _FIRST = 4
-_MOST = 16
+GUESSES_MAX = 16
 _SHORTEST = 2  # Tokens that have to recur before what followed them is a guess.
 _LONGEST = 3
 _DECAY = 0.9
@@ -65,7 +65,7 @@ class Pace:
 
         When too few were right, none are made for some time, and for twice as long after that.
         """
-        self._count = min(2 * self._count, _MOST) if right == guessed else max(right, 2)
+        self._count = min(2 * self._count, GUESSES_MAX) if right == guessed else max(right, 2)
         self._guessed = self._guessed * _DECAY + guessed
         self._right = self._right * _DECAY + right
         if self._guessed >= _ENOUGH and self._right < _LEAST_SHARE * self._guessed:
