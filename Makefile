@@ -19,7 +19,7 @@ MADE := .venv/.made-venv
 DEPENDENCIES := .venv/.made-dependencies
 NATIVE := .venv/.made-native
 
-.PHONY: help install native run test test-slow test-gpu soak vocabularies check format docs proto ptx
+.PHONY: help install native run run-server test test-slow test-gpu soak vocabularies check format docs proto ptx
 .PHONY: bench report clean
 
 help: ## List the targets
@@ -33,6 +33,9 @@ native: $(DEPENDENCIES) ## Build the native core again
 
 run: $(NATIVE) ## Load a real model through the store and ask it: make run QUESTION="…"
 	@exec $(BIN)/python -m examples.quickstart $${QUESTION:+"$$QUESTION"}
+
+run-server: $(NATIVE) ## Serve Ollama's and OpenAI's APIs with SmolLM2
+	@exec $(BIN)/python -m sllm.cli serve smollm2
 
 test: $(NATIVE) ## Run the tests, without the slow ones and those that need a GPU
 	$(PYTEST) -m "$(QUICK)" $(TESTS)
