@@ -103,6 +103,8 @@ def test_switching_waits_for_those_who_have_the_other_model(opener: Opener, scri
         async with opener.host() as host:
             first = await host.lease("plain")
             second = asyncio.create_task(host.lease("able"))
+            while names(host):
+                await asyncio.sleep(0)
             back = asyncio.create_task(host.lease("plain"))
             await asyncio.wait({second, back}, timeout=0.05)
             assert len(script.opened) == 1
