@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
+from sllm.gateway.chat_page import PAGE_PREFIX
 from sllm.gateway.failures import Failure
 from sllm.gateway.settings import is_loopback
 from sllm.gateway.shapes import respond
@@ -78,7 +79,9 @@ class Guard:
         return "*" in allowed or origin in allowed or urlsplit(origin).netloc == host
 
     def _lets_in(self, scope: Scope, headers: Headers) -> bool:
-        if not self._token or scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS":
+        path = scope["path"]
+        is_open = path in OPEN_PATHS or path.startswith(PAGE_PREFIX)
+        if not self._token or is_open or scope["method"] == "OPTIONS":
             return True
         scheme, _, given = headers.get("authorization", "").partition(" ")
         token = given.strip().encode("latin-1", "replace")

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from sllm.core.errors import ServingError
+from sllm.gateway import chat_page
 from sllm.gateway.access import Guard, JsonBodies
 from sllm.gateway.backing import open_here
 from sllm.gateway.counting import Counting
@@ -62,6 +63,7 @@ def create_app(library: Library, settings: Settings, backing: Backing | None = N
         library=library, backing=backing, settings=settings, host=host, metrics=metrics
     )
     app.include_router(own)
+    app.include_router(chat_page.routes)
     for group in _GROUPS:
         app.include_router(group.routes)
     for kind in (ServingError, StoreError, Exception):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from sllm.core.errors import InvalidRequestError
 from sllm.gateway.ollama.bodies import Name, Named
@@ -60,12 +60,6 @@ class CreateBody(Named):
     parameters: dict[str, Any] | None = None
     messages: list[CreatedMessage] | None = None
     stream: bool = True
-
-
-@routes.api_route("/", methods=["GET", "HEAD"])
-async def greet() -> Response:
-    """Say that there is a server, in the words that clients look for."""
-    return PlainTextResponse("Ollama is running")
 
 
 @routes.api_route("/api/version", methods=["GET", "HEAD"])
