@@ -37,6 +37,8 @@ TESTED_THROUGH = {
     "sllm/gateway/metrics.py": "gateway/test_app.py",
     "sllm/gateway/ollama/bodies.py": "gateway/ollama/test_generation.py",
     "sllm/gateway/openai/bodies.py": "gateway/openai/test_chat.py",
+    "sllm/gateway/openai/response_bodies.py": "gateway/openai/test_responses.py",
+    "sllm/gateway/openai/response_items.py": "gateway/openai/test_responses.py",
     "sllm/gateway/preparation.py": "gateway/openai/test_chat.py",
     "sllm/gateway/service.py": "gateway/test_app.py",
     "sllm/gateway/shapes.py": "gateway/test_app.py",

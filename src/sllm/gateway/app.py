@@ -24,7 +24,7 @@ from sllm.gateway.failures import Failure, describe
 from sllm.gateway.host import ModelHost
 from sllm.gateway.metrics import GatewayMetrics
 from sllm.gateway.ollama import catalog, embeddings as ollama_embeddings, generation, pulling
-from sllm.gateway.openai import chat, completions, embeddings, models
+from sllm.gateway.openai import chat, completions, embeddings, models, responses
 from sllm.gateway.service import Here, Service
 from sllm.gateway.shapes import respond
 from sllm_store.errors import StoreError
@@ -42,6 +42,7 @@ _GROUPS = (
     completions,
     embeddings,
     models,
+    responses,
     generation,
     ollama_embeddings,
     catalog,

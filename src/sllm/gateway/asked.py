@@ -13,6 +13,8 @@ from sllm.core.errors import InvalidRequestError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+_TEXT_PARTS = frozenset({"text", "input_text", "output_text", "reasoning_text", "refusal"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chat:
@@ -80,7 +82,7 @@ def text_of(content: Any, *, field_name: str) -> str:
     parts: Sequence[Mapping[str, Any]] = content
     for part in parts:
         kind = part.get("type")
-        if kind not in {"text", "input_text", "output_text", "refusal"}:
+        if kind not in _TEXT_PARTS:
             raise InvalidRequestError(
                 f"{field_name}: a part of type {kind!r} is not supported: models here take text"
             )

@@ -39,12 +39,16 @@ WAITING_TOKENS_MAX = 8192
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """How an answer ended. prompt_s: up to its first token; answer_s: from there to the last."""
+    """How an answer ended. prompt_s: up to its first token; answer_s: from there to the last.
+
+    thought: tokens of the answer up to the last that showed a thought.
+    """
 
     finish: Finish
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     cached: int
+    thought: int
     prompt_s: float
     answer_s: float
 
@@ -80,6 +84,7 @@ class Answer:
         self._waiting_tokens = 0
         self._ids: list[int] = []
         self._cached = 0
+        self._thought = 0
         self._began_s = time.monotonic()
         self._first_s: float | None = None
         self._ticket: Ticket | None = None
@@ -115,7 +120,7 @@ class Answer:
         if finish is not None:
             last = self._stream.flush()
             parts += self._parse(last.text)
-            parts += self._parser.flush() if self._parser else ()
+            parts += self._noted(self._parser.flush() if self._parser else [])
             logprobs += last.tokens
             ending = self._end(finish)
         return Delta(index=self.index, parts=tuple(parts), logprobs=tuple(logprobs), ending=ending)
@@ -144,7 +149,13 @@ class Answer:
     def _parse(self, text: str) -> list[Part]:
         if not text:
             return []
-        return self._parser.feed(text) if self._parser else [Content(text)]
+        return self._noted(self._parser.feed(text)) if self._parser else [Content(text)]
+
+    def _noted(self, parts: list[Part]) -> list[Part]:
+        """Return the parts of what the log has so far, and note whether it was a thought."""
+        if any(isinstance(part, Thinking) for part in parts):
+            self._thought = len(self._ids)
+        return parts
 
     def _end(self, finish: Finish) -> Ending:
         self.ended = True
@@ -155,6 +166,7 @@ class Answer:
             prompt=self._request.prompt,
             answer=tuple(self._ids),
             cached=self._cached,
+            thought=self._thought,
             prompt_s=first_s - self._began_s,
             answer_s=now_s - first_s,
         )
