@@ -100,12 +100,13 @@ class CompressedWriter:
         files: PartitionFiles,
         *,
         max_shard_bytes: int,
-        threads: int,
+        threads: int | None,
         control: native.Control,
     ) -> None:
+        """Code with so many threads, with all processors unless told."""
         self._files = files
         self._max_shard_bytes = max_shard_bytes
-        self._threads = min(max(threads, os.cpu_count() or 1), _THREADS_MAX)
+        self._threads = min(threads or os.cpu_count() or 1, _THREADS_MAX)
         self._control = control
         # Coding has counted the bytes of what it was given already, before they became fewer.
         self._uncounted = native.Control()

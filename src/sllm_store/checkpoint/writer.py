@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["CheckpointWriter", "Source"]
 
 MAX_SHARD_BYTES = 10 << 30
+WRITE_THREADS = 4
 
 _ADVICE = {
     code: f"nothing was published; {advice}"
@@ -61,6 +62,8 @@ class CheckpointWriter:
     is a new one of the same name or keep_files is False. Either one write() of everything, or
     add() per tensor where they do not fit into memory at once.
 
+    threads is for writing (4 unless given) and for coding (all processors unless given).
+
     With compress, 16-bit floats are coded without loss where that makes them smaller; if it does
     nowhere, the checkpoint is an ordinary one. `compression` tells what came of it, afterwards.
     """
@@ -70,13 +73,13 @@ class CheckpointWriter:
         path: Path,
         *,
         max_shard_bytes: int = MAX_SHARD_BYTES,
-        threads: int = 4,
+        threads: int | None = None,
         direct: bool = True,
         control: native.Control | None = None,
         keep_files: bool = True,
         compress: bool = False,
     ) -> None:
-        if max_shard_bytes < 1 or threads < 1:
+        if max_shard_bytes < 1 or (threads is not None and threads < 1):
             raise InvalidRequestError(
                 f"max_shard_bytes is {max_shard_bytes} and threads is {threads}; "
                 "both must be positive"
@@ -102,7 +105,7 @@ class CheckpointWriter:
         with _translated(self._path):
             self._staging = Staging(self._path)
         self._files = PartitionFiles(
-            self._staging.directory, threads=self._threads, direct=self._direct
+            self._staging.directory, threads=self._threads or WRITE_THREADS, direct=self._direct
         )
         self._partitions = self._open_partitions()
         return self

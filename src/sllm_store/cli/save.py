@@ -76,9 +76,7 @@ _HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tikto
     "--num-threads",
     "threads",
     type=click.IntRange(1, 64),
-    default=4,
-    show_default=True,
-    help="Threads that read, convert and write.",
+    help="Threads that read, convert, code and write.  [default: 4, all processors to code]",
 )
 @click.option(
     "--local-model-path", type=UserPath(), help="Where the files of --model are, instead of a hub."
@@ -157,7 +155,7 @@ class _Order:
     storage_path: Path
     dtype: str
     max_shard_bytes: int
-    threads: int
+    threads: int | None
     compress: bool
 
 

@@ -63,7 +63,7 @@ def import_checkpoint(  # noqa: PLR0913 - the options of one command, each with 
     *,
     dtype: str = "auto",
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    threads: int = 4,
+    threads: int | None = None,
     compress: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
     control: Control | None = None,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sllm_store.checkpoint.writer import Source
     from sllm_store.native import Control
 
+STEP_THREADS = 4
 WINDOW_BYTES = 1 << 30
 
 
@@ -44,17 +45,20 @@ def run_steps(
     steps: Sequence[Step],
     write: Callable[[Made], None],
     *,
-    threads: int,
+    threads: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     control: Control | None = None,
 ) -> int:
     """Make and write every tensor, in order; return the bytes that were written.
+
+    threads: STEP_THREADS unless given.
 
     Raises what a step or `write` raises, after the steps that had begun are over, and
     LoadCancelledError when `control` is cancelled.
     """
     total = sum(step.size_bytes for step in steps)
     done = 0
+    threads = threads or STEP_THREADS
     with ThreadPoolExecutor(threads, thread_name_prefix="import") as pool:
         try:
             waiting: deque[tuple[Step, Future[Made]]] = deque()

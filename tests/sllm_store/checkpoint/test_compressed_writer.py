@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -399,6 +399,23 @@ def golden_tensors(memory: Memory) -> list[Source]:
         memory.tensor("norm.weight", b"bfloat16", "bfloat16"),
         memory.tensor("mask", b"\0\1\1", "bool"),
     ]
+
+
+@pytest.mark.parametrize("threads", [3, None])
+def test_coding_takes_the_threads_that_it_is_given_or_all_processors(
+    tmp_path: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch, threads: int | None
+) -> None:
+    seen: set[int] = set()
+    real = native.encode_segments_into
+
+    def encode(segments: Any, *, threads: int, control: native.Control) -> Any:
+        seen.add(threads)
+        return real(segments, threads=threads, control=control)
+
+    monkeypatch.setattr(native, "encode_segments_into", encode)
+    with CheckpointWriter(tmp_path / "m", threads=threads, compress=True) as writer:
+        writer.write([memory.tensor("a", weights(200_000), "bfloat16")])
+    assert seen == {threads or os.cpu_count()}
 
 
 def few_exponents(number: int) -> bytes:
