@@ -31,7 +31,7 @@ native: $(DEPENDENCIES) ## Build the native core again
 	@rm -f $(NATIVE)
 	@$(MAKE) --no-print-directory $(NATIVE)
 
-run: $(NATIVE) ## Load a real model through the store and ask it: make run QUESTION="…"
+run: $(NATIVE) ## Load a real model through the store, and chat: make run QUESTION="…" asks
 	@exec $(BIN)/python -m examples.quickstart $${QUESTION:+"$$QUESTION"}
 
 run-server: $(NATIVE) ## Serve Ollama's and OpenAI's APIs with SmolLM2

@@ -1,4 +1,4 @@
-"""A real model through the store: fetch, import, serve, load, ask, and how long loads take.
+"""A real model through the store, then a chat with it: fetch, import, load, time loads, `gdsllm`.
 
 `make run`, or `python -m examples.quickstart "a question"` from the root of the repository. The
 first run downloads 90 MB; afterwards it works offline. Everything it starts ends with it.
@@ -16,12 +16,16 @@ import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from sllm.core.errors import PullError
+from sllm.cli.environment import read_files
+from sllm.core.errors import ModelNotFoundError, ServingError
+from sllm.library.models import Library
+from sllm.library.origins import Origins
+from sllm.library.places import model_root
 from sllm.library.smollm2 import default_cache, fetch
 from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.checkpoint.verify import verify_checkpoint
@@ -30,12 +34,13 @@ from sllm_store.errors import CheckpointNotFoundError, InvalidCheckpointError, S
 from sllm_store.units import align_up, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from sllm_store.checkpoint.model import Checkpoint
 
 QUESTION = "What is the capital of France?"
 MODEL = "SmolLM2-135M-Instruct"
+CHAT_MODEL = "smollm2:135m"
 ANSWER_TOKENS_MAX = 256
 POOL_GRANULE_BYTES = 64 << 20
 READY_TIMEOUT_S = 60.0
@@ -49,20 +54,23 @@ class QuickstartError(RuntimeError):
 def main() -> None:
     """Run the example; leave by its exit status, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="quickstart", description=(__doc__ or "").split(":")[0])
-    parser.add_argument("question", nargs="?", default=QUESTION)
+    parser.add_argument("question", nargs="?", help="answer this, and end without a chat")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="where models are kept")
     arguments = parser.parse_args()
     console = Console()
+    environment = dict(os.environ)
+    read_files(environment, Path.cwd())
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     try:
         with console.status("fetching the model"):
             source = fetch(arguments.cache)
-        run(source, arguments.cache, arguments.question, console)
+        run(source, arguments.cache, arguments.question or QUESTION, console)
+        chat(arguments.question, arguments.cache, environment, console)
     except KeyboardInterrupt:
         console.print("\nstopped; nothing is left running")
         sys.exit(130)
-    except (PullError, QuickstartError, StoreError, OSError) as error:
+    except (QuickstartError, ServingError, StoreError, OSError) as error:
         sys.exit(f"quickstart: {error}")
 
 
@@ -232,6 +240,34 @@ def _make_streamer(tokenizer: Any, console: Console) -> Any:
             console.out(text, end="\n" if stream_end else "", highlight=False)
 
     return ConsoleStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+
+def chat(
+    question: str | None, cache: Path, environment: Mapping[str, str], console: Console
+) -> NoReturn:
+    """Become `gdsllm run`: a chat on a terminal unless there is a question, else one answer.
+
+    The model is a person's own from here on, under their model root; its file comes out of the
+    cache.
+    """
+    library = Library(model_root(environment), origins=Origins(cache=cache))
+    try:
+        library.get(CHAT_MODEL)
+    except ModelNotFoundError:
+        library.pull(CHAT_MODEL, lambda progress: None)
+    command = [sys.executable, "-m", "sllm.cli", "run", CHAT_MODEL]
+    shown = f"gdsllm run {CHAT_MODEL}"
+    if question is None and sys.stdin.isatty() and sys.stdout.isatty():
+        console.print(f"\nnow a chat, by `{shown}`; /bye leaves", highlight=False)
+    else:
+        command += ["--max-tokens", str(ANSWER_TOKENS_MAX), "--temperature", "0"]
+        command += ["--verbose", "--prompt", question or QUESTION]
+        console.print(f"\nthe same from its 4 bits, by `{shown}`:", highlight=False)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, sys.stdin.fileno())
+        os.close(nothing)
+    sys.stdout.flush()
+    os.execve(command[0], command, environment)
 
 
 def _choose_device() -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,13 +19,16 @@ from rich.console import Console
 
 from examples import quickstart
 from examples.quickstart import (
+    CHAT_MODEL,
     MODEL,
+    QUESTION,
     QuickstartError,
     copy_as_safetensors,
     import_model,
     run,
     running_store,
 )
+from sllm.library.models import Library
 from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.client import SllmStoreClient, is_running
 from sllm_store.torch import load_dict, save_dict
@@ -34,6 +40,14 @@ from pathlib import Path
 from examples import quickstart
 quickstart.fetch = lambda cache: Path(sys.argv.pop())
 quickstart.main()
+"""
+CHAT = """
+import os
+import sys
+from pathlib import Path
+from rich.console import Console
+from examples import quickstart
+quickstart.chat(sys.argv[2] or None, Path(sys.argv[1]), dict(os.environ), Console())
 """
 
 
@@ -162,3 +176,65 @@ def test_ctrl_c_stops_the_store_too(published: Path, tmp_path: Path, number: int
     assert (process.returncode, errors) == (130, "")
     assert not is_running(address)
     assert not list(tmp_path.glob("sllm-quickstart-*"))
+
+
+def test_a_question_is_answered_by_gdsllm_too(smollm2: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CHAT, str(smollm2.parent), QUESTION]
+    for _ in range(2):
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=_home(tmp_path),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        assert "gdsllm run smollm2:135m" in done.stdout
+        assert done.stdout.endswith("The capital of France is Paris.\n")
+    assert [model.name for model in Library(tmp_path / "models").list()] == [CHAT_MODEL]
+
+
+def test_on_a_terminal_there_is_a_chat_until_bye(smollm2: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", CHAT, str(smollm2.parent), ""],
+        cwd=ROOT,
+        env=_home(tmp_path),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    ) as process:
+        os.close(theirs)
+        try:
+            _read(ours, until=">>>")
+            os.write(ours, b"/set parameter temperature 0\r" + QUESTION.encode() + b"\r/bye\r")
+            assert "The capital of France is Paris." in _read(ours)
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
+            os.close(ours)
+
+
+def _home(path: Path) -> dict[str, str]:
+    """Return the environment of somebody who has nothing yet, and no network."""
+    own = {"HOME": str(path), "GDSLLM_MODEL_ROOT": str(path / "models"), "TERM": "xterm"}
+    own |= {f"XDG_{name}_HOME": str(path / name) for name in ("CACHE", "CONFIG", "DATA", "STATE")}
+    own |= {"PIP_NO_INDEX": "1", "PROMPT_TOOLKIT_NO_CPR": "1"}
+    kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH") if key in os.environ}
+    return {**kept, **own}
+
+
+def _read(terminal: int, *, until: str | None = None) -> str:
+    """Return what a terminal shows up to some text, or until nobody has it open."""
+    shown, deadline_s = "", time.monotonic() + 60
+    while until is None or until not in shown:
+        assert select.select([terminal], [], [], max(0.0, deadline_s - time.monotonic()))[0], shown
+        try:
+            shown += os.read(terminal, 4096).decode(errors="replace")
+        except OSError:  # EIO: everybody has closed it.
+            assert until is None, shown
+            break
+    return shown
