@@ -235,7 +235,8 @@ def test_a_failing_device_fails_one_load_and_nothing_else(
     start_store: Start, tmp_path: Path, gpu_environment: dict[str, str], run_gpu_client: Run
 ) -> None:
     write_upstream(tmp_path / "models" / "m", random_tensors(4, 3_000_000))
-    failing = gpu_environment | {"FAKE_CUDA_FAIL": "cuMemcpyHtoDAsync_v2:2"}
+    # The first copy: what is read before the link is open leaves in one, so there may be no second.
+    failing = gpu_environment | {"FAKE_CUDA_FAIL": "cuMemcpyHtoDAsync_v2:1"}
     store = start_store(tmp_path / "models", failing)
     run_gpu_client("fails_once", store.address, "copy to the GPU failed")
     assert store.client().status().pool_used_bytes > 0
