@@ -23,7 +23,7 @@ from sllm_store.checkpoint.manifest import (
     segment_starts,
 )
 from sllm_store.checkpoint.model import RAW, Checkpoint, Extent, Segment, Tensor
-from sllm_store.errors import InvalidCheckpointError
+from sllm_store.errors import InvalidCheckpointError, ReadError
 from sllm_store.units import format_size
 
 if TYPE_CHECKING:
@@ -70,11 +70,11 @@ def open_indexed(directory: Path, *, root: Path | None) -> Checkpoint:
 
 def _partition_files(directory: Path, *, root: Path | None) -> tuple[DataFile, ...]:
     """Return tensor.data_0 to tensor.data_N, with none missing between them."""
-    numbers = sorted(
-        int(matched[1])
-        for path in directory.iterdir()
-        if (matched := _PARTITION.fullmatch(path.name))
-    )
+    try:
+        names = [path.name for path in directory.iterdir()]
+    except OSError as error:
+        raise ReadError(f"cannot read {directory}: {error.strerror}") from error
+    numbers = sorted(int(matched[1]) for name in names if (matched := _PARTITION.fullmatch(name)))
     if len(numbers) > PARTITIONS_MAX:
         raise InvalidCheckpointError(f"{directory}: has {len(numbers)} partitions")
     for expected, number in enumerate(numbers or [-1]):

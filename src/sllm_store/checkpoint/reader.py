@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from sllm_store.checkpoint import gguf, indexed, safetensors
 from sllm_store.checkpoint.fields import shown
 from sllm_store.checkpoint.index import COMPRESSED_INDEX_FILE, INDEX_FILE
 from sllm_store.checkpoint.manifest import partition_name
-from sllm_store.errors import CheckpointNotFoundError, InvalidCheckpointError, InvalidRequestError
+from sllm_store.errors import (
+    CheckpointNotFoundError,
+    InvalidCheckpointError,
+    InvalidRequestError,
+    ReadError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from sllm_store.checkpoint.model import Checkpoint
 
-REPLACED_RETRIES = 3
+REPLACED_RETRIES = 20
 
 _PARTIAL = re.compile(r"\..*\.partial-.*")
 
@@ -34,15 +40,15 @@ def open_checkpoint(path: Path, *, root: Path | None = None) -> Checkpoint:
     # A save replaces the whole directory at once: what was read from two directories, the old and
     # the new one, is neither, so it is read again.
     for attempt in range(REPLACED_RETRIES):
-        before = _identity(path)
-        try:
-            checkpoint = _open(path, root=resolved_root)
-        except InvalidCheckpointError:
-            if attempt + 1 == REPLACED_RETRIES or _identity(path) == before:
-                raise
-        else:
-            if _identity(path) == before:
-                return checkpoint
+        with _Held(path) as held:
+            try:
+                checkpoint = _open(path, root=resolved_root)
+            except (CheckpointNotFoundError, InvalidCheckpointError, ReadError):
+                if attempt + 1 == REPLACED_RETRIES or held.is_there():
+                    raise
+            else:
+                if held.is_there():
+                    return checkpoint
     raise InvalidCheckpointError(f"{path}: is being replaced over and over; try again")
 
 
@@ -154,12 +160,32 @@ def _named_gguf(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if name.endswith(".gguf"))
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+class _Held:
+    """What is at a path, kept by a descriptor: nothing that comes later can have its number."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> Self:
+        with suppress(OSError):
+            self._descriptor = os.open(self._path, os.O_PATH | os.O_CLOEXEC)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+    def is_there(self) -> bool:
+        """Whether it still is at its path; of nothing, whether there still is nothing."""
+        try:
+            found = self._path.stat()
+        except OSError:
+            return self._descriptor is None
+        if self._descriptor is None:
+            return False
+        held = os.fstat(self._descriptor)
+        return (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)
 
 
 def _scan(directory: Path, top: Path) -> tuple[list[str], list[Path]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sllm_store.checkpoint import indexed
 from sllm_store.checkpoint.reader import list_checkpoints, open_checkpoint, resolve
 from sllm_store.checkpoint.verify import verify_checkpoint
 from sllm_store.checkpoint.writer import CheckpointWriter
@@ -16,11 +17,13 @@ from sllm_store.errors import (
     InvalidCheckpointError,
     InvalidRequestError,
     ReadError,
+    StoreError,
 )
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sllm_store.checkpoint.model import Checkpoint
     from tests.checkpoint_memory import Memory
 
 EMPTY_SAFETENSORS = (2).to_bytes(8, "little") + b"{}"
@@ -99,9 +102,11 @@ def test_a_checkpoint_replaced_while_it_is_opened_is_the_old_or_the_new_one(
     done = threading.Event()
 
     def replace() -> None:
-        for number in range(2, 60):
-            save(tmp_path / "m", memory, bytes(number))
-        done.set()
+        try:
+            for number in range(2, 60):
+                save(tmp_path / "m", memory, bytes(number))
+        finally:
+            done.set()
 
     thread = threading.Thread(target=replace)
     thread.start()
@@ -113,6 +118,32 @@ def test_a_checkpoint_replaced_while_it_is_opened_is_the_old_or_the_new_one(
     thread.join()
     assert opened
     assert not verify_checkpoint(open_checkpoint(tmp_path / "m")).problems
+
+
+@pytest.mark.parametrize(
+    "error", [None, CheckpointNotFoundError, InvalidCheckpointError, ReadError]
+)
+def test_what_was_opened_before_two_saves_is_opened_again(
+    tmp_path: Path,
+    memory: Memory,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[StoreError] | None,
+) -> None:
+    """The second save's directory has the number of the first one's, where numbers come back."""
+    save(tmp_path / "m", memory, bytes(1))
+    real = indexed.open_indexed
+
+    def slow(directory: Path, *, root: Path | None) -> Checkpoint:
+        monkeypatch.undo()
+        checkpoint = real(directory, root=root)
+        for number in (2, 3):
+            save(directory, memory, bytes(number))
+        if error is not None:
+            raise error("read while it was replaced")
+        return checkpoint
+
+    monkeypatch.setattr(indexed, "open_indexed", slow)
+    assert open_checkpoint(tmp_path / "m").size_bytes == 3
 
 
 def test_every_checkpoint_below_a_root_is_listed_by_its_name(
