@@ -41,7 +41,6 @@ TESTED_THROUGH = {
     "sllm/gateway/openai/response_items.py": "gateway/openai/test_responses.py",
     "sllm/gateway/preparation.py": "gateway/openai/test_chat.py",
     "sllm/gateway/service.py": "gateway/test_app.py",
-    "sllm/gateway/shapes.py": "gateway/test_app.py",
     "sllm/gateway/streams.py": "gateway/openai/test_chat.py",
     "sllm/runtime/config/fields.py": "runtime/config/test_families.py",
     "sllm/runtime/config/model.py": "runtime/config/test_families.py",
