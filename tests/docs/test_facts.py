@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import click
 import pytest
 
+import sllm.cli
+import sllm_store.cli
 from sllm_store import errors
-from sllm_store.cli import cli
 from sllm_store.proto import storage_pb2
 from sllm_store.server.metrics import StoreMetrics
 from sllm_store.tiers.host import HostTier
@@ -29,6 +30,8 @@ from tests.docs.documents import (
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+PROGRAMS = {"sllm-store": sllm_store.cli.cli, "gdsllm": sllm.cli.cli}
 
 
 def test_limits_are_those_of_the_code() -> None:
@@ -82,11 +85,13 @@ def test_extras_that_are_named_exist() -> None:
 def test_commands_and_options_that_are_named_exist(path: Path) -> None:
     code = [*inline_code(path), *(line for b in read_blocks(path) for line in b.commands())]
     for text in code:
-        if text.startswith("sllm-store "):
-            _require_command(shlex.split(text.replace("\n", " "))[1:], where=f"{path.name}: {text}")
+        program, _, rest = text.partition(" ")
+        if rest and program in PROGRAMS:
+            words = shlex.split(rest.replace("\n", " "), comments=True)
+            _require_command(PROGRAMS[program], words, where=f"{path.name}: {text}")
 
 
-def _require_command(words: list[str], *, where: str) -> None:
+def _require_command(cli: click.Group, words: list[str], *, where: str) -> None:
     if words[0].startswith("-"):
         return
     command = cli.get_command(click.Context(cli), words[0])

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TIMEOUT_S = 240
+OURS = ("SLLM_", "GDSLLM_", "OLLAMA_", "XDG_")
+SERVING_AT = ("127.0.0.1", 8000)
 # Checked by test_facts, or by everything else that CI runs.
 NOT_RUN = ("make ", "source ", "pip install ")
 
@@ -44,7 +48,7 @@ class User:
         self._stores: list[subprocess.Popen[str]] = []
         binaries = Path(sys.executable).parent
         self.env = {
-            **{key: value for key, value in os.environ.items() if not key.startswith("SLLM_")},
+            **{key: value for key, value in os.environ.items() if not key.startswith(OURS)},
             "HOME": str(home),
             "XDG_RUNTIME_DIR": str(home / "run"),
             "PATH": f"{binaries}:{os.environ['PATH']}",
@@ -60,6 +64,8 @@ class User:
         for command in block.commands():
             if command.startswith("sllm-store start"):
                 self._start(command, block.where)
+            elif command.startswith("gdsllm serve"):
+                self._serve(command, block.where)
             elif not command.startswith(NOT_RUN):
                 self._run_command(command, block.where)
 
@@ -102,6 +108,24 @@ class User:
         while line and not line.startswith("ready at"):
             line = store.stdout.readline()
         assert line, f"{where}: {command}: {(self.home / 'store.log').read_text()}"
+
+    def _serve(self, command: str, where: str) -> None:
+        log = self.home / "server.log"
+        with log.open("w") as file:
+            server = subprocess.Popen(
+                ["bash", "-c", f"exec {command}"],
+                stdout=file,
+                stderr=file,
+                text=True,
+                cwd=self.work,
+                env=self.env,
+            )
+        self._stores.append(server)
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while "serving " not in log.read_text() or not _is_answered(SERVING_AT):
+            assert server.poll() is None, f"{where}: {command}: {log.read_text()}"
+            assert time.monotonic() < deadline_s, f"{where}: {command}: {log.read_text()}"
+            time.sleep(0.1)
 
     def _run_command(self, command: str, where: str) -> None:
         done = subprocess.run(
@@ -153,9 +177,16 @@ def _publish_tiny(directory: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("path", [ROOT / "README.md", DOCS / "index.md", DOCS / "python-api.md"])
-def test_every_example_works_line_by_line(path: Path, user: User) -> None:
+def test_every_example_works_line_by_line(
+    path: Path, user: User, request: pytest.FixtureRequest
+) -> None:
     _publish_tiny(user.work / HUB_MODEL)
     blocks = [block for block in read_blocks(path) if block.language != "py"]
+    if any(command.startswith("gdsllm") for block in blocks for command in block.commands()):
+        fetched: Path = request.getfixturevalue("smollm2")
+        cache = user.home / ".cache" / "serverless-llm"
+        cache.mkdir(parents=True)
+        (cache / fetched.name).symlink_to(fetched)
     assert any(block.language == "python" for block in blocks)
     for block in blocks:
         user.run(block)
@@ -166,6 +197,11 @@ def test_blocks_are_in_languages_that_a_test_knows() -> None:
         for block in read_blocks(path):
             known = {"python", "py", "sh", "console", "text", "ini", "json", ""}
             assert block.language in known, block.where
+
+
+def _is_answered(address: tuple[str, int]) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(address) == 0
 
 
 def _end(process: subprocess.Popen[str]) -> None:
