@@ -60,17 +60,21 @@ def _penalise(
     prompt: Sequence[int],
     answer: Sequence[int],
 ) -> torch.Tensor:
+    biases = {id_: bias for id_, bias in parameters.logit_bias.items() if 0 <= id_ < len(logits)}
+    repeats = parameters.repeat_penalty != 1.0
+    counts = bool(answer) and (parameters.presence_penalty or parameters.frequency_penalty)
+    if not (biases or repeats or counts):
+        return logits
     scores = logits.clone()
-    for token, bias in parameters.logit_bias.items():
-        if 0 <= token < len(scores):
-            scores[token] += bias
-    if parameters.repeat_penalty != 1.0:
+    for token, bias in biases.items():
+        scores[token] += bias
+    if repeats:
         window = parameters.repeat_window
         seen = [*prompt, *answer] if window is None else _last(prompt, answer, window)
         ids = torch.tensor(sorted(set(seen)), dtype=torch.long, device=scores.device)
         found, penalty = scores[ids], parameters.repeat_penalty
         scores[ids] = torch.where(found > 0, found / penalty, found * penalty)
-    if parameters.presence_penalty or parameters.frequency_penalty:
+    if counts:
         for token, count in Counter(answer).items():
             scores[token] -= parameters.presence_penalty + count * parameters.frequency_penalty
     return scores
@@ -86,17 +90,30 @@ def _filter(scores: torch.Tensor, parameters: SamplingParameters) -> torch.Tenso
     """Return the probabilities of all tokens in float64; those that are filtered out have none."""
     shares = torch.softmax(scores.double() / parameters.temperature, dim=-1)
     if parameters.top_k or parameters.top_p < 1:
-        ordered, ids = torch.sort(shares, descending=True, stable=True)
-        if parameters.top_k:
-            ordered[parameters.top_k :] = 0
+        ordered, ids = _ordered(shares, parameters.top_k)
         if parameters.top_p < 1:
             before = ordered.cumsum(-1) - ordered
             ordered[before >= parameters.top_p * ordered.sum()] = 0
             ordered[0] = shares[ids[0]]
-        shares = torch.zeros_like(shares).scatter_(0, ids, ordered)
+        shares = torch.zeros_like(shares).scatter_(0, ids, ordered[: len(ids)])
     if parameters.min_p:
         shares = torch.where(shares < parameters.min_p * shares.max(), 0.0, shares)
     return shares
+
+
+def _ordered(shares: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return shares from the greatest, of equals the lowest id first, and the ids.
+
+    With top_k, zeros follow that many: the sum of as many numbers is rounded alike.
+    """
+    if not 0 < top_k < len(shares):
+        return torch.sort(shares, descending=True, stable=True)
+    least = torch.topk(shares, top_k, sorted=False).values.min()
+    candidates = (~(shares < least)).nonzero().squeeze(-1)
+    found, order = torch.sort(shares[candidates], descending=True, stable=True)
+    ordered = torch.zeros_like(shares)
+    ordered[:top_k] = found[:top_k]
+    return ordered, candidates[order[:top_k]]
 
 
 def _pick(shares: torch.Tensor, point: float) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -16,6 +17,7 @@ from transformers import (
 )
 
 from sllm.core.errors import NumericalError
+from sllm.core.philox import uniform
 from sllm.core.sampling import SamplingParameters
 from sllm.runtime.sampler import choose
 
@@ -158,3 +160,67 @@ def test_logits_that_are_no_numbers_are_an_error(value: float) -> None:
     logits[3] = value
     with pytest.raises(NumericalError):
         _choose(logits)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    size=st.integers(1, 300),
+    levels=st.sampled_from([1, 3, 40, 10**6]),
+    asked=st.fixed_dictionaries(
+        {},
+        optional={
+            "temperature": st.sampled_from([0.001, 0.3, 1.0, 2.0]),
+            "top_k": st.integers(0, 320),
+            "top_p": st.floats(0, 1),
+            "min_p": st.sampled_from([0.0, 0.05, 0.9, 1.0]),
+            "repeat_penalty": st.sampled_from([0.8, 1.3]),
+            "repeat_window": st.integers(0, 4),
+            "presence_penalty": st.floats(-2, 2),
+            "frequency_penalty": st.floats(-2, 2),
+            "logit_bias": st.dictionaries(st.integers(0, 400), st.floats(-50, 50), max_size=4),
+        },
+    ),
+)
+@settings(max_examples=300, deadline=None)
+def test_every_draw_is_that_of_sorting_the_whole_vocabulary(
+    seed: int, size: int, levels: int, asked: dict[str, Any]
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randint(0, levels, (size,), generator=generator) * (8 / levels) - 4
+    ids = torch.randint(0, size, (6,), generator=generator).tolist()
+    kept = logits.clone()
+    for draw in range(8):
+        parameters = SamplingParameters(seed=seed + draw, max_tokens=9, **asked)
+        shares = _shares_by_sorting(logits, parameters, ids[:3], ids[3:])
+        point = uniform(parameters.seed, len(ids)) * float(shares.cumsum(-1)[-1])
+        expected = int((shares.cumsum(-1) > point).nonzero()[0])
+        assert choose(logits, parameters, prompt=ids[:3], answer=ids[3:]).token == expected
+    assert torch.equal(logits, kept)
+
+
+def _shares_by_sorting(
+    logits: torch.Tensor, parameters: SamplingParameters, prompt: list[int], answer: list[int]
+) -> torch.Tensor:
+    scores = logits.clone()
+    for token, bias in parameters.logit_bias.items():
+        if token < len(scores):
+            scores[token] += bias
+    window = parameters.repeat_window
+    seen = [*prompt, *answer]
+    for token in set(seen if window is None else seen[max(len(seen) - window, 0) :]):
+        penalty = parameters.repeat_penalty
+        scores[token] = scores[token] / penalty if scores[token] > 0 else scores[token] * penalty
+    for token in set(answer):
+        scores[token] -= (
+            parameters.presence_penalty + answer.count(token) * parameters.frequency_penalty
+        )
+    shares = torch.softmax(scores.double() / parameters.temperature, dim=-1)
+    ordered, ids = torch.sort(shares, descending=True, stable=True)
+    if parameters.top_k:
+        ordered[parameters.top_k :] = 0
+    if parameters.top_p < 1:
+        before = ordered.cumsum(-1) - ordered
+        ordered[before >= parameters.top_p * ordered.sum()] = 0
+        ordered[0] = shares[ids[0]]
+    shares = torch.zeros_like(shares).scatter_(0, ids, ordered)
+    return torch.where(shares < parameters.min_p * shares.max(), 0.0, shares)
