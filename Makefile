@@ -58,7 +58,7 @@ check: $(NATIVE) ## Check formats, lints, types, layers, tidiness and generated 
 	git ls-files -z "*.cpp" "*.hpp" "*.cu" | xargs -0 $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports
-	$(PYTEST) -q tests/tidy tests/sllm_store/cli/test_reference.py
+	$(PYTEST) -q tests/tidy tests/sllm_store/cli/test_reference.py tests/sllm/cli/test_reference.py
 
 format: $(DEPENDENCIES) ## Format everything
 	$(BIN)/ruff check --fix-only --select I .

@@ -13,6 +13,7 @@ import pytest
 
 import sllm.cli
 import sllm_store.cli
+from sllm.cli.environment import VARIABLES
 from sllm_store import errors
 from sllm_store.proto import storage_pb2
 from sllm_store.server.metrics import StoreMetrics
@@ -89,6 +90,11 @@ def test_commands_and_options_that_are_named_exist(path: Path) -> None:
         if rest and program in PROGRAMS:
             words = shlex.split(rest.replace("\n", " "), comments=True)
             _require_command(PROGRAMS[program], words, where=f"{path.name}: {text}")
+
+
+def test_the_guide_names_every_variable() -> None:
+    rows = table_rows(DOCS / "gdsllm.md", "## Settings")[1:]
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row[0])} == set(VARIABLES)
 
 
 def _require_command(cli: click.Group, words: list[str], *, where: str) -> None:

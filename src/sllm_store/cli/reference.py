@@ -27,13 +27,18 @@ in either case: `32MB`, `4gb`, `1.5GiB`.
 
 def reference() -> str:
     """Return the page, as Markdown."""
-    root = click.Context(cli, info_name=PROGRAM, **cli.context_settings)
-    lines = [_HEAD, f"## {PROGRAM}", "", inspect.cleandoc(cli.help or ""), ""]
+    return describe(cli, program=PROGRAM, head=_HEAD)
+
+
+def describe(group: click.Group, *, program: str, head: str) -> str:
+    """Return a page about the commands of a program, as Markdown, under a head."""
+    root = click.Context(group, info_name=program, **group.context_settings)
+    lines = [head, f"## {program}", "", inspect.cleandoc(group.help or ""), ""]
     lines += ["| command | |", "| --- | --- |"]
-    names = cli.list_commands(root)
-    lines += [f"| [`{name}`](#{name}) | {_short(cli.commands[name])} |" for name in names]
+    names = group.list_commands(root)
+    lines += [f"| [`{name}`](#{name}) | {_short(group.commands[name])} |" for name in names]
     for name in names:
-        command = cli.commands[name]
+        command = group.commands[name]
         lines += ["", *_section(command, click.Context(command, info_name=name, parent=root))]
     return "\n".join(lines) + "\n"
 
@@ -42,7 +47,7 @@ def _section(command: click.Command, context: click.Context) -> Iterator[str]:
     yield f"## {context.info_name}"
     yield ""
     yield "```"
-    yield f"{PROGRAM} {context.info_name} {' '.join(command.collect_usage_pieces(context))}"
+    yield f"{context.command_path} {' '.join(command.collect_usage_pieces(context))}"
     yield "```"
     for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
         yield ""
