@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +20,9 @@ from sllm.cli.server_record import find_servers, recorded, stop_server
 from sllm.cli.terminal import note, say, say_table
 from sllm.core.errors import ModelNotFoundError
 from sllm_store.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _PORT = 8000
 
@@ -71,11 +75,16 @@ def serve(*, model: str | None, preload: bool, root: Path | None, **chosen: Any)
         host_budget_bytes=chosen["host_budget"],
         preload=(name,) if name and preload else (),
     )
-    url = f"http://{_reachable(settings.host)}:{settings.port}"
     signal.signal(signal.SIGTERM, _leave)
-    with recorded(os.environ, url, library.root):
-        note(f"serving {library.root} at {url}")
-        run_server(settings, library=library)
+
+    @contextmanager
+    def bound_to(port: int) -> Iterator[None]:
+        url = f"http://{_reachable(settings.host)}:{port}"
+        with recorded(os.environ, url, library.root):
+            note(f"serving {library.root} at {url}")
+            yield
+
+    run_server(settings, library=library, bound_to=bound_to)
 
 
 @click.command()

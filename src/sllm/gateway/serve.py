@@ -14,7 +14,8 @@ from sllm.gateway.app import create_app
 from sllm.library.models import Library
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from sllm.gateway.backing import Backing
     from sllm.gateway.settings import Settings
@@ -24,13 +25,22 @@ _STOP_S = 60.0
 _BACKLOG = 2048
 
 
-def serve(settings: Settings, *, library: Library | None = None) -> None:
+def serve(
+    settings: Settings,
+    *,
+    library: Library | None = None,
+    bound_to: Callable[[int], AbstractContextManager[None]] | None = None,
+) -> None:
     """Serve until SIGINT or SIGTERM; running answers get `grace_s` to end.
 
-    Raises SettingsError if the address cannot be had.
+    bound_to: given the port once clients can connect; its context is open while it serves. Raises
+    SettingsError if the address cannot be had.
     """
     library = library or Library(settings.model_root)
-    with contextlib.closing(_bind(settings)) as bound:
+    with contextlib.ExitStack() as stack:
+        bound = stack.enter_context(contextlib.closing(_bind(settings)))
+        if bound_to is not None:
+            stack.enter_context(bound_to(bound.getsockname()[1]))
         _server(settings, library, None).run(sockets=[bound])
 
 
