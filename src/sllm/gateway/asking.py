@@ -64,12 +64,16 @@ class Delta:
 
 
 class Answer:
-    """One answer: its token log, and what waits to be read of it."""
+    """One answer: its token log, and what waits to be read of it.
+
+    ended: whether all of it was read. computed: whether the engine is done with it.
+    """
 
     def __init__(self, index: int, prepared: Prepared, wake: Callable[[], None]) -> None:
         """wake: called in any thread when there is something to read."""
         self.index = index
         self.ended = False
+        self.computed = False
         self._request = prepared.request
         self._parser = prepared.parse() if prepared.parse else None
         self._stream = TextStream(
@@ -175,6 +179,7 @@ class Answer:
         with self._lock:
             self._steps.append(step)
             self._waiting_tokens += len(step.choices)
+            self.computed = step.finish is not None or step.error is not None
         self._wake()
 
     @property
@@ -231,10 +236,13 @@ class Asking:
             self._loop.call_soon_threadsafe(self._on_arrival)
 
     def _on_arrival(self) -> None:
+        """Wake the reader. Whoever reads slowly, or not at all, keeps no model from others."""
         self._arrived.set()
         for answer in self.answers:
             if answer.overrun:
                 answer.cancel()
+        if all(answer.computed for answer in self.answers):
+            self.lease.release()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import socket
+import statistics
 import threading
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
+from sllm.gateway import asking
 from sllm.gateway.serve import background
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from sllm.core.requests import Choice, TokenRequest
     from sllm.gateway.backing import Backing
     from sllm.gateway.settings import Settings
     from sllm.library.models import Library
@@ -122,15 +128,18 @@ def test_an_unknown_path_is_not_found_in_the_apis_shape(http: httpx.Client) -> N
     assert http.get("/v1/chat/completions").status_code == 405
 
 
-def test_the_server_answers_while_it_generates(http: httpx.Client, script: Script) -> None:
+@pytest.mark.parametrize("path", ["/health", "/api/tags", "/api/ps", "/v1/models", "/metrics"])
+def test_the_server_answers_while_it_generates(
+    http: httpx.Client, script: Script, path: str
+) -> None:
     script.free_tokens = 1
     asked = threading.Thread(target=http.post, args=["/v1/chat/completions"], kwargs={"json": CHAT})
     asked.start()
     while not script.requests:
         pass
     with httpx.Client(base_url=http.base_url, timeout=2) as other:
-        for _ in range(5):
-            assert other.get("/health").elapsed.total_seconds() < 0.5
+        waits_s = [other.get(path).elapsed.total_seconds() for _ in range(5)]
+    assert statistics.median(waits_s) < 0.5
     assert asked.is_alive()
     script.go.set()
     asked.join()
@@ -153,6 +162,80 @@ def test_a_client_that_goes_ends_the_engines_work(
             with pytest.raises(httpx.ReadTimeout):
                 client.send(request)
     assert script.opened[0].tickets[0].cancelled.wait(5)
+
+
+LONG_TOKENS = 50_000
+
+
+class Paced:
+    """An endless answer at a speed that any client keeps up with. made: tokens so far."""
+
+    def __init__(self, script: Script) -> None:
+        script.answer = "x" * LONG_TOKENS
+        self.made = 0
+        self._choices = script.choices
+
+    def __call__(self, request: TokenRequest) -> Iterator[Choice]:
+        """Yield the tokens."""
+        for choice in self._choices(request):
+            self.made += 1
+            yield choice
+            time.sleep(0.0005)
+
+
+@contextlib.contextmanager
+def unread(url: str, body: dict[str, Any]) -> Iterator[None]:
+    """Ask for an answer, and never read it."""
+    host, port = url.removeprefix("http://").split(":")
+    content = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(content)}"
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((host, int(port)))
+        client.sendall(head.encode() + b"\r\n\r\n" + content)
+        yield
+
+
+def test_a_client_that_stops_reading_is_given_up(
+    url: str, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paced = Paced(script)
+    monkeypatch.setattr(script, "choices", paced)
+    monkeypatch.setattr(asking, "WAITING_TOKENS_MAX", 256)
+    # Every token is some 2 KB on the wire, so the system's buffers are soon full.
+    with unread(url, CHAT | {"stream": True, "logprobs": True, "top_logprobs": 20}):
+        while not script.requests:
+            time.sleep(0.01)
+        assert script.opened[0].tickets[0].cancelled.wait(60)
+        assert paced.made < LONG_TOKENS / 2
+        monkeypatch.undo()
+        # It is still there, and keeps the model from nobody.
+        script.answer = "Hello there."
+        other = httpx.post(f"{url}/v1/chat/completions", json=CHAT | {"model": "able"}, timeout=20)
+        assert other.status_code == 200
+        assert script.opened[0].closed.is_set()
+
+
+def test_a_client_that_does_not_read_a_whole_answer_keeps_no_model(
+    url: str, script: Script
+) -> None:
+    script.answer = "x" * 4000
+    with unread(url, CHAT | {"stream": True, "logprobs": True, "top_logprobs": 20}):
+        while not script.requests:
+            time.sleep(0.01)
+        script.answer = "Hello there."
+        other = httpx.post(f"{url}/v1/chat/completions", json=CHAT | {"model": "able"}, timeout=20)
+        assert other.status_code == 200
+
+
+def test_a_client_that_reads_is_never_given_up(
+    http: httpx.Client, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "choices", Paced(script))
+    monkeypatch.setattr(asking, "WAITING_TOKENS_MAX", 1000)
+    script.answer = "x" * 2000
+    answer = http.post("/v1/chat/completions", json=CHAT | {"stream": True})
+    assert answer.text.endswith("data: [DONE]\n\n")
 
 
 def test_a_model_can_be_loaded_at_the_start(

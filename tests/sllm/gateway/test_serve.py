@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -49,3 +50,20 @@ def test_a_real_model_knows_the_capital_of_france(tmp_path: Path, smollm2: Path)
         done = httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=120).json()
     assert done["choices"][0]["message"]["content"] == "The capital of France is Paris."
     assert done["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_real_model_that_computes_keeps_nobody_waiting(tmp_path: Path, smollm2: Path) -> None:
+    Library(tmp_path).create("smollm2", source=smollm2)
+    options = {"num_predict": 4000, "temperature": 0}
+    asked = {"model": "smollm2", "prompt": "Once upon a time", "options": options}
+    with (
+        background(Settings(model_root=tmp_path, port=0, context_tokens=4096, grace_s=0)) as url,
+        httpx.Client(base_url=url, timeout=120) as client,
+        client.stream("POST", "/api/generate", json=asked | {"raw": True}) as answer,
+    ):
+        lines = answer.iter_lines()
+        next(lines)
+        waits_s = [httpx.get(f"{url}/api/tags").elapsed.total_seconds() for _ in range(9)]
+        assert '"done":false' in next(lines)
+        assert httpx.get(f"{url}/metrics").text.count("gdsllm_requests_running 1.0") == 1
+    assert statistics.median(waits_s) < 0.5
