@@ -14,7 +14,6 @@ PACKAGES = {"sllm", "sllm_store"}
 # user but that. A module that gets a second user gets tests of its own, and leaves this list.
 TESTED_THROUGH = {
     "sllm/backends/engine.py": "backends/test_local.py",
-    "sllm/cli/__main__.py": "cli/test_root.py",
     "sllm/cli/answers.py": "cli/test_run.py",
     "sllm/cli/edge.py": "cli/test_root.py",
     "sllm/cli/finding.py": "cli/test_server.py",
