@@ -45,6 +45,13 @@ _PORT = 8000
 @click.option("--parallel", type=int, default=8, show_default=True, help="Answers at a time.")
 @click.option("--queue", type=int, default=512, show_default=True, help="Requests that may wait.")
 @click.option("--max-loaded", type=int, default=1, show_default=True, help="Models at a time.")
+@click.option("--draft", help="A small model of the same tokens, whose guesses are checked.")
+@click.option(
+    "--speculate/--no-speculate",
+    default=True,
+    show_default=True,
+    help="Whether to guess tokens and check them; answers are the same.",
+)
 @click.option("--keepalive", help="How long a model stays loaded: 10m, 1h, -1 for ever.")
 def serve(*, model: str | None, preload: bool, root: Path | None, **chosen: Any) -> None:
     """Serve Ollama's and OpenAI's APIs. Every model here can be asked for, MODEL from the start.
@@ -59,6 +66,7 @@ def serve(*, model: str | None, preload: bool, root: Path | None, **chosen: Any)
     if preload and model is None:
         raise click.UsageError("--preload needs a MODEL")
     name = _ensure(library, model) if model else None
+    draft = _ensure(library, chosen["draft"]) if chosen["draft"] else None
     keep_alive = chosen["keepalive"] or os.environ.get("OLLAMA_KEEP_ALIVE")
     settings = Settings(
         model_root=library.root,
@@ -73,6 +81,8 @@ def serve(*, model: str | None, preload: bool, root: Path | None, **chosen: Any)
         device=chosen["device"],
         device_budget_bytes=chosen["device_budget"],
         host_budget_bytes=chosen["host_budget"],
+        draft=library.get(draft).path if draft else None,
+        speculate=chosen["speculate"],
         preload=(name,) if name and preload else (),
     )
     signal.signal(signal.SIGTERM, _leave)

@@ -45,5 +45,7 @@ def _open_engine(path: Path, settings: Settings) -> Engine:
             host_budget_bytes=settings.host_budget_bytes,
             parallel=settings.parallel,
             waiting=settings.queue,
+            draft=settings.draft,
+            speculate=settings.speculate,
         ),
     )

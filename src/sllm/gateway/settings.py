@@ -21,7 +21,9 @@ class Settings:
     token: what clients have to bear; needed for a host that others can reach. keep_alive_s: how
     long a model stays loaded after a request, negative for ever. max_loaded: models at a time.
     parallel: requests that a model answers at a time; queue: how many more may wait.
-    context_tokens and the budgets of bytes: None lets the runtime plan. preload: models to load at
+    context_tokens and the budgets of bytes: None lets the runtime plan. speculate: whether to guess
+    tokens and check them; draft: a small model that guesses, of the same tokens as every model that
+    is served. preload: models to load at
     the start. origins: web pages of other hosts that may use the server. grace_s: how long running
     answers may take at the end.
     """
@@ -38,6 +40,8 @@ class Settings:
     device: str = "auto"
     device_budget_bytes: int | None = None
     host_budget_bytes: int | None = None
+    draft: Path | None = None
+    speculate: bool = True
     preload: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     grace_s: float = 5.0
@@ -58,6 +62,8 @@ class Settings:
                 raise SettingsError(f"{name} is {value}, and has to be at least {low}")
         if not 0 <= self.port <= 65535:
             raise SettingsError(f"port is {self.port}, not between 0 and 65535")
+        if self.draft is not None and not self.speculate:
+            raise SettingsError("draft names a model that guesses, and speculate is off")
         if self.keep_alive_s != self.keep_alive_s:
             raise SettingsError("keep_alive_s is not a number")
         if self.token is not None and not (self.token.isascii() and self.token.strip()):

@@ -38,7 +38,10 @@ def test_a_port_in_use_is_named(settings: Settings, url: str) -> None:
         pass
 
 
-def test_a_real_model_knows_the_capital_of_france(tmp_path: Path, smollm2: Path) -> None:
+@pytest.mark.parametrize("drafted", [False, True])
+def test_a_real_model_knows_the_capital_of_france(
+    tmp_path: Path, smollm2: Path, *, drafted: bool
+) -> None:
     Library(tmp_path).create("smollm2", source=smollm2)
     asked = {
         "model": "smollm2",
@@ -46,7 +49,9 @@ def test_a_real_model_knows_the_capital_of_france(tmp_path: Path, smollm2: Path)
         "temperature": 0,
         "max_tokens": 12,
     }
-    with background(Settings(model_root=tmp_path, port=0, context_tokens=256)) as url:
+    draft = smollm2 if drafted else None
+    settings = Settings(model_root=tmp_path, port=0, context_tokens=256, draft=draft)
+    with background(settings) as url:
         done = httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=120).json()
     assert done["choices"][0]["message"]["content"] == "The capital of France is Paris."
     assert done["choices"][0]["finish_reason"] == "stop"

@@ -46,3 +46,9 @@ def test_other_names_are_no_loopback(host: str) -> None:
 def test_what_makes_no_sense_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(SettingsError, match=name.partition("_")[0]):
         Settings(model_root=ROOT, **{name: value})
+
+
+def test_a_draft_is_there_to_guess() -> None:
+    assert Settings(model_root=ROOT, draft=ROOT / "small").speculate
+    with pytest.raises(SettingsError, match="draft"):
+        Settings(model_root=ROOT, draft=ROOT / "small", speculate=False)
