@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from sllm.cli.bench import bench
 from sllm.cli.changes import cp, create, rm
 from sllm.cli.edge import EdgeGroup
 from sllm.cli.environment import read_own_files
@@ -27,6 +28,6 @@ def cli() -> None:
     read_own_files()
 
 
-for _command in (run, pull, serve, stop, list_command, ps, show, rm, cp, create):
+for _command in (run, pull, serve, stop, list_command, ps, show, rm, cp, create, bench):
     cli.add_command(_command)
 cli.add_command(list_command, "ls")
