@@ -63,7 +63,10 @@ def bench(*, model: str, root: Path | None, url: str | None, as_json: bool, **ch
             ("first token", f"{found['first_token_s']:.3f} s"),
             ("prompt", f"{found['prompt_tokens_per_s']:.1f} tokens/s"),
             ("answer", f"{found['answer_tokens_per_s']:.1f} tokens/s"),
-            (f"{found['batch']} answers", f"{found['batch_tokens_per_s']:.1f} tokens/s"),
+            (
+                f"{found['batch']} answers with their prompts",
+                f"{found['batch_tokens_per_s']:.1f} tokens/s",
+            ),
         ],
     )
 

@@ -36,7 +36,7 @@ def test_figures_are_told_as_json_and_as_a_table(run: Callable[..., Result]) -> 
         "first token",
         "prompt",
         "answer",
-        "2 answers",
+        "2 answers with their prompts",
     ]
 
 
