@@ -47,8 +47,9 @@ _WORDS = (
 def bench(*, model: str, root: Path | None, url: str | None, as_json: bool, **chosen: int) -> None:
     """Measure a MODEL: loading, prompts and answers, alone and in a batch. Medians of the runs.
 
-    It is unloaded first; a load may still find its bytes in the page cache. No two prompts begin
-    alike, so nothing of one is there for another. Tokens that speculation guessed right count.
+    It is unloaded before each load, which may still find its bytes in the page cache. No two
+    prompts begin alike, so nothing of one is there for another. Tokens that speculation guessed
+    right count.
     """
     with any_server(url, root) as client:
         ensure_model(client, model)
@@ -75,10 +76,7 @@ def measure(
     client: ServerClient, model: str, *, runs: int, tokens: int, words: int, batch: int
 ) -> dict[str, Any]:
     """Return what was measured, in seconds and tokens a second. Raises ServerError."""
-    client.ask("POST", "/api/generate", {"model": model, "keep_alive": 0})
-    started_s = time.perf_counter()
-    client.ask("POST", "/api/generate", {"model": model, "stream": False})
-    load_s = time.perf_counter() - started_s
+    loads_s = [_load_s(client, model) for _ in range(runs)]
 
     def answer(number: int) -> dict[str, Any]:
         prompt = " ".join(random.Random(number).choices(_WORDS.split(), k=words))
@@ -98,12 +96,20 @@ def measure(
         "runs": runs,
         "batch": batch,
         "prompt_tokens": alone[0]["prompt_eval_count"],
-        "load_s": load_s,
+        "load_s": median(loads_s),
         "first_token_s": median(last["first_token_s"] for last in alone),
         "prompt_tokens_per_s": median(_rate(last, "prompt_eval") for last in alone),
         "answer_tokens_per_s": median(_rate(last, "eval") for last in alone),
         "batch_tokens_per_s": median(rates),
     }
+
+
+def _load_s(client: ServerClient, model: str) -> float:
+    """Return how long a load takes, once the model is unloaded."""
+    client.ask("POST", "/api/generate", {"model": model, "keep_alive": 0})
+    started_s = time.perf_counter()
+    client.ask("POST", "/api/generate", {"model": model, "stream": False})
+    return time.perf_counter() - started_s
 
 
 def _answer(client: ServerClient, model: str, prompt: str, tokens: int) -> dict[str, Any]:
