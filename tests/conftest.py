@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -27,6 +28,11 @@ _SMOLLM2 = default_cache() / SMOLLM2.file_name  # Before the cache is another on
 # What is learnt about the disk here must not decide how later runs behave, nor be left behind.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sllm-test-cache-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
+
+# A shell has what it runs in the background ignore Ctrl-C, and so would every process started here.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

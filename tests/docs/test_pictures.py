@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks.report import FIGURES, draw, picture_name, read_results
+from benchmarks.report import FIGURES, draw, load_times_of, picture_name, read_results
 from benchmarks.tables import digest
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def test_a_picture_is_drawn_for_every_checkpoint_and_names_its_results(
 def test_pictures_in_the_documents_are_of_the_results() -> None:
     shown = {
         picture_name(name, checkpoint): one
-        for name, one in read_results().items()
+        for name, one in load_times_of(read_results()).items()
         for checkpoint in one.get("checkpoints", {})
     }
     for name, one in shown.items():
