@@ -27,7 +27,8 @@ _HEADERS = {
 routes = APIRouter()
 
 
-@routes.api_route("/", methods=["GET", "HEAD"])
+@routes.head("/", include_in_schema=False)
+@routes.get("/")
 async def greet(accept: Annotated[str, Header()] = "") -> Response:
     """Return the page to a browser, and to others the words that Ollama's clients look for."""
     if "text/html" in accept:

@@ -258,3 +258,10 @@ def test_the_end_of_the_server_ends_running_answers(
     ):
         next(answer.iter_lines())
     assert script.opened[0].closed.wait(5)
+
+
+def test_the_description_of_the_api_names_each_route_once(http: httpx.Client) -> None:
+    paths = http.get("/openapi.json").json()["paths"]
+    ids = [one["operationId"] for methods in paths.values() for one in methods.values()]
+    assert len(ids) == len(set(ids))
+    assert {"/api/chat", "/v1/chat/completions", "/v1/responses"} <= paths.keys()

@@ -62,13 +62,15 @@ class CreateBody(Named):
     stream: bool = True
 
 
-@routes.api_route("/api/version", methods=["GET", "HEAD"])
+@routes.head("/api/version", include_in_schema=False)
+@routes.get("/api/version")
 async def tell_version() -> Response:
     """Return this package's version."""
     return JSONResponse({"version": version("serverless-llm")})
 
 
-@routes.api_route("/api/tags", methods=["GET", "HEAD"])
+@routes.head("/api/tags", include_in_schema=False)
+@routes.get("/api/tags")
 async def list_tags(here: Here) -> Response:
     """Return every model of this machine."""
     models = await asyncio.to_thread(here.library.list)
@@ -79,7 +81,8 @@ async def list_tags(here: Here) -> Response:
     return JSONResponse({"models": told})
 
 
-@routes.api_route("/api/ps", methods=["GET", "HEAD"])
+@routes.head("/api/ps", include_in_schema=False)
+@routes.get("/api/ps")
 async def list_loaded(here: Here) -> Response:
     """Return the models that are loaded, and until when."""
     return JSONResponse({"models": [_resident(one) for one in here.host.residents()]})
@@ -158,10 +161,10 @@ async def push(_body: Named) -> Response:
     raise InvalidRequestError("push: models are not published from here; share their files instead")
 
 
-@routes.api_route("/api/blobs/{digest}", methods=["HEAD"])
-async def find_blob(digest: str) -> Response:
+@routes.head("/api/blobs/{digest}")
+async def find_blob() -> Response:
     """Say that there is none: models are made from names and paths."""
-    return Response(status_code=404, headers={"X-Digest": digest})
+    return Response(status_code=404)
 
 
 @routes.post("/api/blobs/{digest}")

@@ -81,3 +81,4 @@ def test_what_is_not_done_here_says_so(http: httpx.Client, path: str, body: obje
 
 def test_no_blob_is_here(http: httpx.Client) -> None:
     assert http.head("/api/blobs/sha256:1").status_code == 404
+    assert http.head("/api/blobs/%F3%B0%80%81").status_code == 404, "no header can carry it"
