@@ -9,14 +9,11 @@ import pytest
 import torch
 
 from sllm.core.errors import BudgetError
-from sllm.runtime.batch import Batch, Piece
-from sllm.runtime.cache.memory import CacheMemory
-from sllm.runtime.decoder import Decoder
 from sllm.runtime.weights.lane import CudaLane
 from sllm.runtime.weights.model_groups import ModelGroups
 from sllm.runtime.weights.opening import open_on_device, open_weights
 from sllm.runtime.weights.residency import Budgets, plan_residency
-from tests.sllm.runtime.tiny_models import make_model, random_tokens
+from tests.sllm.runtime.tiny_models import answer_logits, make_model, random_tokens
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,16 +29,7 @@ TOKENS = random_tokens(9)
 
 
 def _compute(source: StoredWeights) -> torch.Tensor:
-    """Return the logits of a prompt and of a few tokens after it."""
-    device = torch.device("cuda")
-    decoder = Decoder(source.config, source, device=device)
-    memory = CacheMemory(source.config, tokens=64, sequences=1, device=device)
-    sequence, tokens, found = memory.open(), TOKENS, []
-    for _ in range(4):
-        piece = Piece(sequence=sequence, tokens=tokens, outputs=len(tokens))
-        found.append(decoder.forward(Batch.of([piece], device), memory))
-        tokens = [int(found[-1][-1].argmax())]
-    return torch.cat(found).cpu()
+    return answer_logits(source, TOKENS, device=torch.device("cuda"))
 
 
 @pytest.fixture(params=["llama", "qwen3-moe", "qwen3.5-moe"])

@@ -1,20 +1,7 @@
-"""One thread per test: tiny products gain nothing from more, and a busy machine loses by them."""
+"""What the runtime's tests start from holds for engines too."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from tests.sllm.runtime.conftest import one_thread
 
-import pytest
-import torch
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """Compute in the calling thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+__all__ = ["one_thread"]

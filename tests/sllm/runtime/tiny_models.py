@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from sllm.runtime.config.model import ModelConfig
     from sllm.runtime.weights.source import WeightSource
+    from sllm.runtime.weights.stored import StoredWeights
 
 VOCABULARY = 96
 TOLERANCE = 1e-5
@@ -142,6 +143,24 @@ def random_tokens(count: int, seed: int = 0) -> list[int]:
     """Return token ids."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(VOCABULARY, (count,), generator=generator).tolist()
+
+
+def answer_logits(
+    source: StoredWeights,
+    tokens: Sequence[int],
+    *,
+    turns: int = 4,
+    device: torch.device | None = None,
+) -> torch.Tensor:
+    """Return the logits of a prompt and of the likeliest tokens after it, in so many passes."""
+    decoder = Decoder(source.config, source, device=device)
+    memory = CacheMemory(source.config, tokens=64, sequences=1, device=device)
+    sequence, found = memory.open(), []
+    for _ in range(turns):
+        piece = Piece(sequence=sequence, tokens=tokens, outputs=len(tokens))
+        found.append(decoder.forward(Batch.of([piece], device), memory))
+        tokens = [int(found[-1][-1].argmax())]
+    return torch.cat(found).cpu()
 
 
 def run_whole(model: TinyModel, tokens: Sequence[int]) -> torch.Tensor:

@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from sllm.runtime.batch import Batch, Piece
-from sllm.runtime.cache.memory import CacheMemory
-from sllm.runtime.decoder import Decoder
 from sllm.runtime.weights.model_groups import ModelGroups
 from sllm.runtime.weights.opening import device_needs, open_on_device
 from sllm.runtime.weights.residency import Budgets, Residency, plan_residency
 from sllm.runtime.weights.stored import StoredWeights
 from sllm_store.errors import StoreError
-from tests.sllm.runtime.tiny_models import make_model, random_tokens
+from tests.sllm.runtime.tiny_models import answer_logits, make_model, random_tokens
 from tests.sllm.runtime.weights.deferred_lane import DeferredLane
 
 if TYPE_CHECKING:
@@ -29,18 +26,6 @@ TOKENS = random_tokens(9)
 def _save(name: str, path: Path) -> Path:
     make_model(name, num_hidden_layers=4).theirs.save_pretrained(path)
     return path
-
-
-def _compute(source: StoredWeights) -> torch.Tensor:
-    """Return the logits of a prompt and of a few tokens after it."""
-    decoder = Decoder(source.config, source)
-    memory = CacheMemory(source.config, tokens=64, sequences=1)
-    sequence, tokens, found = memory.open(), TOKENS, []
-    for _ in range(4):
-        piece = Piece(sequence=sequence, tokens=tokens, outputs=len(tokens))
-        found.append(decoder.forward(Batch.of([piece]), memory))
-        tokens = [int(found[-1][-1].argmax())]
-    return torch.cat(found)
 
 
 def _plan(model: ModelGroups, *, device_bytes: int | None, host_bytes: int | None) -> Residency:
@@ -68,12 +53,12 @@ def test_every_split_computes_the_same_bits(
     if resident < 4 and model.experts:
         plan = replace(plan, expert_slots=2 + slots, host_expert_slots=1 + 4 * pinned)
     with StoredWeights.open(path) as host:
-        expected = _compute(host)
+        expected = answer_logits(host, TOKENS)
     lane = DeferredLane()
     with open_on_device(model, plan, lane) as source:
-        assert torch.equal(_compute(source), expected)
+        assert torch.equal(answer_logits(source, TOKENS), expected)
         kept = lane.allocated_bytes
-        assert torch.equal(_compute(source), expected)
+        assert torch.equal(answer_logits(source, TOKENS), expected)
         assert lane.allocated_bytes == kept, "a pass allocates nothing"
         if source.counts is not None:
             assert source.counts.leased == 8 * len(streamed)
@@ -92,7 +77,7 @@ def test_a_plan_within_budgets_is_kept_to(name: str, tmp_path: Path) -> None:
     lane = DeferredLane()
     with StoredWeights.open(path) as host, open_on_device(model, plan, lane) as source:
         assert plan.streamed
-        assert torch.equal(_compute(source), _compute(host))
+        assert torch.equal(answer_logits(source, TOKENS), answer_logits(host, TOKENS))
         assert lane.allocated_bytes <= device_bytes
         assert (source.expert_counts is not None) == bool(needs.experts)
 
@@ -138,6 +123,6 @@ def test_quantised_layers_compute_the_same_bits_from_every_tier(smollm2: Path) -
         plan = plan_residency(needs, budgets)
         lane = DeferredLane()
         with open_on_device(model, plan, lane) as source:
-            found.append(_compute(source))
+            found.append(answer_logits(source, TOKENS))
             assert bool(plan.disk) == bool(plan.pinned) == bool(device_bytes)
     assert torch.equal(*found)

@@ -10,15 +10,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sllm.runtime.batch import Batch, Piece
-from sllm.runtime.cache.memory import CacheMemory
-from sllm.runtime.decoder import Decoder
 from sllm.runtime.weights.model_groups import ModelGroups
 from sllm.runtime.weights.placement import place_on_host
 from sllm.runtime.weights.residency import Budgets, plan_residency
 from sllm.runtime.weights.stored import StoredWeights
 from sllm_store.errors import StoreError
-from tests.sllm.runtime.tiny_models import TOLERANCE, TinyModel, make_model, random_tokens
+from tests.sllm.runtime.tiny_models import (
+    TOLERANCE,
+    TinyModel,
+    answer_logits,
+    make_model,
+    random_tokens,
+)
 from tests.sllm_store.convert.conftest import Workshop
 
 if TYPE_CHECKING:
@@ -56,18 +59,6 @@ def _name(tensor: torch.Tensor, stem: str, kind: str, form: str) -> dict[str, to
     return {f"{stem}.{number}.{kind}.weight": part for number, part in enumerate(tensor)}
 
 
-def _compute(source: StoredWeights) -> torch.Tensor:
-    """Return the logits of a prompt and of a few tokens after it."""
-    decoder = Decoder(source.config, source)
-    memory = CacheMemory(source.config, tokens=64, sequences=1)
-    sequence, tokens, found = memory.open(), TOKENS, []
-    for _ in range(4):
-        piece = Piece(sequence=sequence, tokens=tokens, outputs=len(tokens))
-        found.append(decoder.forward(Batch.of([piece]), memory))
-        tokens = [int(found[-1][-1].argmax())]
-    return torch.cat(found)
-
-
 def _open(path: Path, experts: int) -> StoredWeights:
     """Open a checkpoint with slots for so many experts."""
     model = ModelGroups.open(path)
@@ -81,12 +72,12 @@ def test_cached_experts_compute_the_same_bits(name: str, form: str, tmp_path: Pa
     model = make_model(name)
     path = _store(model, tmp_path / "model", form)
     with StoredWeights.open(path) as resident:
-        expected = _compute(resident)
+        expected = answer_logits(resident, TOKENS)
     assert float((expected[:9] - model.expected(TOKENS)).abs().max()) <= TOLERANCE
     total = ModelGroups.open(path).needs().experts
     for experts in (1, 2, 5, total - 1):
         with _open(path, experts) as source:
-            assert torch.equal(_compute(source), expected)
+            assert torch.equal(answer_logits(source, TOKENS), expected)
             assert source.expert_counts is not None
             assert source.expert_counts.misses >= total - experts > 0
 
@@ -130,6 +121,6 @@ def test_experts_that_a_gguf_has_in_one_tensor_are_fetched_by_themselves(tmp_pat
     workshop = Workshop(tmp_path)
     workshop.from_model(tensors, model.theirs.config.to_dict(), architecture="qwen3moe")
     with StoredWeights.open(workshop.gguf) as resident:
-        expected = _compute(resident)
+        expected = answer_logits(resident, TOKENS)
     with _open(workshop.gguf, 1) as source:
-        assert torch.equal(_compute(source), expected)
+        assert torch.equal(answer_logits(source, TOKENS), expected)

@@ -23,6 +23,7 @@ from sllm_store.transformers import load_model
 from tests.sllm.runtime.tiny_models import (
     TOLERANCE,
     TinyModel,
+    answer_logits,
     make_model,
     random_tokens,
     run_whole,
@@ -39,15 +40,7 @@ def _save(model: TinyModel, path: Path, **config: Any) -> Path:
 
 
 def _compute(source: StoredWeights, turns: int = 3) -> torch.Tensor:
-    """Return the logits of a prompt and of a few tokens after it."""
-    decoder = Decoder(source.config, source)
-    memory = CacheMemory(source.config, tokens=64, sequences=1)
-    sequence, tokens, found = memory.open(), TOKENS, []
-    for _ in range(turns):
-        piece = Piece(sequence=sequence, tokens=tokens, outputs=len(tokens))
-        found.append(decoder.forward(Batch.of([piece]), memory))
-        tokens = [int(found[-1][-1].argmax())]
-    return torch.cat(found)
+    return answer_logits(source, TOKENS, turns=turns)
 
 
 @pytest.fixture(params=["llama", "llama-tied", "qwen3-moe", "qwen3-next", "qwen3.5-moe"])
