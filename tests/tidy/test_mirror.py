@@ -13,6 +13,7 @@ PACKAGES = {"sllm", "sllm_store"}
 # reason is the same for each: it is one step of what that file tests from outside, and has no
 # user but that. A module that gets a second user gets tests of its own, and leaves this list.
 TESTED_THROUGH = {
+    "sllm/runtime/weights/free_memory.py": "runtime/weights/test_opening.py",
     "sllm/backends/engine.py": "backends/test_local.py",
     "sllm/cli/answers.py": "cli/test_run.py",
     "sllm/cli/edge.py": "cli/test_root.py",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,11 +17,13 @@ from sllm.runtime.engine.draft import Draft, check_draft
 from sllm.runtime.engine.guesses import Lookup, takes_back
 from sllm.runtime.engine.schedule import EngineLimits
 from sllm.runtime.engine.token_engine import TokenEngine
+from sllm.runtime.weights.free_memory import free_on_device, free_on_host
 from sllm.runtime.weights.model_groups import ModelGroups
-from sllm.runtime.weights.opening import open_weights
+from sllm.runtime.weights.opening import place_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from sllm.backends.cache_plan import CachePlan
     from sllm.backends.engine import Ticket
@@ -30,10 +31,6 @@ if TYPE_CHECKING:
     from sllm.runtime.config.model import ModelConfig
     from sllm.runtime.engine.guesses import Guesser
     from sllm.runtime.weights.stored import StoredWeights
-
-# What is free is not ours alone: others allocate, and memory is lost between allocations.
-_DEVICE_SHARE = 0.94
-_HOST_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +104,8 @@ def open_engine(path: Path, options: EngineOptions) -> LocalEngine:
     Raises UnsupportedModelError for what cannot be computed, BudgetError for too little memory,
     and the store's errors for a checkpoint that cannot be read.
     """
-    config = ModelGroups.open(path).config
+    model = ModelGroups.open(path)
+    config = model.config
     site = _choose_site(config, options)
     limits = EngineLimits(context_tokens=2, parallel=options.parallel, waiting=options.waiting)
     with ExitStack() as opened:
@@ -125,8 +123,8 @@ def open_engine(path: Path, options: EngineOptions) -> LocalEngine:
         draft_bytes = 0 if draft is None else draft.residency.device_bytes
         other_bytes = plan.size_bytes + draft_bytes
         source = opened.enter_context(
-            open_weights(
-                path,
+            place_weights(
+                model,
                 device=site.device,
                 device_budget_bytes=site.budget_bytes,
                 host_budget_bytes=options.host_budget_bytes,
@@ -186,7 +184,7 @@ def _choose_site(config: ModelConfig, options: EngineOptions) -> _Site:
         device = torch.device("meta")
     if device.type == "cpu":
         given = [options.device_budget_bytes, options.host_budget_bytes]
-        free = int(_free_bytes() * _HOST_SHARE)
+        free = free_on_host()
         budget = min((size for size in given if size is not None), default=free)
         return _Site(device=device, dtype=torch.float32, budget_bytes=budget)
     if device.type != "cuda" or not torch.cuda.is_available():
@@ -194,7 +192,7 @@ def _choose_site(config: ModelConfig, options: EngineOptions) -> _Site:
             f"device {options.device!r}: use auto, cpu, or cuda and a number where there is a GPU"
         )
     asked = options.device_budget_bytes
-    free = int(torch.cuda.mem_get_info(device)[0] * _DEVICE_SHARE)
+    free = free_on_device(device)
     budget = free if asked is None else asked
     dtype = torch.float16 if config.dtype == "float16" else torch.bfloat16
     return _Site(device=device, dtype=dtype, budget_bytes=budget)
@@ -204,14 +202,6 @@ def _open_draft(config: ModelConfig, site: _Site, options: EngineOptions) -> Sto
     """Open the draft, if there is to be one; all of it stays on the device."""
     if not options.speculate or options.draft is None:
         return None
-    check_draft(ModelGroups.open(options.draft).config, config)
-    return open_weights(options.draft, device=site.device, device_budget_bytes=site.budget_bytes)
-
-
-def _free_bytes() -> int:
-    """Return the host memory that is free, or would be once the page cache gave way."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return int(value.split()[0]) * 1024
-    raise AssertionError("Linux tells what memory is available")
+    draft = ModelGroups.open(options.draft)
+    check_draft(draft.config, config)
+    return place_weights(draft, device=site.device, device_budget_bytes=site.budget_bytes)

@@ -21,6 +21,7 @@ from sllm_store.cli.options import (
 from sllm_store.cli.terminal import say_json, say_table, styled
 from sllm_store.config import default_storage_path
 from sllm_store.errors import StoreError
+from sllm_store.host_memory import available_bytes
 from sllm_store.units import format_size
 
 if TYPE_CHECKING:
@@ -320,7 +321,7 @@ def _limit(value: int) -> str:
 
 
 def _memory() -> Iterator[Finding]:
-    available = _available_bytes()
+    available = available_bytes()
     small = available < _POOL_DEFAULT_BYTES
     yield Finding(
         topic="memory",
@@ -343,14 +344,6 @@ def _memory() -> Iterator[Finding]:
         fact=f"/dev/shm has {format_size(size)}; the pool is not in it",
         verdict="ok",
     )
-
-
-def _available_bytes() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return int(value.split()[0]) << 10
-    return 0
 
 
 def _store(address: str | None) -> Finding:

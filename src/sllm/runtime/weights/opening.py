@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sllm.runtime.weights.device_placement import place_on_device
+from sllm.runtime.weights.free_memory import free_on_device, free_on_host
 from sllm.runtime.weights.images import GroupImage
 from sllm.runtime.weights.lane import CudaLane
 from sllm.runtime.weights.model_groups import ModelGroups
@@ -17,12 +17,10 @@ from sllm.runtime.weights.stored import StoredWeights
 from sllm_store.errors import InvalidRequestError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sllm.runtime.weights.lane import Lane
     from sllm.runtime.weights.residency import Needs, Residency
-
-# What is free is not ours alone: others allocate, and memory is lost between allocations.
-_DEVICE_SHARE = 0.94
-_HOST_SHARE = 0.8
 
 
 def open_weights(
@@ -33,16 +31,35 @@ def open_weights(
     host_budget_bytes: int | None = None,
     other_bytes: int = 0,
 ) -> StoredWeights:
-    """Open a checkpoint of any format, and read what stays.
+    """Open a checkpoint of any format, and read what stays: see place_weights.
+
+    Raises UnsupportedModelError for what cannot be computed, before anything large is read.
+    """
+    return place_weights(
+        ModelGroups.open(path),
+        device=device,
+        device_budget_bytes=device_budget_bytes,
+        host_budget_bytes=host_budget_bytes,
+        other_bytes=other_bytes,
+    )
+
+
+def place_weights(
+    model: ModelGroups,
+    *,
+    device: str | torch.device = "cpu",
+    device_budget_bytes: int | None = None,
+    host_budget_bytes: int | None = None,
+    other_bytes: int = 0,
+) -> StoredWeights:
+    """Return the weights of a model that was opened, with what stays read.
 
     device_budget_bytes: what may be taken on the device, of which `other_bytes` are for caches and
     what is in between. host_budget_bytes: what may be taken of the host's memory; on the CPU that
     is the device, and the smaller of the two counts. Without a budget, a GPU's is what is free now,
-    and the CPU's is none. Raises BudgetError for too little, and UnsupportedModelError for what
-    cannot be computed, before anything large is read.
+    and the CPU's is none. Raises BudgetError for too little, before anything large is read.
     """
     target = torch.device(device)
-    model = ModelGroups.open(path)
     if target.type == "cpu":
         given = [size for size in (device_budget_bytes, host_budget_bytes) if size is not None]
         budgets = Budgets(device_bytes=min(given, default=None))
@@ -51,9 +68,9 @@ def open_weights(
     if target.type != "cuda":
         raise InvalidRequestError(f"weights cannot be on {device}: use cpu, or cuda and a number")
     if device_budget_bytes is None:
-        device_budget_bytes = int(torch.cuda.mem_get_info(target)[0] * _DEVICE_SHARE)
+        device_budget_bytes = free_on_device(target)
     if host_budget_bytes is None:
-        host_budget_bytes = int(_available_bytes() * _HOST_SHARE)
+        host_budget_bytes = free_on_host()
     budgets = Budgets(device_bytes=device_budget_bytes, host_bytes=host_budget_bytes, has_host=True)
     plan = plan_residency(device_needs(model, other_bytes=other_bytes), budgets)
     return open_on_device(model, plan, CudaLane(target))
@@ -81,12 +98,3 @@ def open_on_device(model: ModelGroups, plan: Residency, lane: Lane[Any]) -> Stor
 def _images(model: ModelGroups) -> list[GroupImage]:
     """Return the layouts of what is around the layers, and of each layer."""
     return [GroupImage(layout) for layout in model.reader.layouts[: len(model.config.layers) + 1]]
-
-
-def _available_bytes() -> int:
-    """Return the host memory that is free, or would be once the page cache gave way."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return int(value.split()[0]) * 1024
-    return 0
