@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sllm.gateway.settings import Settings
     from sllm.library.model import Model
     from sllm.library.models import Library
+    from sllm.text.model import TextModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,13 @@ class Service:
     async def find(self, name: str) -> Model:
         """Return a model of the library. Raises ModelNotFoundError."""
         return await asyncio.to_thread(self.library.get, name)
+
+    async def text_of(self, model: Model) -> TextModel:
+        """Return what a model has for text: of the loaded one, or opened for the occasion."""
+        for one in self.host.residents():
+            if one.loaded.model == model:
+                return one.loaded.text
+        return await asyncio.to_thread(self.backing.open_text, model.path, model.template)
 
 
 def _service_of(request: Request) -> Service:

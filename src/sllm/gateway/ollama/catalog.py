@@ -92,7 +92,7 @@ async def list_loaded(here: Here) -> Response:
 async def show(body: ShowBody, here: Here) -> Response:
     """Return all that is known of a model."""
     model = await here.find(body.model)
-    text = await asyncio.to_thread(here.backing.open_text, model.path, model.template)
+    text = await here.text_of(model)
     info = {
         name: value
         for name, value in model.info.items()

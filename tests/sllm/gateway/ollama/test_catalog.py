@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import ollama
 import pytest
 
+from sllm.text.model import TextModel
+
 if TYPE_CHECKING:
     import httpx
 
@@ -34,6 +36,15 @@ def test_show_tells_what_a_model_can(ollama_client: ollama.Client) -> None:
     assert shown.modelinfo["general.architecture"] == "llama"
     assert "im_start" in (shown.template or "")
     assert "FROM" in (shown.modelfile or "")
+
+
+def test_a_loaded_model_is_shown_without_opening_it_again(
+    ollama_client: ollama.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = ollama_client.show("able")
+    ollama_client.generate("able", "Hi")
+    monkeypatch.delattr(TextModel, "open")
+    assert ollama_client.show("able") == before
 
 
 def test_a_loaded_model_is_listed_with_its_end(ollama_client: ollama.Client) -> None:
