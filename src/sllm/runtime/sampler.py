@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from sllm.core.sampling import SamplingParameters
 
+_SORTED_FIRST = 1024
+_SORTED_GROWTH = 16
+
 
 def choose(
     logits: torch.Tensor,
@@ -90,30 +93,43 @@ def _filter(scores: torch.Tensor, parameters: SamplingParameters) -> torch.Tenso
     """Return the probabilities of all tokens in float64; those that are filtered out have none."""
     shares = torch.softmax(scores.double() / parameters.temperature, dim=-1)
     if parameters.top_k or parameters.top_p < 1:
-        ordered, ids = _ordered(shares, parameters.top_k)
-        if parameters.top_p < 1:
-            before = ordered.cumsum(-1) - ordered
-            ordered[before >= parameters.top_p * ordered.sum()] = 0
-            ordered[0] = shares[ids[0]]
-        shares = torch.zeros_like(shares).scatter_(0, ids, ordered[: len(ids)])
+        kept, ids = _likeliest(shares, parameters)
+        shares = torch.zeros_like(shares).scatter_(0, ids, kept)
     if parameters.min_p:
         shares = torch.where(shares < parameters.min_p * shares.max(), 0.0, shares)
     return shares
 
 
-def _ordered(shares: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return shares from the greatest, of equals the lowest id first, and the ids.
+def _likeliest(
+    shares: torch.Tensor, parameters: SamplingParameters
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the shares that top-k and top-p leave, from the greatest, and their ids.
 
-    With top_k, zeros follow that many: the sum of as many numbers is rounded alike.
+    Top-p leaves those before which the sum is too small, and mostly they are few: so a few are
+    sorted, and more only where their sum is still too small.
     """
-    if not 0 < top_k < len(shares):
+    most = min(parameters.top_k or len(shares), len(shares))
+    count = most if most < len(shares) else min(_SORTED_FIRST, most)
+    ordered, ids = _greatest(shares, count)
+    if parameters.top_p >= 1:
+        return ordered, ids
+    enough = parameters.top_p * (ordered if most < len(shares) else shares).sum()
+    while True:
+        left = int(torch.searchsorted(ordered.cumsum(-1), enough)) + 1
+        if left <= count or count == most:
+            return ordered[:left], ids[:left]
+        count = min(_SORTED_GROWTH * count, most)
+        ordered, ids = _greatest(shares, count)
+
+
+def _greatest(shares: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the greatest shares in order, of equals the lowest id first, and their ids."""
+    if count == len(shares):
         return torch.sort(shares, descending=True, stable=True)
-    least = torch.topk(shares, top_k, sorted=False).values.min()
+    least = torch.topk(shares, count, sorted=False).values.min()
     candidates = (~(shares < least)).nonzero().squeeze(-1)
     found, order = torch.sort(shares[candidates], descending=True, stable=True)
-    ordered = torch.zeros_like(shares)
-    ordered[:top_k] = found[:top_k]
-    return ordered, candidates[order[:top_k]]
+    return found[:count], candidates[order[:count]]
 
 
 def _pick(shares: torch.Tensor, point: float) -> int:

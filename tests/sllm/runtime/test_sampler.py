@@ -162,6 +162,21 @@ def test_logits_that_are_no_numbers_are_an_error(value: float) -> None:
         _choose(logits)
 
 
+@pytest.mark.parametrize("spread", [0.001, 0.2, 3.0])  # From flat to steep: all, many, few left.
+@pytest.mark.parametrize("top_p", [0.0, 0.3, 0.9, 0.999999])
+def test_top_p_of_a_large_vocabulary_leaves_what_sorting_all_of_it_leaves(
+    spread: float, top_p: float
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = (torch.randn(20_000, generator=generator) * spread).to(torch.bfloat16)  # With equals.
+    for seed in range(12):
+        parameters = SamplingParameters(seed=seed, max_tokens=9, top_p=top_p)
+        shares = _shares_by_sorting(logits.float(), parameters, [1], [])
+        sums = shares.cumsum(-1)
+        expected = int((sums > uniform(seed, 1) * float(sums[-1])).nonzero()[0])
+        assert choose(logits, parameters, prompt=[1], answer=[]).token == expected
+
+
 @given(
     seed=st.integers(0, 2**32),
     size=st.integers(1, 300),
@@ -216,11 +231,13 @@ def _shares_by_sorting(
         )
     shares = torch.softmax(scores.double() / parameters.temperature, dim=-1)
     ordered, ids = torch.sort(shares, descending=True, stable=True)
-    if parameters.top_k:
+    total = shares.sum()
+    if 0 < parameters.top_k < len(shares):
+        total = ordered[: parameters.top_k].sum()
         ordered[parameters.top_k :] = 0
     if parameters.top_p < 1:
-        before = ordered.cumsum(-1) - ordered
-        ordered[before >= parameters.top_p * ordered.sum()] = 0
-        ordered[0] = shares[ids[0]]
+        before = ordered.cumsum(-1).roll(1)
+        before[0] = -1
+        ordered[before >= parameters.top_p * total] = 0
     shares = torch.zeros_like(shares).scatter_(0, ids, ordered)
     return torch.where(shares < parameters.min_p * shares.max(), 0.0, shares)
