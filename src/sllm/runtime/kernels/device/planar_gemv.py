@@ -42,23 +42,39 @@ def planar_gemv(
     loaded with a dimension missing would be moved between threads when it is added.
     """
     share = tl.program_id(1)
-    row = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
+    first = tl.program_id(0) * block_rows
+    stop = tl.minimum((share + 1) * groups_each, groups)
+    found = sum_rows(
+        x, low, high, scales, offsets, steps, floors, first, rows, groups,
+        share * groups_each, stop, tokens, one, bits, zero, span, halves,
+        block_rows, block_groups, block_tokens, even, stages,
+    )  # fmt: skip
+    at_row = first + tl.arange(0, block_rows)[:, None]
+    at_token = tl.arange(0, block_tokens)[None, :]
+    place = (share * tokens + at_token) * rows + at_row
+    kept = (at_row < rows) & (at_token < tokens)
+    tl.store(out + place, found.to(out.dtype.element_ty), mask=kept)
+
+
+@triton.jit
+def sum_rows(
+    x, low, high, scales, offsets, steps, floors, first_row, rows, groups, start, stop, tokens, one,
+    bits: tl.constexpr, zero: tl.constexpr, span: tl.constexpr, halves: tl.constexpr,
+    block_rows: tl.constexpr, block_groups: tl.constexpr, block_tokens: tl.constexpr,
+    even: tl.constexpr, stages: tl.constexpr,
+):  # fmt: skip
+    """Return the sums of some rows over the groups from start to stop: (rows, tokens)."""
+    row = first_row + tl.arange(0, block_rows)
     row = tl.minimum(row, rows - 1).to(tl.int64)[:, None, None, None]
     token = tl.arange(0, block_tokens)[None, :, None, None]
     total = tl.zeros((block_rows, block_tokens, block_groups, 1), tl.float32)
-    stop = tl.minimum((share + 1) * groups_each, groups)
-    for first in tl.range(share * groups_each, stop, block_groups, num_stages=stages):
+    for first in tl.range(start, stop, block_groups, num_stages=stages):
         group = (first + tl.arange(0, block_groups))[None, None, :, None]
         total += _block(
             x, low, high, scales, offsets, steps, floors, row, group, token,
             groups, stop, tokens, one, bits, zero, span, halves, even,
         )  # fmt: skip
-    at_row = tl.program_id(0) * block_rows + tl.arange(0, block_rows)[:, None]
-    at_token = tl.arange(0, block_tokens)[None, :]
-    place = (share * tokens + at_token) * rows + at_row
-    kept = (at_row < rows) & (at_token < tokens)
-    found = tl.sum(tl.sum(total, axis=3), axis=2)
-    tl.store(out + place, found.to(out.dtype.element_ty), mask=kept)
+    return tl.sum(tl.sum(total, axis=3), axis=2)
 
 
 @triton.jit
