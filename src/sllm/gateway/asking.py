@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from sllm.backends.engine import Engine, Ticket
     from sllm.core.requests import Step
     from sllm.gateway.asked import Asked
-    from sllm.gateway.backing import Backing
     from sllm.gateway.host import Lease, ModelHost
     from sllm.gateway.preparation import Prepared
     from sllm.text.parser import Part
@@ -283,7 +282,6 @@ async def collect(asking: Asking) -> list[Whole]:
 
 async def ask(
     host: ModelHost,
-    backing: Backing,
     requests: Sequence[Asked],
     *,
     logprobs: int | None = None,
@@ -297,9 +295,7 @@ async def ask(
     assert len({asked.model for asked in requests}) == 1
     lease = await host.lease(requests[0].model, keep_alive_s=requests[0].keep_alive_s)
     try:
-        prepared = await asyncio.to_thread(
-            _prepare_all, lease, backing, requests, logprobs=logprobs
-        )
+        prepared = await asyncio.to_thread(_prepare_all, lease, requests, logprobs=logprobs)
         varied = [_vary(one, n) for one in prepared for n in range(count)]
         asking = Asking(lease, varied, on_end)
     except BaseException:
@@ -314,14 +310,14 @@ async def ask(
 
 
 def _prepare_all(
-    lease: Lease, backing: Backing, requests: Sequence[Asked], *, logprobs: int | None
+    lease: Lease, requests: Sequence[Asked], *, logprobs: int | None
 ) -> list[Prepared]:
     loaded = lease.loaded
     prepared = []
     for asked in requests:
         text = loaded.text
         if isinstance(asked.prompt, Chat) and asked.prompt.template:
-            text = backing.open_text(loaded.model.path, asked.prompt.template)
+            text = text.with_template(asked.prompt.template)
         prepared.append(prepare(asked, loaded, text, logprobs=logprobs))
     return prepared
 

@@ -41,7 +41,6 @@ class Service:
         """Return the answers to requests, begun; see sllm.gateway.asking.ask."""
         return await ask(
             self.host,
-            self.backing,
             requests,
             logprobs=logprobs,
             count=count,

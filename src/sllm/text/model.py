@@ -50,17 +50,16 @@ class TextModel:
     of 'completion', 'tools', 'thinking' and 'insert', as Ollama names them.
     """
 
-    def __init__(self, files: ModelFiles, templates: Mapping[str, str]) -> None:
-        self._files = files
-        self._tokenizer = _build_tokenizer(files)
-        self.token_bytes = TokenBytes.parse(files.tokenizer)
-        self.ends = files.ends
-        self._lock = Lock()
-        self._prepared: Grammars | None = None
-        bos = files.roles.get("bos_token")
+    def __init__(self, vocabulary: _Vocabulary, templates: Mapping[str, str]) -> None:
+        self._vocabulary = vocabulary
+        self._files = vocabulary.files
+        self._tokenizer = vocabulary.tokenizer
+        self.token_bytes = vocabulary.token_bytes
+        self.ends = vocabulary.files.ends
+        bos = self._files.roles.get("bos_token")
         first = self.encode("", special=True)[:1]
         self.begin = first[0] if first and first[0] == self._id(bos) else None
-        self._templates = {name: _compile(files, text) for name, text in templates.items()}
+        self._templates = {name: _compile(self._files, text) for name, text in templates.items()}
         if not self._templates and all(self._id(mark) is not None for mark in _CHATML_MARKS):
             self._templates = {DEFAULT_TEMPLATE: ChatTemplate(CHATML)}
 
@@ -73,7 +72,15 @@ class TextModel:
         cannot be used.
         """
         files = ModelFiles.read(path)
-        return cls(files, files.templates if template is None else {DEFAULT_TEMPLATE: template})
+        templates = files.templates if template is None else {DEFAULT_TEMPLATE: template}
+        return cls(_Vocabulary(files), templates)
+
+    def with_template(self, template: str) -> TextModel:
+        """Return the model with another chat template; its tokenizer and grammars are shared.
+
+        Raises InvalidRequestError if it is none.
+        """
+        return TextModel(self._vocabulary, {DEFAULT_TEMPLATE: template})
 
     @property
     def has_template(self) -> bool:
@@ -185,7 +192,7 @@ class TextModel:
         schema = _ANY_OBJECT if form == "json" else form
         if not isinstance(schema, Mapping):
             raise InvalidRequestError(f'format: {form!r} is neither "json" nor a JSON schema')
-        return self._grammars.json(schema, **self._thinking(think=think, prompt=prompt))
+        return self._vocabulary.grammars.json(schema, **self._thinking(think=think, prompt=prompt))
 
     def tool_grammar(
         self,
@@ -205,21 +212,11 @@ class TextModel:
                 f"tool_choice: {name} is not among the tools" if name else "tool_choice: no tools"
             )
         thinking = self._thinking(think=think, prompt=prompt)
-        return self._grammars.calls(self.syntax, wanted, **thinking)
+        return self._vocabulary.grammars.calls(self.syntax, wanted, **thinking)
 
     def _thinking(self, *, think: bool, prompt: str) -> dict[str, Any]:
         opened = prompt.rstrip().endswith(self.thought.begin)
         return {"thought": self.thought if think else None, "opened": opened}
-
-    @property
-    def _grammars(self) -> Grammars:
-        """What makes grammars, once there is a need for one: it takes a second to prepare."""
-        with self._lock:
-            if self._prepared is None:
-                from sllm.text.grammar import Grammars
-
-                self._prepared = Grammars(json.dumps(self._files.tokenizer), self.ends)
-            return self._prepared
 
     @cached_property
     def _shown(self) -> str:
@@ -234,6 +231,27 @@ class TextModel:
     def _id(self, token: str | None) -> int | None:
         id_: int | None = None if token is None else self._tokenizer.token_to_id(token)
         return id_
+
+
+class _Vocabulary:
+    """What is made of a tokenizer once, and does not depend on templates."""
+
+    def __init__(self, files: ModelFiles) -> None:
+        self.files = files
+        self.tokenizer = _build_tokenizer(files)
+        self.token_bytes = TokenBytes.parse(files.tokenizer)
+        self._lock = Lock()
+        self._grammars: Grammars | None = None
+
+    @property
+    def grammars(self) -> Grammars:
+        """What makes grammars, once there is a need for one: it takes a second to prepare."""
+        with self._lock:
+            if self._grammars is None:
+                from sllm.text.grammar import Grammars
+
+                self._grammars = Grammars(json.dumps(self.files.tokenizer), self.files.ends)
+            return self._grammars
 
 
 def _build_tokenizer(files: ModelFiles) -> Tokenizer:

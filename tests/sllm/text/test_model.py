@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +142,23 @@ def test_named_templates_are_for_requests_with_tools(publish: Callable[..., Path
     model = TextModel.open(path)
     assert (model.render(CHAT), model.render(CHAT, tools=[WEATHER])) == ("new", "newer")
     assert TextModel.open(path, template="mine").render(CHAT, tools=[WEATHER]) == "mine"
+
+
+def test_another_template_needs_no_file_of_the_model(publish: Callable[..., Path]) -> None:
+    path = publish(chat_template__jinja=HERMES)
+    model = TextModel.open(path)
+    other = TextModel.open(path, template="{{ bos_token }}mine")
+    model.grammar("json")
+    shutil.rmtree(path)
+    lent = model.with_template("{{ bos_token }}mine")
+    assert lent.prompt(CHAT) == other.prompt(CHAT) != model.prompt(CHAT)
+    assert lent.template == "{{ bos_token }}mine"
+    assert lent.capabilities == other.capabilities < model.capabilities
+    assert (lent.begin, lent.ends) == (model.begin, model.ends)
+    assert lent.token_bytes is model.token_bytes
+    lent.grammar("json")
+    with pytest.raises(InvalidRequestError, match=r"not a Jinja template"):
+        model.with_template("{% if %}")
 
 
 def test_without_a_template_chatml_is_used_if_the_vocabulary_is_made_for_it(
