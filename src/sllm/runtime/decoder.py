@@ -16,6 +16,7 @@ from sllm.runtime.layers.delta import GatedDelta
 from sllm.runtime.layers.experts import Experts
 from sllm.runtime.layers.mlp import Mlp
 from sllm.runtime.layers.norm import rms_norm
+from sllm.runtime.layers.operations import operations_on
 from sllm.runtime.layers.passage import Passage
 from sllm.runtime.layers.rope import Rope
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sllm.runtime.batch import Batch
     from sllm.runtime.cache.memory import CacheMemory
     from sllm.runtime.config.model import LayerConfig, ModelConfig
+    from sllm.runtime.layers.operations import Operations
     from sllm.runtime.weights.source import Weights, WeightSource
 
 
@@ -42,11 +44,13 @@ class Decoder:
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
+        operations: Operations | None = None,
     ) -> None:
         self.config = config
         self.device = device or torch.device("cpu")
         self._source = source
         self.dtype = dtype
+        self._operations = operations or operations_on(self.device)
         self._rope = Rope(config.rope, self.device)
         self._mixers = [_mixer(layer, config, i) for i, layer in enumerate(config.layers)]
         self._mlps = [_mlp(layer) for layer in config.layers]
@@ -72,7 +76,7 @@ class Decoder:
         ends = self._source.ends
         x = ends.matrices["embed_tokens.weight"].embed(batch.tokens, self.dtype)
         rotation = self._rope.rotate(batch.positions, batch.spans, self.dtype)
-        passage = Passage(batch, rotation, memory)
+        passage = Passage.of(batch, rotation, memory, self._operations)
         for index, (mixer, mlp) in enumerate(zip(self._mixers, self._mlps, strict=True)):
             with self._source.layer(index) as weights:
                 x = x + mixer(self._norm(x, weights, "input_layernorm"), weights, passage)

@@ -10,6 +10,7 @@ import torch
 from sllm.runtime.batch import Batch, Piece
 from sllm.runtime.cache.memory import CacheMemory
 from sllm.runtime.decoder import Decoder
+from sllm.runtime.layers.kernel_operations import KernelOperations
 from sllm.runtime.weights.resident import ResidentWeights
 from tests.sllm.runtime.tiny_models import (
     CONFIGS,
@@ -101,6 +102,25 @@ def test_a_place_in_the_cache_is_as_new_when_it_is_used_again(model: TinyModel) 
         logits = model.decoder.forward(Batch.of([Piece(sequence=sequence, tokens=tokens)]), memory)
         assert _error(logits[0], run_whole(model, tokens)[-1]) <= TOLERANCE
         sequence.close()
+
+
+def test_a_gpu_s_operations_compute_the_same(model: TinyModel) -> None:
+    """Prompts, then steps alone, and steps with prompts between them."""
+    prompts = [random_tokens(length, seed=length) for length in (9, 1, 40, 6)]
+    found = []
+    for operations in (None, KernelOperations()):
+        decoder = Decoder(model.config, model.source, operations=operations)
+        memory = model.memory()
+        sequences = [memory.open() for _ in prompts]
+        for turn in ([0, 2], [0, 1, 2], [2, 3, 0, 1], [1, 3]):
+            pieces = [
+                Piece(sequence=sequences[i], tokens=[7] if sequences[i].length else prompts[i])
+                for i in turn
+            ]
+            found.append(decoder.forward(Batch.of(pieces), memory))
+    half = len(found) // 2
+    for ours, expected in zip(found[half:], found[:half], strict=True):
+        assert _error(ours, expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["qwen3-next", "qwen3.5-moe", "mistral"])

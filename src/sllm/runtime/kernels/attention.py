@@ -15,7 +15,8 @@ from sllm.runtime.kernels.device.paged_attention import attend_chunks, join_chun
 from sllm.runtime.kernels.launches import processors_of
 
 _TOKENS_AT_ONCE = 64
-_FEWEST_ROWS = 16  # Of a product on the matrix units.
+_ROW_BYTES = 512  # Of as many keys as that; of wider ones fewer, or they are not held on chip.
+_FEWEST = 16  # Rows and columns of a product on the matrix units.
 _MOST_CHUNKS = 64
 
 
@@ -59,7 +60,7 @@ def attend_paged(query: torch.Tensor, paged: Paged, chunks: int | None = None) -
     sums = torch.empty((*shape, width), dtype=torch.float32, device=query.device)
     maxima = torch.empty(shape, dtype=torch.float32, device=query.device)
     totals = torch.empty_like(maxima)
-    block_width = 1 << (width - 1).bit_length()
+    block_width = max(1 << (width - 1).bit_length(), _FEWEST)
     attend_chunks[(requests, kv_heads, chunks)](
         sums,
         maxima,
@@ -77,8 +78,8 @@ def attend_paged(query: torch.Tensor, paged: Paged, chunks: int | None = None) -
         sharing=sharing,
         width=width,
         block_width=block_width,
-        block_heads=max(1 << (sharing - 1).bit_length(), _FEWEST_ROWS),
-        block_tokens=_TOKENS_AT_ONCE,
+        block_heads=max(1 << (sharing - 1).bit_length(), _FEWEST),
+        block_tokens=_tokens_at_once(query),
         page_tokens=paged.page_tokens,
         precision="ieee" if query.dtype == torch.float32 else "tf32",
         num_warps=4,
@@ -98,6 +99,11 @@ def attend_paged(query: torch.Tensor, paged: Paged, chunks: int | None = None) -
         enable_fp_fusion=True,
     )
     return out
+
+
+def _tokens_at_once(query: torch.Tensor) -> int:
+    wide = query.shape[-1] * query.element_size() > _ROW_BYTES
+    return _TOKENS_AT_ONCE // 2 if wide else _TOKENS_AT_ONCE
 
 
 def attend_plain(query: torch.Tensor, paged: Paged) -> torch.Tensor:

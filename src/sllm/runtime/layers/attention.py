@@ -42,22 +42,31 @@ class Attention:
             query = self._norm(query, weights.vectors["self_attn.q_norm.weight"])
             key = self._norm(key, weights.vectors["self_attn.k_norm.weight"])
         query, key = passage.rotation.apply(query), passage.rotation.apply(key)
-        memory.keys.index_copy_(0, passage.written, key.to(memory.keys.dtype))
-        memory.values.index_copy_(0, passage.written, value.to(memory.values.dtype))
+        memory.keys.index_copy_(0, passage.places, key.to(memory.keys.dtype))
+        memory.values.index_copy_(0, passage.places, value.to(memory.values.dtype))
+        out = self._mix(query, memory, passage).flatten(-2)
+        if gate is not None:
+            out = out * torch.sigmoid(gate)
+        return weights.project("self_attn.o_proj", out)
+
+    def _mix(self, query: torch.Tensor, memory: AttentionMemory, passage: Passage) -> torch.Tensor:
+        """Return (tokens, heads, head_dim) of every token over what its sequence has cached."""
+        window, steps, alone = self._config.window, passage.steps, passage.alone
+        if steps is not None and not alone:
+            return steps.attend(query, memory, window)
         mixed = torch.empty_like(query)
+        if steps is not None:
+            mixed[steps.rows] = steps.attend(query[steps.rows], memory, window)
         native = can_attend(query, memory)
-        for span in passage.batch.spans:
-            places = passage.seen(span, config.window)
+        for span in alone:
+            places = passage.seen(span, window)
             if native and span.count == 1:
                 attend_token(query[span.rows], memory, places, mixed[span.rows])
                 continue
             keys = memory.keys.index_select(0, places).to(query.dtype)
             values = memory.values.index_select(0, places).to(query.dtype)
             mixed[span.rows] = self._attend(query[span.rows], keys, values, span)
-        out = mixed.flatten(-2)
-        if gate is not None:
-            out = out * torch.sigmoid(gate)
-        return weights.project("self_attn.o_proj", out)
+        return mixed
 
     def _query(self, x: torch.Tensor, weights: Weights) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return queries (tokens, heads, head_dim), and the gate (tokens, heads * head_dim)."""

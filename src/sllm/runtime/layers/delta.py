@@ -71,7 +71,7 @@ class GatedDelta:
         mixed = torch.empty(
             (len(x), self._config.value_heads, self._config.value_dim), device=x.device
         )
-        spans = passage.batch.spans
+        spans = passage.spans
         _forget([span.sequence.slot for span in spans if span.start == 0], memory)
         steps = [span for span in spans if span.count == 1]
         if steps:

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sllm.runtime.batch import Batch, Span
     from sllm.runtime.cache.memory import CacheMemory
+    from sllm.runtime.layers.operations import Operations
+    from sllm.runtime.layers.paged_steps import PagedSteps
     from sllm.runtime.layers.rope import Rotation
 
 
@@ -17,20 +21,43 @@ if TYPE_CHECKING:
 class Passage:
     """One batch on its way through the layers: its rotation, and where its tokens are cached.
 
-    Places are worked out once and used by every layer.
+    places: of each token in the cache. steps: spans of one token that attend all at once, if they
+    do; `spans` has them too, and `alone` the others. Places are worked out once and used by every
+    layer.
     """
 
-    batch: Batch
+    operations: Operations
     rotation: Rotation
     memory: CacheMemory
-    written: torch.Tensor = field(init=False)
+    places: torch.Tensor
+    spans: Sequence[Span] = ()
+    steps: PagedSteps | None = None
     _read: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
+    @classmethod
+    def of(
+        cls, batch: Batch, rotation: Rotation, memory: CacheMemory, operations: Operations
+    ) -> Passage:
+        """Begin the passage of a batch."""
         places: list[int] = []
-        for span in self.batch.spans:
+        for span in batch.spans:
             places.extend(span.sequence.places(span.start, span.end))
-        self.written = torch.tensor(places, dtype=torch.long, device=self.batch.tokens.device)
+        device = batch.tokens.device
+        return cls(
+            operations,
+            rotation,
+            memory,
+            torch.tensor(places, dtype=torch.long, device=device),
+            batch.spans,
+            operations.line_up(batch.spans, device),
+        )
+
+    @property
+    def alone(self) -> Sequence[Span]:
+        """Return the spans that attend one by one."""
+        if self.steps is None:
+            return self.spans
+        return [span for span in self.spans if span.count > 1]
 
     def seen(self, span: Span, window: int | None) -> torch.Tensor:
         """Return the places of every token that some token of a span sees, oldest first."""
@@ -38,5 +65,5 @@ class Passage:
         if key not in self._read:
             first = 0 if window is None else max(span.start - window + 1, 0)
             places = span.sequence.places(first, span.end)
-            self._read[key] = torch.tensor(places, dtype=torch.long, device=self.written.device)
+            self._read[key] = torch.tensor(places, dtype=torch.long, device=self.places.device)
         return self._read[key]

@@ -1,0 +1,65 @@
+"""PagedSteps: a batch's spans of one token, which attend to the cache's pages in one launch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from sllm.runtime.cache.memory import PAGE_TOKENS
+from sllm.runtime.kernels.attention import Paged, attend_paged
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sllm.runtime.batch import Span
+    from sllm.runtime.cache.memory import AttentionMemory
+
+_FEWEST_COLUMNS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class PagedSteps:
+    """Where the steps are in a batch, and whose pages they attend to; the same in every layer.
+
+    rows: of the batch, one for each step. pages: (steps, columns), int32. lengths: (steps,), int32,
+    of each sequence with its step.
+    """
+
+    rows: slice | torch.Tensor
+    pages: torch.Tensor
+    lengths: torch.Tensor
+
+    @classmethod
+    def of(cls, spans: Sequence[Span], device: torch.device) -> PagedSteps:
+        """Line up spans of one token."""
+        columns = count_columns(max(len(span.sequence.pages) for span in spans))
+        pages = [span.sequence.pages + [0] * (columns - len(span.sequence.pages)) for span in spans]
+        first = spans[0].first_row
+        rows = [span.first_row for span in spans]
+        joined = rows == list(range(first, first + len(rows)))
+        return cls(
+            slice(first, first + len(rows)) if joined else torch.tensor(rows, device=device),
+            torch.tensor(pages, dtype=torch.int32, device=device),
+            torch.tensor([span.end for span in spans], dtype=torch.int32, device=device),
+        )
+
+    def attend(
+        self, query: torch.Tensor, memory: AttentionMemory, window: int | None
+    ) -> torch.Tensor:
+        """Return (steps, heads, head_dim) of the steps' queries, of the same shape."""
+        paged = Paged(
+            keys=memory.keys,
+            values=memory.values,
+            pages=self.pages,
+            lengths=self.lengths,
+            page_tokens=PAGE_TOKENS,
+            window=window,
+        )
+        return attend_paged(query, paged)
+
+
+def count_columns(pages: int) -> int:
+    """Return how wide a table of so many pages is: a power of two, so that few widths occur."""
+    return max(1 << (pages - 1).bit_length(), _FEWEST_COLUMNS)
