@@ -21,6 +21,7 @@ SUITE: dict[str, list[str]] = {
     "busy_interpreter": [],
     "codec_rate": [],
     "kernels": [],
+    "decode_gpu": [],
     "links": [],
     "estimates": [],
 }
@@ -31,10 +32,11 @@ SMALL: dict[str, list[str]] = {
     "busy_interpreter": ["--small", "--pool", "256MB", "--runs", "1"],
     "links": ["--small", "--size", "64MB", "--coded-size", "8MB", "--pool", "256MB", "--runs", "1"],
     "kernels": ["--small"],
+    "decode_gpu": ["--small"],
     "codec_rate": ["--size", "8MB", "--threads", "1", "--runs", "1"],
 }
 GPUS_MIN = {"links": 2}
-WITHOUT_FILES = {"codec_rate", "kernels"}
+WITHOUT_FILES = {"codec_rate", "kernels", "decode_gpu"}
 
 
 def main() -> None:
