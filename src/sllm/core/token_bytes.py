@@ -78,9 +78,10 @@ def _prepends(steps: list[Mapping[str, Any]]) -> bool:
 
 
 def _read_byte_level(token: str) -> bytes:
-    if all(character in _BYTES for character in token):
-        return bytes(_BYTES[character] for character in token)
-    return token.encode()
+    try:
+        return token.translate(_BYTES).encode("latin-1")
+    except UnicodeEncodeError:  # It has a character that is no byte's.
+        return token.encode()
 
 
 def _read_sentencepiece(token: str) -> bytes:
@@ -89,13 +90,16 @@ def _read_sentencepiece(token: str) -> bytes:
     return token.replace(_SPACE, " ").encode()
 
 
-def _byte_characters() -> dict[str, int]:
-    """Return GPT-2's characters for bytes: printable ones are themselves, others follow U+0100."""
+def _byte_characters() -> dict[int, int]:
+    """Return GPT-2's characters for bytes: printable ones are themselves, others follow U+0100.
+
+    The unprintable ones stand for no byte, and are made into what is none either.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {
-        **{chr(byte): byte for byte in printable},
-        **{chr(256 + place): byte for place, byte in enumerate(others)},
+        **dict.fromkeys(others, 256),
+        **{256 + place: byte for place, byte in enumerate(others)},
     }
 
 

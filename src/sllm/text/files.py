@@ -23,13 +23,14 @@ _END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>")
 class ModelFiles:
     """What a model says about its text.
 
-    tokenizer: the contents of tokenizer.json, which alone says what is put around a text. roles:
-    special tokens by what they are for ('bos_token'). templates: chat templates by name. ends: ids
-    that end an answer.
+    tokenizer: the contents of tokenizer.json, which alone says what is put around a text, and
+    tokenizer_text: as a text. roles: special tokens by what they are for ('bos_token'). templates:
+    chat templates by name. ends: ids that end an answer.
     """
 
     path: Path
     tokenizer: Mapping[str, Any]
+    tokenizer_text: str
     roles: Mapping[str, str]
     templates: Mapping[str, str]
     ends: frozenset[int]
@@ -51,13 +52,16 @@ class ModelFiles:
             name: _parse(path, name, text) for name, text in texts.items() if name.endswith(".json")
         }
         config = files.get("tokenizer_config.json", {})
-        tokenizer = _with_added(files[TOKENIZER_FILE], config)
+        stored = files[TOKENIZER_FILE]
+        tokenizer = _with_added(stored, config)
+        unchanged = tokenizer["added_tokens"] == stored.get("added_tokens")
         roles = _roles(files.get("special_tokens_map.json", {}) | config)
         templates = _templates(path, texts, files)
         ids = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", ())}
         return cls(
             path=path,
             tokenizer=tokenizer,
+            tokenizer_text=texts[TOKENIZER_FILE] if unchanged else json.dumps(tokenizer),
             roles=roles,
             templates=templates,
             ends=_ends(files, ids, roles=roles, templates=templates),

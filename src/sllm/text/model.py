@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from threading import Lock
@@ -250,13 +249,13 @@ class _Vocabulary:
             if self._grammars is None:
                 from sllm.text.grammar import Grammars
 
-                self._grammars = Grammars(json.dumps(self.files.tokenizer), self.files.ends)
+                self._grammars = Grammars(self.files.tokenizer_text, self.files.ends)
             return self._grammars
 
 
 def _build_tokenizer(files: ModelFiles) -> Tokenizer:
     try:
-        tokenizer = Tokenizer.from_str(json.dumps(files.tokenizer))
+        tokenizer = Tokenizer.from_str(files.tokenizer_text)
     except Exception as error:
         raise UnsupportedModelError(
             f"{files.path}: the tokenizers library refuses tokenizer.json: {error}"

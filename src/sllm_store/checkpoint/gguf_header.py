@@ -17,6 +17,7 @@ from sllm_store.checkpoint.fields import INT64_MAX, TENSORS_MAX, FieldError, sho
 from sllm_store.checkpoint.files import read_range
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 MAGIC = b"GGUF"
@@ -30,6 +31,7 @@ ALIGNMENT_MAX = 1 << 20
 
 _READ_BYTES = 1 << 22
 _STRING, _ARRAY, _BOOL = 8, 9, 7
+_LENGTH = struct.Struct("<Q")
 _SCALARS = {
     0: "B",
     1: "b",
@@ -56,6 +58,9 @@ class StringArray(Sequence[str]):
     def __len__(self) -> int:
         return self._count
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self[:])
+
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
@@ -70,7 +75,8 @@ class StringArray(Sequence[str]):
         position = 0
         for _ in range(self._count):
             start = position + 8
-            position = start + int.from_bytes(self._data[position:start], "little")
+            (length,) = _LENGTH.unpack_from(self._data, position)
+            position = start + length
             items.append(self._data[start:position].decode("utf-8", "replace"))
         return tuple(items)
 

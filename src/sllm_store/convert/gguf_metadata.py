@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeGuard
 
+from sllm_store.checkpoint.gguf_header import StringArray
 from sllm_store.errors import InvalidCheckpointError
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class GgufMetadata:
     def texts(self, key: str) -> list[str]:
         """Return a list of strings."""
         value = self._value(key, None)
+        if isinstance(value, StringArray):  # It can hold nothing else, and may be long.
+            return list(value)
         if not _is_list(value) or not all(isinstance(item, str) for item in value):
             raise self._mistyped(key, value, "a list of strings")
         return [str(item) for item in value]

@@ -1,7 +1,7 @@
 """A GGUF's own tokenizer as the files that Hugging Face's tokenizers and transformers read.
 
-tokenizer.json is written directly in the `tokenizers` format and parsed by that library before
-it is returned, so what it would refuse never reaches a disk.
+tokenizer.json is written directly in the `tokenizers` format, and parsed by that library before
+it is written, so what it would refuse never reaches a disk.
 """
 
 from __future__ import annotations
@@ -26,6 +26,16 @@ _TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def build_tokenizer_files(metadata: GgufMetadata) -> dict[str, str]:
+    """Return what describe_tokenizer does, once the tokenizers library has read it.
+
+    Raises InvalidCheckpointError as well for what that refuses.
+    """
+    files = describe_tokenizer(metadata)
+    _require_readable(files["tokenizer.json"], metadata)
+    return files
+
+
+def describe_tokenizer(metadata: GgufMetadata) -> dict[str, str]:
     """Return the text of each file, by its path in the checkpoint's directory.
 
     Raises InvalidCheckpointError when the tokenizer is of a kind that is not known exactly: a
@@ -47,7 +57,6 @@ def build_tokenizer_files(metadata: GgufMetadata) -> dict[str, str]:
         },
         ensure_ascii=False,
     )
-    _require_readable(tokenizer, metadata)
     config = _config(metadata, vocabulary, model)
     files = {
         "tokenizer.json": tokenizer,

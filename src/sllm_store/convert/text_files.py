@@ -12,7 +12,7 @@ from sllm_store.checkpoint.gguf import FORMAT as GGUF
 from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.convert.gguf_config import build_generation_config
 from sllm_store.convert.gguf_metadata import GgufMetadata
-from sllm_store.convert.gguf_tokenizer import build_tokenizer_files
+from sllm_store.convert.gguf_tokenizer import describe_tokenizer
 from sllm_store.errors import InvalidCheckpointError, ReadError
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def read_text_files(path: Path) -> dict[str, str]:
     """Return the text of each file that is there, by its path in a checkpoint's directory.
 
     Raises CheckpointNotFoundError if there is nothing at `path`, InvalidCheckpointError for a GGUF
-    whose tokenizer is not known exactly and for files that are no text, ReadError.
+    whose tokenizer is not known exactly and for files that are no text, ReadError. Whether the
+    tokenizers library takes a tokenizer.json is for whoever gives it to that to find out.
     """
     if (path / TOKENIZER_FILE).is_file():
         return _read_directory(path)
@@ -44,7 +45,7 @@ def read_text_files(path: Path) -> dict[str, str]:
         return _read_directory(checkpoint.directory)
     metadata = GgufMetadata(path=checkpoint.path, values=checkpoint.metadata)
     ends = json.dumps(build_generation_config(metadata))
-    return build_tokenizer_files(metadata) | {"generation_config.json": ends}
+    return describe_tokenizer(metadata) | {"generation_config.json": ends}
 
 
 def _read_directory(directory: Path) -> dict[str, str]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sllm_store.client import SllmStoreClient, default_address
 from sllm_store.config import default_storage_path
 from sllm_store.errors import (
     CheckpointNotFoundError,
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from sllm_store.checkpoint.loaded import Loaded, Placed
+    from sllm_store.client import SllmStoreClient
 
 IN_PROCESS = "in-process"
 
@@ -187,6 +187,8 @@ class _RunningStore:
 
 def _find_store(store: str | None) -> _RunningStore | None:
     """Return the store to ask; None if the caller named none and none runs."""
+    from sllm_store.client import SllmStoreClient, default_address  # gRPC, which few need here.
+
     address = store or default_address()
     try:
         client = SllmStoreClient(address)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +125,15 @@ def test_smollm2_answers_with_the_golden_ids(smollm2: Path) -> None:
         assert listener.over.wait(200)
         assert listener.tokens == golden["answer"]
     engine.close()
+
+
+def test_opening_a_model_imports_no_framework_but_pytorch(saved: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from sllm.backends.local import *; "
+        f"open_engine(Path({str(saved)!r}), EngineOptions(device='cpu')).close(); "
+        "print(*sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = set(ran.stdout.split())
+    assert "torch" in found
+    assert not found & {"transformers", "peft", "triton", "grpc", "fastapi", "torch._dynamo"}

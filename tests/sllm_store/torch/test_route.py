@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from sllm_store import client
 from sllm_store.errors import (
     CheckpointNotFoundError,
     InvalidCheckpointError,
     InvalidRequestError,
     StoreUnavailableError,
 )
-from sllm_store.torch import load_dict, route, save_dict
+from sllm_store.torch import load_dict, save_dict
 from sllm_store.torch.route import choose_route
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def test_in_process_never_asks_a_store(
     models: Path, start_store: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLLM_STORE_ADDRESS", start_store(models).address)
-    monkeypatch.setattr(route, "SllmStoreClient", None)
+    monkeypatch.setattr(client, "SllmStoreClient", None)
     assert load_dict(models / "org" / "a", "cpu", store="in-process").store == "in-process"
 
 

@@ -8,8 +8,10 @@ value_heads * key_dim * value_dim float32 and the last inputs of its convolution
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from sllm.runtime.cache.sequence import PageBooks
@@ -65,8 +67,8 @@ class CacheMemory:
             match layer.mixer:
                 case AttentionConfig() as attention:
                     shape = (pages * PAGE_TOKENS, attention.kv_heads, attention.head_dim)
-                    keys = torch.zeros(shape, dtype=dtype, device=device)
-                    self.layers.append(AttentionMemory(keys, torch.zeros_like(keys)))
+                    keys, values = (_zeros(shape, dtype, device) for _ in range(2))
+                    self.layers.append(AttentionMemory(keys, values))
                 case DeltaConfig() as delta:
                     self.layers.append(_delta_memory(delta, sequences, dtype, device))
 
@@ -108,3 +110,14 @@ def _delta_memory(
             (sequences, delta.convolved_width, delta.kernel - 1), dtype=dtype, device=device
         ),
     )
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None) -> torch.Tensor:
+    """Return zeros; on the host, of pages that are there only once something is written to them.
+
+    PyTorch writes zeros, which takes seconds for a cache with room for long contexts.
+    """
+    if device is not None and device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    raw = torch.from_numpy(np.zeros(prod(shape) * dtype.itemsize, dtype=np.uint8))
+    return raw.view(dtype).view(shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -32,3 +34,20 @@ def test_planned_bytes_are_allocated_bytes(name: str, dtype: torch.dtype) -> Non
     assert allocated == expected
     assert memory.books.pages_free == 3
     assert memory.books.slots_free == 5
+
+
+def test_room_on_the_host_takes_no_memory_before_it_is_used() -> None:
+    config = parse_config(CONFIGS["llama"]().to_dict())
+    before = _resident_bytes()
+    memory = CacheMemory(config, tokens=2_000_000, sequences=1)
+    first = memory.layers[0]
+    assert isinstance(first, AttentionMemory)
+    assert first.keys.dtype == torch.float32
+    assert not first.keys[::100_000].any()
+    assert sum(2 * layer.keys.nbytes for layer in memory.layers if hasattr(layer, "keys")) > 1 << 29
+    assert _resident_bytes() - before < 1 << 27
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
