@@ -16,6 +16,7 @@ import torch
 
 from sllm.runtime.cache.sequence import PageBooks
 from sllm.runtime.config.model import AttentionConfig, DeltaConfig
+from sllm.runtime.config.rope import DynamicScaling
 
 if TYPE_CHECKING:
     from sllm.runtime.cache.sequence import CachedSequence
@@ -61,7 +62,9 @@ class CacheMemory:
         Each sequence may leave the rest of its last page unused.
         """
         pages = -(-tokens // PAGE_TOKENS)
-        self.books = PageBooks(pages=pages, page_tokens=PAGE_TOKENS, slots=sequences)
+        self.books = PageBooks(
+            pages=pages, page_tokens=PAGE_TOKENS, slots=sequences, shares=_shares(config)
+        )
         self.layers: list[AttentionMemory | DeltaMemory] = []
         for layer in config.layers:
             match layer.mixer:
@@ -97,6 +100,15 @@ def bytes_per_sequence(config: ModelConfig, dtype: torch.dtype) -> int:
             total += mixer.value_heads * mixer.key_dim * mixer.value_dim * torch.float32.itemsize
             total += mixer.convolved_width * (mixer.kernel - 1) * dtype.itemsize
     return total
+
+
+def _shares(config: ModelConfig) -> bool:
+    """Whether what is kept of a token depends on it and those before it alone, and by token.
+
+    States are not kept by token, and dynamic rope rotates by the length of a span.
+    """
+    plain = all(isinstance(layer.mixer, AttentionConfig) for layer in config.layers)
+    return plain and not isinstance(config.rope.scaling, DynamicScaling)
 
 
 def _delta_memory(

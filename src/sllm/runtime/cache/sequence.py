@@ -2,31 +2,44 @@
 
 A sequence takes pages as it grows, and one slot for the states of layers that are not attention.
 Admission asks `pages_free` and `slots_free` first; whoever gets CacheFullError has lost nothing.
+What a whole page holds is known beyond the sequence that computed it: another one that begins with
+the same tokens has the page as well, and a known page that nobody uses is as good as free.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sllm.core.errors import CacheFullError
+from sllm.runtime.cache.prefix import KnownPages
 from sllm_store.units import div_ceil
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class PageBooks:
-    """All pages and slots, free or in use. A freed page is the next to be given: it is warm."""
+    """All pages and slots, free or in use. A freed page is the next to be given: it is warm.
 
-    def __init__(self, *, pages: int, page_tokens: int, slots: int) -> None:
+    shares: whether what a page holds depends on its tokens and those before them alone.
+    """
+
+    def __init__(self, *, pages: int, page_tokens: int, slots: int, shares: bool = True) -> None:
         assert pages > 0
         assert page_tokens > 0
         assert slots > 0
         self.page_tokens = page_tokens
+        self.shares = shares
         self._pages = list(reversed(range(pages)))
+        self._users = [0] * pages
+        self._known = KnownPages()
         self._slots = list(reversed(range(slots)))
-        self._pages_total = pages
         self._slots_total = slots
 
     @property
     def pages_free(self) -> int:
         """Pages that no sequence has."""
-        return len(self._pages)
+        return len(self._pages) + self._known.unused
 
     @property
     def slots_free(self) -> int:
@@ -37,40 +50,78 @@ class PageBooks:
         """Return how many pages a sequence of that many tokens takes."""
         return div_ceil(tokens, self.page_tokens)
 
-    def open(self) -> CachedSequence:
-        """Return an empty sequence; raise CacheFullError if all slots are taken."""
+    def find(self, names: Sequence[bytes]) -> list[int]:
+        """Return the pages that hold the beginning of a chain, to open a sequence with."""
+        return self._known.find(names)
+
+    def has_room(self, tokens: int, found: Sequence[int]) -> bool:
+        """Whether a sequence of so many tokens can be opened that begins with known pages."""
+        unused = sum(self._known.is_unused(page) for page in found)
+        missing = self.pages_for(tokens) - len(found)
+        return bool(self._slots) and missing <= self.pages_free - unused
+
+    def open(self, found: Sequence[int] = ()) -> CachedSequence:
+        """Return a sequence of the tokens of known pages, which may be none.
+
+        Raises CacheFullError if all slots are taken.
+        """
         if not self._slots:
             raise CacheFullError(
                 f"all {self._slots_total} sequences of the cache are in use: wait for a request "
                 "to end"
             )
-        return CachedSequence(self, self._slots.pop())
+        for page in found:
+            self._users[page] += 1
+            self._known.use(page)
+        return CachedSequence(self, self._slots.pop(), found)
 
     def take(self, count: int) -> list[int]:
         """Return that many pages, or raise CacheFullError and take none."""
-        if count > len(self._pages):
+        if count > self.pages_free:
             raise CacheFullError(
                 f"{count} more pages of {self.page_tokens} tokens are needed, and "
-                f"{len(self._pages)} of {self._pages_total} are free: wait for a request to end"
+                f"{self.pages_free} of {len(self._users)} are free: wait for a request to end"
             )
-        return [self._pages.pop() for _ in range(count)]
+        taken = [self._pages.pop() if self._pages else self._known.evict() for _ in range(count)]
+        for page in taken:
+            self._users[page] += 1
+            assert self._users[page] == 1, "a page that is taken has no other user"
+        return taken
+
+    def note(self, page: int, name: bytes) -> None:
+        """Take note of what a page holds from now on, for whoever begins the same way."""
+        if self.shares:
+            self._known.note(page, name)
+
+    def forget(self, pages: Sequence[int]) -> None:
+        """Forget what pages in use hold: nobody gets them but who has them."""
+        for page in pages:
+            self._known.forget(page)
 
     def give_back(self, pages: list[int], slot: int) -> None:
-        """Free a sequence's pages and its slot."""
+        """Free a sequence's pages and its slot. Of known pages, the last ones go first."""
         assert slot not in self._slots, "a slot is given back once"
-        self._pages.extend(reversed(pages))
         self._slots.append(slot)
-        assert len(self._pages) <= self._pages_total, "a page is given back once"
+        for page in reversed(pages):
+            self._users[page] -= 1
+            assert self._users[page] >= 0, "a page is given back once"
+            if self._users[page]:
+                continue
+            if page in self._known:
+                self._known.disuse(page)
+            else:
+                self._pages.append(page)
 
 
 class CachedSequence:
     """One sequence's place in the cache. `length` counts the tokens that were computed."""
 
-    def __init__(self, books: PageBooks, slot: int) -> None:
+    def __init__(self, books: PageBooks, slot: int, found: Sequence[int] = ()) -> None:
         self.slot = slot
-        self.length = 0
-        self.pages: list[int] = []
+        self.length = len(found) * books.page_tokens
+        self.pages = list(found)
         self._books = books
+        self._noted = len(found)  # Pages whose tokens the books were told.
         self._open = True
 
     def reserve(self, tokens: int) -> None:
@@ -79,6 +130,17 @@ class CachedSequence:
         missing = self._books.pages_for(tokens) - len(self.pages)
         if missing > 0:
             self.pages.extend(self._books.take(missing))
+
+    def note(self, names: Sequence[bytes]) -> None:
+        """Have the books know the pages that are whole by now. What they hold stays as it is."""
+        whole = self.length // self._books.page_tokens
+        for place in range(self._noted, whole):
+            self._books.note(self.pages[place], names[place])
+        self._noted = max(self._noted, whole)
+
+    def forget(self) -> None:
+        """Have the books forget its pages: what they hold may be wrong."""
+        self._books.forget(self.pages)
 
     def places(self, start: int, end: int) -> list[int]:
         """Return where the tokens from `start` to `end` are, in tokens from the cache's start."""

@@ -6,19 +6,21 @@ Its ids are all there is to it: what is in the cache can be computed from them a
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from sllm.core.errors import InvalidRequestError
-from sllm.core.requests import Finish, Step
+from sllm.core.requests import Finish
+from sllm.runtime.cache.prefix import PageChain
 from sllm.runtime.engine.guesses import Pace
 from sllm.runtime.sampler import choose
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from sllm.core.requests import Choice, Constraint, TokenRequest
+    from sllm.core.requests import Choice, Constraint, Step, TokenRequest
     from sllm.runtime.cache.sequence import CachedSequence
 
 _log = logging.getLogger(__name__)
@@ -27,8 +29,9 @@ _log = logging.getLogger(__name__)
 class ActiveRequest:
     """One request. `number` orders requests by arrival; `ids` are its prompt and its answer.
 
-    sequence: its place in the cache while it runs. cached: tokens that were in the cache when it
-    first ran. ended: whether its last step was told. pace: how much is guessed for it.
+    sequence: its place in the cache while it runs. cached: tokens of its prompt that were in the
+    cache when it first ran. ended: whether its last step was told. pace: how much is guessed for
+    it. chain: the names of its pages.
     """
 
     def __init__(
@@ -43,7 +46,8 @@ class ActiveRequest:
         self.request = request
         self.ids = [*request.prompt, *request.answer]
         self.sequence: CachedSequence | None = None
-        self.cached = 0
+        self.cached: int | None = None
+        self.chain = PageChain()
         self.started_s: float | None = None
         self.ended = False
         self.pace = Pace()
@@ -64,6 +68,12 @@ class ActiveRequest:
         """How many more tokens the answer may have."""
         asked = self.request.parameters.max_tokens - len(self._answer)
         return max(min(asked, self._context_tokens - len(self.ids)), 0)
+
+    def begin_at(self, sequence: CachedSequence) -> None:
+        """Run at a place in the cache, which may have its first tokens."""
+        self.sequence = sequence
+        if self.cached is None:
+            self.cached = min(sequence.length, len(self.request.prompt))
 
     def begin(self) -> None:
         """Start the grammar and show it the answer so far. Raises what the grammar raises."""
@@ -109,9 +119,7 @@ class ActiveRequest:
             return False
         self.ended = step.last
         if self._first:
-            step = Step(
-                choices=step.choices, finish=step.finish, error=step.error, cached=self.cached
-            )
+            step = replace(step, cached=self.cached or 0)
             self._first = False
         try:
             self._on_step(step)

@@ -176,7 +176,7 @@ class Passes:
 
     def _end(self, request: ActiveRequest, step: Step) -> None:
         """Free a request's place, then tell it its last step."""
-        self._schedule.remove(request)
+        self._schedule.remove(request, failed=step.error is not None)
         if request.started_s is not None:
             self._throughput.note_request(self._clock() - request.started_s)
         request.tell(step)

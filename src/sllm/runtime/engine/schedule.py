@@ -11,6 +11,8 @@ from bisect import insort
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sllm.runtime.engine.reuse import Reuse
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -71,6 +73,7 @@ class Schedule:
     def __init__(self, books: PageBooks, limits: EngineLimits) -> None:
         assert books.pages_for(limits.context_tokens) <= books.pages_free, "one request always fits"
         self._books = books
+        self._reuse = Reuse(books)
         self._limits = limits
         self._waiting: list[ActiveRequest] = []
         self._running: list[ActiveRequest] = []
@@ -93,19 +96,25 @@ class Schedule:
         """Have a request wait for its turn."""
         insort(self._waiting, request, key=_number)
 
-    def remove(self, request: ActiveRequest) -> None:
-        """Forget a request and free its place."""
+    def remove(self, request: ActiveRequest, *, failed: bool = False) -> None:
+        """Forget a request and free its place. What a failed one computed is used by nobody."""
         if request.sequence is None:
             self._waiting.remove(request)
+            return
+        self._running.remove(request)
+        if failed:
+            request.sequence.forget()
         else:
-            self._running.remove(request)
-            self._close(request)
+            self._reuse.note(request)
+        self._close(request)
 
     def plan(self) -> list[Share]:
         """Return what the next pass computes, with room for it in the cache; empty if no one asks.
 
         Requests may start to run by this, or stop.
         """
+        for request in self._running:
+            self._reuse.note(request)
         for request in list(self._running):
             if request.sequence is not None:
                 self._grow(request)
@@ -121,13 +130,12 @@ class Schedule:
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self._limits.parallel:
             request = self._waiting[0]
-            tokens = self._wanted_tokens(request)
-            if not self._books.slots_free or self._books.pages_for(tokens) > self._books.pages_free:
+            sequence = self._reuse.open(request, self._wanted_tokens(request))
+            if sequence is None:
                 assert self._running, "one request always fits"
                 return
             del self._waiting[0]
-            request.sequence = self._books.open()
-            request.sequence.reserve(tokens)
+            request.begin_at(sequence)
             insort(self._running, request, key=_number)
 
     def _wanted_tokens(self, request: ActiveRequest) -> int:

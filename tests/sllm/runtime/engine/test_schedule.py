@@ -16,7 +16,7 @@ def _schedule(pages: int, **limits: int) -> Schedule:
 
 
 def _add(schedule: Schedule, number: int, tokens: int) -> ActiveRequest:
-    request = make_request([1] * tokens)
+    request = make_request([number] * tokens)
     active = ActiveRequest(number, request, Listener(), context_tokens=16)
     schedule.add(active)
     return active
@@ -65,3 +65,34 @@ def test_the_youngest_gives_way_and_comes_back_by_age() -> None:
     schedule.remove(later)
     schedule.remove(young)
     assert _compute(schedule) == []
+
+
+def test_a_request_begins_where_another_one_is_or_was() -> None:
+    schedule = _schedule(8)
+    first = _add(schedule, 0, 9)
+    assert _compute(schedule) == [(0, 9)]
+    same = make_request([0] * 9 + [7, 7])
+    schedule.add(ActiveRequest(1, same, Listener(), context_tokens=16))
+    assert _compute(schedule) == [(0, 1), (1, 3)]
+    schedule.remove(first)
+    again = _add(schedule, 0, 8)
+    assert _compute(schedule) == [(1, 1), (0, 4)], "the last token is computed in any case"
+    assert again.cached == 4
+
+
+def test_nobody_begins_with_what_failed() -> None:
+    schedule = _schedule(8)
+    failing = _add(schedule, 0, 9)
+    assert _compute(schedule) == [(0, 9)]
+    schedule.remove(failing, failed=True)
+    _add(schedule, 0, 9)
+    assert _compute(schedule) == [(0, 9)]
+
+
+def test_one_that_gave_way_goes_on_from_what_is_left_of_its_pages() -> None:
+    schedule = _schedule(4, reserve_tokens=1)
+    old, young = _add(schedule, 0, 7), _add(schedule, 1, 7)
+    assert [len(_compute(schedule)) for _ in range(3)] == [2, 2, 1]
+    schedule.remove(old)
+    assert _compute(schedule) == [(1, 5)], "its first page is still there"
+    assert young.cached == 0, "that counts only where it first ran"
