@@ -11,7 +11,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE_SOURCES := CMakeLists.txt $(shell find csrc -name "*.[ch]pp" -o -name "*.in" -o -name "*.ptx")
 PROTO := src/sllm_store/proto/storage.proto
-QUICK := not slow and not gpu and not sanitizer and not soak
+QUICK := not slow and not gpu and not sanitizer and not soak and not clients
 PYTEST ?= $(BIN)/python -m pytest
 
 # What each step installed is kept in .venv beside it, so that a fresh .venv starts over.
@@ -19,8 +19,8 @@ MADE := .venv/.made-venv
 DEPENDENCIES := .venv/.made-dependencies
 NATIVE := .venv/.made-native
 
-.PHONY: help install native run run-server test test-slow test-gpu soak vocabularies check format docs proto ptx
-.PHONY: bench report clean
+.PHONY: help install native run run-server test test-slow test-gpu test-clients soak vocabularies
+.PHONY: check format docs proto ptx bench report clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -48,6 +48,11 @@ test-gpu: $(NATIVE) ## Run the tests that need a CUDA device
 
 soak: $(NATIVE) ## Load 2,000 times while clients are killed at random
 	nice $(PYTEST) -m soak $(TESTS)
+
+test-clients: $(NATIVE) build/clients-venv/.made ## Ask a server with SmolLM2 as clients of others ask
+	$(BIN)/python examples/fetch_smollm2.py
+	GDSLLM_PYTHON=$(CURDIR)/$(BIN)/python build/clients-venv/bin/python -m pytest -W ignore \
+		--confcutdir=tests/clients -m clients tests/clients
 
 vocabularies: $(NATIVE) ## Fetch llama.cpp's vocabularies (75 MB): some tests skip without them
 	$(BIN)/python -m tests.fetch_vocabularies
@@ -106,6 +111,11 @@ $(DEPENDENCIES): constraints.txt pyproject.toml | $(MADE)
 
 $(NATIVE): $(DEPENDENCIES) $(NATIVE_SOURCES)
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[transformers,peft,reflection,gdsllm]'
+	@touch $@
+
+build/clients-venv/.made: tests/clients/constraints.txt
+	$(PYTHON) -m venv --clear build/clients-venv
+	build/clients-venv/bin/python -m pip install -q --disable-pip-version-check -r $<
 	@touch $@
 
 build/ptx-venv/bin/python:

@@ -24,7 +24,7 @@ class EmbeddingsBody(BaseModel):
 
     model: Annotated[str, Field(min_length=1)]
     input: str | Ids | list[str] | list[Ids]
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
 
     def wanted(self) -> Embedding:

@@ -19,6 +19,12 @@ def test_each_text_has_a_vector(http: httpx.Client) -> None:
     assert found["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
 
 
+def test_a_null_for_the_encoding_is_none_given(http: httpx.Client) -> None:
+    body = {"model": "plain", "input": "abc", "encoding_format": None, "dimensions": None}
+    found = http.post("/v1/embeddings", json=body).json()
+    assert found["data"][0]["embedding"] == [0.6, 0.8, 0.0]
+
+
 def test_the_clients_own_encoding_is_understood(openai_client: openai.OpenAI) -> None:
     found = openai_client.embeddings.create(model="plain", input="abc")
     assert found.data[0].embedding == pytest.approx([0.6, 0.8, 0.0])
