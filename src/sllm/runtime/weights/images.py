@@ -7,12 +7,15 @@ the device itself: that is quick there, and what it takes in between is bounded.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import TYPE_CHECKING
 
 import torch
 
 from sllm.runtime.kernels.layout import Planes
+from sllm.runtime.quant.affine import AffineQ4
+from sllm.runtime.quant.block_matrix import BlockMatrix
 from sllm.runtime.quant.moving import move_matrix
 from sllm.runtime.quant.planar import PlanarMatrix
 from sllm.runtime.weights.views import view_group
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
 _ALIGNMENT = 256
 _CHUNK_WEIGHTS = 1 << 25
-_META = torch.device("meta")
+_META, _CPU = torch.device("meta"), torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,36 @@ def _write_planes(target: Planes, stored: Matrix) -> None:
 
 
 def _planes(matrix: Matrix, device: torch.device) -> Planes:
+    if device == _META:
+        return _planes_nowhere(matrix)
     moved = move_matrix(matrix, device)
     assert isinstance(moved, PlanarMatrix), "what is quantised moves in planes"
     return moved.planes
+
+
+def _planes_nowhere(matrix: Matrix) -> Planes:
+    """Return planes over memory that is not there, made like those of one row of zeros.
+
+    Laying out such memory itself is seconds of PyTorch's Python for a model of many layers.
+    """
+    if isinstance(matrix, PlanarMatrix):
+        row = matrix.planes
+    elif isinstance(matrix, AffineQ4):
+        row = _affine_row(*((tensor.shape[1], tensor.dtype) for tensor in matrix.tensors))
+    else:
+        assert isinstance(matrix, BlockMatrix), "what is quantised is in blocks or affine"
+        row = _block_row(type(matrix), matrix.raw.shape[1])
+    rows = matrix.shape[0]
+    return row.map(
+        lambda plane: torch.empty((rows, *plane.shape[1:]), dtype=plane.dtype, device=_META)
+    )
+
+
+@cache
+def _block_row(scheme: type[BlockMatrix], row_bytes: int) -> Planes:
+    return _planes(scheme(torch.zeros((1, row_bytes), dtype=torch.uint8)), _CPU)
+
+
+@cache
+def _affine_row(*tensors: tuple[int, torch.dtype]) -> Planes:
+    return _planes(AffineQ4(*(torch.zeros((1, n), dtype=dtype) for n, dtype in tensors)), _CPU)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,6 +15,8 @@ from sllm.runtime.weights.views import view_group
 from sllm_store.groups.layout import lay_out
 from sllm_store.groups.stored import StoredTensor
 from tests.sllm.runtime.quant.block_cases import COLUMNS, ROWS, random_bytes
+
+ROOT = Path(__file__).parents[4]
 
 
 def _tensor(name: str, dtype: str, shape: tuple[int, ...], raw: bytes) -> StoredTensor:
@@ -64,3 +70,19 @@ def test_floats_alone_lie_as_they_are_stored() -> None:
     memory = torch.zeros(image.size_bytes, dtype=torch.uint8)
     image.write(memory, raw)
     assert torch.equal(image.view(memory)["norm.weight"], norm)  # type: ignore[arg-type]
+
+
+def test_planning_a_layout_imports_no_compiler_of_pytorch_s() -> None:
+    code = (
+        "import sys\n"
+        "from tests.sllm.runtime.weights.test_images import _tensor\n"
+        "from sllm.runtime.weights.images import GroupImage\n"
+        "from sllm_store.groups.layout import lay_out\n"
+        "tensor = _tensor('mlp.up_proj.weight', 'gguf:Q4_0', (64, 32), bytes(64 * 18))\n"
+        "assert GroupImage(lay_out([tensor])).size_bytes >= 64 * 18\n"
+        "print(*sys.modules)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert "torch._dynamo" not in ran.stdout.split()
