@@ -31,6 +31,21 @@ void pause_briefly() {
 #endif
 }
 
+// Returns what `number` is once it is not `old`. It spins a little, then sleeps: a thread that went
+// on spinning, or yielded, would keep its processor from the one it waits for until the next tick.
+std::uint32_t wait_for_change(const std::atomic<std::uint32_t>& number, std::uint32_t old) {
+  const auto end = std::chrono::steady_clock::now() + kSpinTime;
+  do {
+    for (int i = 0; i < kPausesPerLook; ++i) {
+      const std::uint32_t found = number.load();
+      if (found != old) return found;
+      pause_briefly();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  number.wait(old);
+  return number.load();
+}
+
 ThreadPool* current = nullptr;
 
 }  // namespace
@@ -62,10 +77,8 @@ void ThreadPool::run(const Work& work, std::size_t threads) {
   epoch_.notify_all();
   claim_all();
   const std::uint32_t joined = state_.exchange(0) & kJoinedMask;
-  for (std::uint32_t left = left_.load(); left != joined; left = left_.load()) {
-    for (int i = 0; i < kPausesPerLook && left_.load() == left; ++i) pause_briefly();
-    if (left_.load() == left) std::this_thread::yield();
-  }
+  std::uint32_t left = left_.load();
+  while (left != joined) left = wait_for_change(left_, left);
 }
 
 void ThreadPool::start_workers(std::size_t count) {
@@ -82,10 +95,11 @@ void ThreadPool::start_workers(std::size_t count) {
 void ThreadPool::serve() {
   std::uint32_t seen = epoch_.load() - 1;  // There may be work already.
   while (true) {
-    seen = wait_for_news(seen);
+    seen = wait_for_change(epoch_, seen);
     if (try_join()) {
       claim_all();
       left_.fetch_add(1);
+      left_.notify_one();
     }
   }
 }
@@ -96,18 +110,6 @@ bool ThreadPool::try_join() {
     if (state_.compare_exchange_weak(state, state + 1)) return true;
   }
   return false;
-}
-
-std::uint32_t ThreadPool::wait_for_news(std::uint32_t seen) {
-  const auto end = std::chrono::steady_clock::now() + kSpinTime;
-  do {
-    for (int i = 0; i < kPausesPerLook; ++i) {
-      if (epoch_.load(std::memory_order_relaxed) != seen) return epoch_.load();
-      pause_briefly();
-    }
-  } while (std::chrono::steady_clock::now() < end);
-  epoch_.wait(seen);
-  return epoch_.load();
 }
 
 void ThreadPool::claim_all() {

@@ -30,7 +30,6 @@ class ThreadPool {
   void start_workers(std::size_t count);
   void serve();
   bool try_join();
-  std::uint32_t wait_for_news(std::uint32_t seen);
   void claim_all();
 
   std::mutex mutex_;  // held by the caller whose work this is

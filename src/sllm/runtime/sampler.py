@@ -16,6 +16,7 @@ import torch
 from sllm.core.errors import NumericalError
 from sllm.core.philox import uniform
 from sllm.core.requests import Choice
+from sllm.runtime.one_thread import on_one_thread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +27,7 @@ _SORTED_FIRST = 1024
 _SORTED_GROWTH = 16
 
 
+@on_one_thread
 def choose(
     logits: torch.Tensor,
     parameters: SamplingParameters,

@@ -22,6 +22,7 @@ from sllm.core.errors import (
 from sllm.runtime.engine.active import ActiveRequest
 from sllm.runtime.engine.passes import Passes
 from sllm.runtime.engine.throughput import Throughput
+from sllm.runtime.one_thread import settle_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -175,6 +176,7 @@ class TokenEngine:
                 self._woken.notify()
 
     def _run(self, passes: Passes) -> None:
+        settle_threads()
         try:
             while self._take_up(passes):
                 shares = passes.plan()
