@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _WARP = 32
 _PROGRAMS_PER_PROCESSOR = 4  # Enough reads under way to keep the memory busy.
+_WARPS_ENOUGH = 16  # Of a processor, for the same where each reads 16 bytes a thread.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +66,11 @@ def candidate_gemms(groups: int, *, tokens: int) -> Iterator[GemmLaunch]:
 
 
 def guess_gemv(rows: int, groups: int, *, tokens: int, processors: int) -> GemvLaunch:
-    """Return a launch with fewer rows to a program where there would be too few programs."""
-    warps = 4 if groups > 2 * _WARP else 1
+    """Return a launch for planes, with fewer rows to a program where there would be too few.
+
+    What a program prepares of x serves all of its rows, so there are many.
+    """
+    warps = 2 if groups > _WARP else 1
     each = max(8 // tokens, 1)
     while each > 1 and rows < each * processors * _PROGRAMS_PER_PROCESSOR:
         each //= 2
@@ -74,19 +78,44 @@ def guess_gemv(rows: int, groups: int, *, tokens: int, processors: int) -> GemvL
     most = -(-groups // (_WARP * warps))
     while 2 * shares <= most and rows * shares < each * processors * _PROGRAMS_PER_PROCESSOR:
         shares *= 2
-    return GemvLaunch(rows=each, warps=warps, shares=shares)
+    stages = 2 if shares < most else 1
+    return GemvLaunch(rows=each, warps=warps, stages=stages, shares=shares)
+
+
+def guess_dense(rows: int, groups: int, *, processors: int) -> GemvLaunch:
+    """Return a launch for floats: a row to a program, of a warp where rows alone are enough.
+
+    Floats need no preparing, so the more programs, the more reads are under way.
+    """
+    warps = 1
+    while warps < 4 and 2 * _WARP * warps <= groups and rows * warps < processors * _WARPS_ENOUGH:
+        warps *= 2
+    shares = 1
+    most = -(-groups // (_WARP * warps))
+    while 2 * shares <= most and rows * shares < processors * _PROGRAMS_PER_PROCESSOR:
+        shares *= 2
+    return GemvLaunch(rows=1, warps=warps, shares=shares)
 
 
 def candidate_gemvs(groups: int) -> Iterator[GemvLaunch]:
-    """Yield the launches that are worth measuring."""
-    for warps in (1, 2, 4, 8):
-        for shares in (1, 2, 4, 8):
+    """Yield the launches for planes that are worth measuring."""
+    for warps in (1, 2, 4):
+        for shares in (1, 2):
             if shares > 1 and shares * _WARP * warps > groups:
                 continue
-            for rows in (1, 2, 4, 8, 16):
+            for rows in (2, 4, 8):
                 for stages in (1, 2, 3):
                     if stages == 1 or _WARP * warps * shares < groups:
                         yield GemvLaunch(rows=rows, warps=warps, stages=stages, shares=shares)
+
+
+def candidate_denses(groups: int) -> Iterator[GemvLaunch]:
+    """Yield the launches for floats that are worth measuring."""
+    for warps in (1, 2, 4):
+        for shares in (1, 2, 4):
+            if shares == 1 or shares * _WARP * warps <= groups:
+                for rows in (1, 2):
+                    yield GemvLaunch(rows=rows, warps=warps, shares=shares)
 
 
 @cache

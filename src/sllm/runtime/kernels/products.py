@@ -20,6 +20,7 @@ from sllm.runtime.kernels.launch_book import book_of
 from sllm.runtime.kernels.launches import (
     GemmLaunch,
     GemvLaunch,
+    guess_dense,
     guess_gemm,
     guess_gemv,
     processors_of,
@@ -114,7 +115,7 @@ def multiply_dense(
     assert fits_dense(weights)
     groups = columns // width
     if launch is None:
-        launch = _found_gemv(dense_key(weights, tokens), (rows, groups), tokens, x.device)
+        launch = _found_dense(dense_key(weights, tokens), (rows, groups), x.device)
     each, shares = _share(groups, launch.shares, launch.groups)
     partial = _empty(x, shares, rows)
     dense_gemv[(-(-rows // launch.rows), shares)](
@@ -182,6 +183,13 @@ def dense_key(weights: torch.Tensor, tokens: int) -> str:
 def _found_gemv(key: str, shape: tuple[int, int], tokens: int, device: torch.device) -> GemvLaunch:
     rows, groups = shape
     guess = guess_gemv(rows, groups, tokens=tokens, processors=processors_of(device))
+    return book_of(device).find(GemvLaunch, key) or guess
+
+
+@cache
+def _found_dense(key: str, shape: tuple[int, int], device: torch.device) -> GemvLaunch:
+    rows, groups = shape
+    guess = guess_dense(rows, groups, processors=processors_of(device))
     return book_of(device).find(GemvLaunch, key) or guess
 
 

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from sllm.runtime.kernels.launches import candidate_gemvs, guess_gemv
+from sllm.runtime.kernels.launches import (
+    candidate_denses,
+    candidate_gemvs,
+    guess_dense,
+    guess_gemv,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sllm.runtime.kernels.launches import GemvLaunch
 
 H200 = 132
 
@@ -26,8 +38,19 @@ def test_small_matrices_are_shared_along_their_rows() -> None:
     assert launch.shares == 4
 
 
+@pytest.mark.parametrize(("rows", "warps"), [(128256, 1), (4096, 1), (1024, 4), (64, 4)])
+def test_a_row_of_floats_has_more_warps_where_there_are_few_rows(rows: int, warps: int) -> None:
+    launch = guess_dense(rows, 512, processors=H200)
+    assert launch.rows == 1
+    assert launch.warps == warps
+    assert rows * launch.shares >= min(4 * H200, rows * 4)
+
+
+@pytest.mark.parametrize("candidates", [candidate_gemvs, candidate_denses])
 @pytest.mark.parametrize("groups", [18, 128, 448])
-def test_candidates_are_distinct_and_leave_no_program_without_work(groups: int) -> None:
-    found = list(candidate_gemvs(groups))
+def test_candidates_are_distinct_and_leave_no_program_without_work(
+    groups: int, candidates: Callable[[int], Iterator[GemvLaunch]]
+) -> None:
+    found = list(candidates(groups))
     assert len(found) == len(set(found))
     assert all(one.shares == 1 or one.groups * one.shares <= groups for one in found)
