@@ -33,7 +33,7 @@ MOST_GEMV_TOKENS = 4
 MOST_GEMM_TOKENS = 64
 MOST_DENSE_TOKENS = 8
 _LOAD_BYTES = 16
-_ONE = 0x3F800000  # The bits of 1.0. An argument, so that it stays in a register.
+ONE = 0x3F800000  # The bits of 1.0. An argument, so that it stays in a register.
 _ADDED_AT_ONCE = 256
 
 
@@ -51,13 +51,13 @@ def multiply_planar(
     planar_gemv[(-(-rows // launch.rows), shares)](
         partial,
         x.contiguous(),
-        *_tensors(planes),
+        *planes_in_order(planes),
         rows,
         groups,
         each,
         tokens,
-        _ONE,
-        **_format(planes),
+        ONE,
+        **compiled_for(planes),
         block_rows=launch.rows,
         block_groups=launch.groups,
         block_tokens=_power_of_two(tokens),
@@ -85,13 +85,13 @@ def multiply_planar_tiles(
     planar_gemm[(-(-rows // launch.rows), -(-tokens // launch.tokens), shares)](
         partial,
         x.contiguous(),
-        *_tensors(planes),
+        *planes_in_order(planes),
         rows,
         groups,
         each,
         tokens,
-        _ONE,
-        **_format(planes),
+        ONE,
+        **compiled_for(planes),
         block_rows=launch.rows,
         block_groups=launch.groups,
         block_tokens=launch.tokens,
@@ -152,11 +152,11 @@ def dequantize(planes: Planes, dtype: torch.dtype) -> torch.Tensor:
     block_rows, block_groups = 4, 64
     dequantize_planes[(-(-rows // block_rows), -(-groups // block_groups))](
         out,
-        *_tensors(planes),
+        *planes_in_order(planes),
         rows,
         groups,
-        _ONE,
-        **_format(planes),
+        ONE,
+        **compiled_for(planes),
         block_rows=block_rows,
         block_groups=block_groups,
         num_warps=4,
@@ -167,16 +167,33 @@ def dequantize(planes: Planes, dtype: torch.dtype) -> torch.Tensor:
 
 def planar_key(planes: Planes, tokens: int) -> str:
     """Return what a launch for planes is remembered by; as many tokens as fit share one."""
-    form, (rows, columns) = planes.format, planes.shape
     tiled = "tiles" if tokens > MOST_GEMV_TOKENS else "gemv"
-    kind = f"{form.bits} {form.zero} {form.scale_columns} {len(planes.tensors)}"
-    return f"{tiled} {kind} {rows}x{columns} {_power_of_two(tokens)}"
+    return f"{tiled} {format_key(planes)} {_power_of_two(tokens)}"
+
+
+def format_key(planes: Planes) -> str:
+    """Return what tells planes of one format and shape from others."""
+    form, (rows, columns) = planes.format, planes.shape
+    return f"{form.bits} {form.zero} {form.scale_columns} {len(planes.tensors)} {rows}x{columns}"
 
 
 def dense_key(weights: torch.Tensor, tokens: int) -> str:
     """Return what a launch for floats is remembered by."""
     rows, columns = weights.shape
     return f"dense {weights.element_size()} {rows}x{columns} {_power_of_two(tokens)}"
+
+
+def planes_in_order(planes: Planes) -> tuple[torch.Tensor | None, ...]:
+    """Return the planes in the order of every kernel's arguments."""
+    scales = (planes.scales, planes.offsets, planes.steps, planes.floors)
+    return (planes.low, planes.high, *scales)
+
+
+def compiled_for(planes: Planes) -> dict[str, Any]:
+    """Return what every kernel is compiled for."""
+    form = planes.format
+    span = form.scale_columns // form.group
+    return {"bits": form.bits, "zero": form.zero, "span": span, "halves": form.halves}
 
 
 @cache
@@ -198,19 +215,6 @@ def _found_gemm(key: str, shape: tuple[int, int], tokens: int, device: torch.dev
     rows, groups = shape
     guess = guess_gemm(rows, groups, tokens=tokens, processors=processors_of(device))
     return book_of(device).find(GemmLaunch, key) or guess
-
-
-def _tensors(planes: Planes) -> tuple[torch.Tensor | None, ...]:
-    """Return the planes in the order of every kernel's arguments."""
-    scales = (planes.scales, planes.offsets, planes.steps, planes.floors)
-    return (planes.low, planes.high, *scales)
-
-
-def _format(planes: Planes) -> dict[str, Any]:
-    """Return what every kernel is compiled for."""
-    form = planes.format
-    span = form.scale_columns // form.group
-    return {"bits": form.bits, "zero": form.zero, "span": span, "halves": form.halves}
 
 
 def _share(groups: int, shares: int, step: int) -> tuple[int, int]:
