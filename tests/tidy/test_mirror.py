@@ -54,6 +54,7 @@ TESTED_THROUGH = {
     "sllm/runtime/kernels/device/numerals.py": "runtime/kernels/test_products.py",
     "sllm/runtime/kernels/device/partial_sums.py": "runtime/kernels/test_products.py",
     "sllm/runtime/kernels/device/planar_gemv.py": "runtime/kernels/test_products.py",
+    "sllm/runtime/kernels/device/chosen_experts.py": "runtime/kernels/test_expert_products.py",
     "sllm/runtime/layers/attention.py": "runtime/test_decoder.py",
     "sllm/runtime/layers/delta.py": "runtime/test_decoder.py",
     "sllm/runtime/layers/experts.py": "runtime/test_decoder.py",

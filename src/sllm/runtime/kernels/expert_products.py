@@ -34,7 +34,7 @@ class SlotPlanes:
     slot_bytes: int
 
 
-def multiply_gate_up(  # noqa: PLR0913 - two matrices, and who meets what.
+def multiply_gate_up(
     x: torch.Tensor,
     slots: torch.Tensor,
     gate: SlotPlanes,

@@ -16,7 +16,10 @@ from sllm.runtime.layers.mlp import Mlp
 if TYPE_CHECKING:
     from sllm.runtime.config.model import MoeConfig
     from sllm.runtime.layers.passage import Passage
-    from sllm.runtime.weights.source import Expert, Weights
+    from sllm.runtime.weights.source import Expert, ExpertSource, Weights
+
+MOST_GROUPED_TOKENS = 64
+"""Tokens of a batch whose experts are computed in a few launches; more are sorted by expert."""
 
 
 class Experts:
@@ -29,21 +32,12 @@ class Experts:
     def __call__(self, x: torch.Tensor, weights: Weights, passage: Passage) -> torch.Tensor:
         """Return what the experts add to the residual stream."""
         shares, chosen = self._route(weights.project("mlp.gate", x))
-        out = torch.zeros_like(x)
-        wanted = torch.unique(chosen).tolist()  # Sorted.
-        assert weights.experts is not None, "a layer with a router has experts"
-        capacity = weights.experts.capacity
-        for start in range(0, len(wanted), capacity):
-            some = wanted[start : start + capacity]
-            places = {number: torch.where(chosen == number) for number in some}
-            found: dict[int, torch.Tensor] = {}
-            with weights.experts.lease(some) as experts:
-                for number, expert in experts.items():  # In the order in which they are there.
-                    found[number] = _run(expert, x[places[number][0]])
-            for number in some:
-                rows, ranks = places[number]
-                share = shares[rows, ranks].unsqueeze(-1)
-                out.index_add_(0, rows, found[number] * share)
+        source = weights.experts
+        assert source is not None, "a layer with a router has experts"
+        if source.grouped is not None and len(x) <= MOST_GROUPED_TOKENS:
+            out = source.grouped(x, chosen, shares)
+        else:
+            out = _visit(source, x, chosen, shares)
         if self._shared is None:
             return out
         gate = torch.sigmoid(weights.project("mlp.shared_expert_gate", x))
@@ -56,6 +50,26 @@ class Experts:
         if self._config.normalised:
             top = top / top.sum(dim=-1, keepdim=True)
         return top.to(logits.dtype), chosen
+
+
+def _visit(
+    source: ExpertSource, x: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor
+) -> torch.Tensor:
+    """Return each token's sum over its experts, one expert after another."""
+    out = torch.zeros_like(x)
+    wanted = torch.unique(chosen).tolist()  # Sorted.
+    for start in range(0, len(wanted), source.capacity):
+        some = wanted[start : start + source.capacity]
+        places = {number: torch.where(chosen == number) for number in some}
+        found: dict[int, torch.Tensor] = {}
+        with source.lease(some) as experts:
+            for number, expert in experts.items():  # In the order in which they are there.
+                found[number] = _run(expert, x[places[number][0]])
+        for number in some:
+            rows, ranks = places[number]
+            share = shares[rows, ranks].unsqueeze(-1)
+            out.index_add_(0, rows, found[number] * share)
+    return out
 
 
 def _run(expert: Expert, x: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sllm.runtime.quant.matrix import Matrix
     from sllm.runtime.weights.eviction import ExpertKey
     from sllm.runtime.weights.expected import Shapes
-    from sllm.runtime.weights.source import ExpertSource
+    from sllm.runtime.weights.source import ExpertGroup, ExpertSource
 
 _EXPERTS = "mlp.experts."
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -37,6 +37,7 @@ class ResidentExperts:
     """All experts of a layer, in memory."""
 
     experts: Mapping[int, Expert]
+    grouped: ExpertGroup | None = None
 
     @property
     def capacity(self) -> int:

@@ -6,12 +6,13 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
 
     from sllm.runtime.weights.eviction import ExpertKey
     from sllm.runtime.weights.expert_cache import ExpertCache
+    from sllm.runtime.weights.expert_images import ExpertImages
     from sllm.runtime.weights.lane import Lane
 
 
@@ -23,9 +24,11 @@ class DeviceFetch:
         lane: Lane[Any],
         host: ExpertCache[torch.Tensor],
         targets: Mapping[ExpertKey, torch.Tensor],
+        lay_out: Callable[[ExpertKey, torch.Tensor], None],
     ) -> None:
         self._lane = lane
         self._targets = targets
+        self._lay_out = lay_out
         self._marks: dict[ExpertKey, Any] = {}
         self._waited: set[ExpertKey] = set()
         self._now = lane.mark()
@@ -44,6 +47,7 @@ class DeviceFetch:
             self._copy(key)
         if key not in self._waited:
             self._lane.wait(self._marks[key])
+            self._lay_out(key, self._targets[key])
             self._waited.add(key)
 
     def end(self) -> Sequence[ExpertKey]:
@@ -60,34 +64,38 @@ class DeviceFetch:
 
     def _copy(self, key: ExpertKey) -> None:
         source = self._sources[key.number]
-        self._marks[key] = self._lane.copy(self._targets[key], source, after=self._now)
+        target = self._targets[key][: len(source)]
+        self._marks[key] = self._lane.copy(target, source, after=self._now)
 
 
 class DeviceFetcher:
     """Slots on a device, over a cache in host memory.
 
     The host's slots of one fetch are given back when the next begins: by then its copies have ended
-    long ago, and nobody has had to wait for them.
+    long ago, and nobody has had to wait for them. An expert that is not stored as it is used is
+    laid out in its slot when it is first waited for.
     """
 
     def __init__(
-        self, lane: Lane[Any], host: ExpertCache[torch.Tensor], *, slots: int, slot_bytes: int
+        self, lane: Lane[Any], host: ExpertCache[torch.Tensor], images: ExpertImages, slots: int
     ) -> None:
+        self.slot_bytes = images.slot_bytes
         self._lane = lane
         self._host = host
-        self._slot_bytes = slot_bytes
-        self._memory = lane.allocate(slots * slot_bytes)
+        self._images = images
+        self._memory = lane.allocate(slots * self.slot_bytes)
+        self._scratch = lane.allocate(images.scratch_bytes)
         self._last: DeviceFetch | None = None
 
     def slot(self, slot: int) -> torch.Tensor:
         """Return a slot's bytes."""
-        return self._memory[slot * self._slot_bytes : (slot + 1) * self._slot_bytes]
+        return self._memory[slot * self.slot_bytes : (slot + 1) * self.slot_bytes]
 
     def fetch(self, slots: Mapping[ExpertKey, int]) -> DeviceFetch:
         """Begin to copy experts into slots."""
         self.release()
         targets = {key: self.slot(slot) for key, slot in slots.items()}
-        self._last = DeviceFetch(self._lane, self._host, targets)
+        self._last = DeviceFetch(self._lane, self._host, targets, self._lay_out)
         return self._last
 
     def release(self) -> None:
@@ -95,3 +103,6 @@ class DeviceFetcher:
         last, self._last = self._last, None
         if last is not None:
             last.release()
+
+    def _lay_out(self, key: ExpertKey, slot: torch.Tensor) -> None:
+        self._images.lay_out(key, slot, self._scratch)

@@ -11,6 +11,8 @@ from sllm.runtime.weights.device_experts import DeviceFetcher
 from sllm.runtime.weights.device_layers import DeviceLayers
 from sllm.runtime.weights.disk_experts import DiskFetcher
 from sllm.runtime.weights.expert_cache import ExpertCache
+from sllm.runtime.weights.expert_images import ExpertImages
+from sllm.runtime.weights.grouped import SlotProducts, has_kernels
 from sllm.runtime.weights.model_experts import (
     ModelExperts,
     cached_experts,
@@ -140,21 +142,30 @@ def _open_experts(
     if not all_stay:
         _fill_host(host, numbers, host_slots)
     lane.pin(disk.memory)
-    fetcher = DeviceFetcher(lane, host, slots=residency.expert_slots, slot_bytes=model.slot_bytes)
+    images = ExpertImages(model)
+    fetcher = DeviceFetcher(lane, host, images, residency.expert_slots)
     closing.callback(fetcher.release)
     table = SlotTable(residency.expert_slots, eviction_for(model, residency.expert_slots))
 
     def view(key: ExpertKey, slot: int) -> Expert:
-        return model.assemble_expert(key, fetcher.slot(slot))
+        return images.view(key, fetcher.slot(slot))
 
     cache = ExpertCache(table, fetcher, view, capacity=host.capacity)
+    products = {layer: _products(images, layer, fetcher) for layer in numbers}
     if not all_stay:
-        return cached_experts(cache, numbers)
-    resident = read_all(cache, numbers)
+        return cached_experts(cache, products)
+    resident = read_all(cache, numbers, products)
     fetcher.release()
     lane.unpin(disk.memory)
     disk.close()
     return ModelExperts(resident)
+
+
+def _products(images: ExpertImages, layer: int, fetcher: DeviceFetcher) -> SlotProducts | None:
+    """Return the kernels for a layer's experts; None where there are none for them."""
+    first = fetcher.slot(0)
+    planes = images.common_planes(layer, first) if has_kernels(first.device) else None
+    return None if planes is None else SlotProducts(planes, fetcher.slot_bytes)
 
 
 def _fill_host(

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from sllm.runtime.weights.eviction import ExpertKey
+from sllm.runtime.weights.grouped import CachedGroup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
+    from sllm.runtime.weights.grouped import SlotProducts
     from sllm.runtime.weights.slots import CacheCounts, SlotTable
 
 _T = TypeVar("_T")
@@ -41,29 +43,41 @@ class Fetcher(Protocol):
 
 
 class LeasedExperts(Mapping[int, _T]):
-    """Experts of a lease by number; first those that are there. Taking another one waits for it."""
+    """Experts of a lease by number; first those that are there. Taking another one waits for it.
+
+    there, coming: the slots of those that are there, and of those that are fetched.
+    """
 
     def __init__(
-        self, there: Mapping[int, _T], coming: Mapping[int, _T], waiting: _Waiting | None
+        self,
+        there: Mapping[int, int],
+        coming: Mapping[int, int],
+        view: Callable[[int, int], _T],
+        waiting: _Waiting | None,
     ) -> None:
         self.there = there
-        self._coming = coming
+        self.coming = coming
+        self._view = view
         self._waiting = waiting
 
     def __getitem__(self, number: int) -> _T:
         if number in self.there:
-            return self.there[number]
-        expert = self._coming[number]
-        assert self._waiting is not None, "what is not there is fetched"
-        self._waiting.wait(number)
-        return expert
+            return self._view(number, self.there[number])
+        slot = self.coming[number]
+        self.wait(number)
+        return self._view(number, slot)
 
     def __iter__(self) -> Iterator[int]:
         yield from self.there
-        yield from self._coming
+        yield from self.coming
 
     def __len__(self) -> int:
-        return len(self.there) + len(self._coming)
+        return len(self.there) + len(self.coming)
+
+    def wait(self, number: int) -> None:
+        """Let what computes wait for an expert that is coming; raise if it could not be fetched."""
+        assert self._waiting is not None, "what is not there is fetched"
+        self._waiting.wait(number)
 
 
 class _Waiting:
@@ -86,7 +100,7 @@ class _Waiting:
 class ExpertCache(Generic[_T]):
     """Leases experts, one lease at a time. What is leased is never evicted.
 
-    view: makes of a slot, and the expert that it is for, what is leased. capacity: the most experts
+    view: makes of a slot, and the expert that is in it, what is leased. capacity: the most experts
     that one lease may have, if it is not the slots that limit it.
     """
 
@@ -103,7 +117,7 @@ class ExpertCache(Generic[_T]):
         self._table = table
         self._fetcher = fetcher
         self._view = view
-        self._values: dict[int, _T] = {}
+        self._values: dict[int, tuple[ExpertKey, _T]] = {}
         self._leased = False
 
     @property
@@ -123,13 +137,12 @@ class ExpertCache(Generic[_T]):
         self._leased = True
         waiting = None
         try:
-            for key, slot in misses.items():
-                self._values[slot] = self._view(key, slot)
             if misses:
                 waiting = _Waiting(self._fetcher.fetch(misses), layer)
             yield LeasedExperts(
-                {key.number: self._values[slot] for key, slot in hits.items()},
-                {key.number: self._values[slot] for key, slot in misses.items()},
+                {key.number: slot for key, slot in hits.items()},
+                {key.number: slot for key, slot in misses.items()},
+                lambda number, slot: self._value(ExpertKey(layer, number), slot),
                 waiting,
             )
         finally:
@@ -138,14 +151,24 @@ class ExpertCache(Generic[_T]):
             self._table.discard(list(misses) if waiting is None else waiting.end())
             self.wait_s += 0.0 if waiting is None else waiting.wait_s
 
+    def _value(self, key: ExpertKey, slot: int) -> _T:
+        """Return what a slot is leased as, made once for each expert that comes into it."""
+        found = self._values.get(slot)
+        if found is None or found[0] != key:
+            found = self._values[slot] = (key, self._view(key, slot))
+        return found[1]
+
 
 class CachedExperts(Generic[_T]):
-    """The experts of one layer, by way of the cache of all."""
+    """The experts of one layer, by way of the cache of all. `products`: see SlotProducts."""
 
-    def __init__(self, cache: ExpertCache[_T], layer: int) -> None:
+    def __init__(
+        self, cache: ExpertCache[_T], layer: int, products: SlotProducts | None = None
+    ) -> None:
         self._cache = cache
         self._layer = layer
         self.capacity = cache.capacity
+        self.grouped = None if products is None else CachedGroup(products, self)
 
     def lease(self, numbers: Sequence[int]) -> AbstractContextManager[LeasedExperts[_T]]:
         """Return these experts for as long as the context is open."""

@@ -1,4 +1,4 @@
-"""GroupImage: how a group of tensors lies on a device, and how its stored bytes get there.
+"""Images: how a group of tensors lies on a device, and how its stored bytes get there.
 
 Floats stay as they are stored. Quantised matrices are laid out in planes, a few rows at a time, by
 the device itself: that is quick there, and what it takes in between is bounded.
@@ -22,6 +22,8 @@ from sllm.runtime.weights.views import view_group
 from sllm_store.units import align_up
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sllm.runtime.kernels.layout import Format
     from sllm.runtime.quant.matrix import Matrix
     from sllm_store.groups.layout import GroupLayout
@@ -56,38 +58,30 @@ class _Matrix:
         return PlanarMatrix(Planes(self.format, **planes))
 
 
-class GroupImage:
-    """The layout of one group. `is_stored`: it is that of the group's stored bytes."""
+class Image:
+    """The layout of some tensors. `is_stored`: nothing is quantised otherwise than in planes."""
 
-    def __init__(self, layout: GroupLayout) -> None:
-        self._layout = layout
+    def __init__(self, tensors: Mapping[str, torch.Tensor | Matrix]) -> None:
+        """Plan where tensors go, which may be on the meta device."""
         self._parts: dict[str, _Place | _Matrix] = {}
         self.size_bytes = 0
-        self.stored_bytes = layout.size_bytes
-        nowhere = torch.empty(layout.size_bytes, dtype=torch.uint8, device=_META)
-        for name, stored in view_group(layout, nowhere).items():
+        self.is_stored = True
+        for name, stored in tensors.items():
             if isinstance(stored, torch.Tensor):
                 self._parts[name] = self._place(stored)
-            else:
-                planes = _planes(stored, _META)
-                places = {key: self._place(plane) for key, plane in planes.tensors.items()}
-                self._parts[name] = _Matrix(planes.format, places)
-        self.is_stored = all(isinstance(part, _Place) for part in self._parts.values())
-        if self.is_stored:
-            self.size_bytes = layout.size_bytes
+                continue
+            self.is_stored = self.is_stored and isinstance(stored, PlanarMatrix)
+            planes = _planes(stored, _META)
+            places = {key: self._place(plane) for key, plane in planes.tensors.items()}
+            self._parts[name] = _Matrix(planes.format, places)
 
     def view(self, image: torch.Tensor) -> dict[str, torch.Tensor | Matrix]:
-        """Return the group's tensors over an image; nothing is copied."""
-        if self.is_stored:
-            return view_group(self._layout, image)
+        """Return the tensors over an image; nothing is copied."""
         return {name: part.view(image) for name, part in self._parts.items()}
 
-    def write(self, image: torch.Tensor, raw: torch.Tensor) -> None:
-        """Lay stored bytes out in an image, on the device where both are."""
-        if self.is_stored:
-            image[: len(raw)].copy_(raw)
-            return
-        for name, stored in view_group(self._layout, raw).items():
+    def write(self, image: torch.Tensor, tensors: Mapping[str, torch.Tensor | Matrix]) -> None:
+        """Lay tensors out in an image, on the device where both are."""
+        for name, stored in tensors.items():
             part = self._parts[name]
             if isinstance(stored, torch.Tensor):
                 assert isinstance(part, _Place), "a tensor stays one"
@@ -100,6 +94,29 @@ class GroupImage:
         offset = self.size_bytes
         self.size_bytes = align_up(offset + tensor.nbytes, _ALIGNMENT)
         return _Place(offset, tuple(tensor.shape), tensor.dtype)
+
+
+class GroupImage:
+    """The layout of one group. `is_stored`: it is that of the group's stored bytes."""
+
+    def __init__(self, layout: GroupLayout) -> None:
+        self._layout = layout
+        self.stored_bytes = layout.size_bytes
+        nowhere = torch.empty(layout.size_bytes, dtype=torch.uint8, device=_META)
+        self._image = Image(view_group(layout, nowhere))
+        self.is_stored = self._image.is_stored
+        self.size_bytes = layout.size_bytes if self.is_stored else self._image.size_bytes
+
+    def view(self, image: torch.Tensor) -> dict[str, torch.Tensor | Matrix]:
+        """Return the group's tensors over an image; nothing is copied."""
+        return view_group(self._layout, image) if self.is_stored else self._image.view(image)
+
+    def write(self, image: torch.Tensor, raw: torch.Tensor) -> None:
+        """Lay stored bytes out in an image, on the device where both are."""
+        if self.is_stored:
+            image[: len(raw)].copy_(raw)
+            return
+        self._image.write(image, view_group(self._layout, raw))
 
 
 def _write_planes(target: Planes, stored: Matrix) -> None:

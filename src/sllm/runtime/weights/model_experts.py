@@ -8,11 +8,13 @@ from sllm.runtime.weights.assembly import ResidentExperts
 from sllm.runtime.weights.disk_experts import DiskFetcher
 from sllm.runtime.weights.eviction import ExpertKey, FrequencyEviction
 from sllm.runtime.weights.expert_cache import CachedExperts, ExpertCache
+from sllm.runtime.weights.grouped import ResidentGroup
 from sllm.runtime.weights.slots import CacheCounts, SlotTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
+    from sllm.runtime.weights.grouped import SlotProducts
     from sllm.runtime.weights.model_groups import ModelGroups
     from sllm.runtime.weights.source import Expert, ExpertSource
 
@@ -50,10 +52,11 @@ def open_host_experts(model: ModelGroups, slots: int) -> ModelExperts:
         return model.assemble_expert(key, fetcher.slot(slot))
 
     cache = ExpertCache(table, fetcher, view)
+    products = dict.fromkeys(layers)
     if slots < len(model.experts):
-        return cached_experts(cache, layers, fetcher.close)
+        return cached_experts(cache, products, fetcher.close)
     try:
-        return ModelExperts(read_all(cache, layers), close=fetcher.close)
+        return ModelExperts(read_all(cache, layers, products), close=fetcher.close)
     except BaseException:
         fetcher.close()
         raise
@@ -69,25 +72,35 @@ def eviction_for(model: ModelGroups, slots: int) -> FrequencyEviction:
 
 
 def cached_experts(
-    cache: ExpertCache[Expert], layers: Iterable[int], close: Callable[[], None] = lambda: None
+    cache: ExpertCache[Expert],
+    products: Mapping[int, SlotProducts | None],
+    close: Callable[[], None] = lambda: None,
 ) -> ModelExperts:
-    """Return the experts of layers by way of a cache."""
+    """Return the experts of layers by way of a cache; products: their kernels, if there are any."""
     return ModelExperts(
-        {layer: CachedExperts(cache, layer) for layer in layers}, cache.counts, close
+        {layer: CachedExperts(cache, layer, kernels) for layer, kernels in products.items()},
+        cache.counts,
+        close,
     )
 
 
 def read_all(
-    cache: ExpertCache[Expert], layers: Mapping[int, list[int]]
+    cache: ExpertCache[Expert],
+    layers: Mapping[int, list[int]],
+    products: Mapping[int, SlotProducts | None],
 ) -> dict[int, ExpertSource]:
     """Return all experts, read into a cache that has a slot for each."""
     resident: dict[int, ExpertSource] = {}
     for layer, numbers in layers.items():
         found: dict[int, Expert] = {}
+        places: dict[int, int] = {}
         for start in range(0, len(numbers), cache.capacity):
             with cache.lease(layer, numbers[start : start + cache.capacity]) as experts:
                 found |= experts
-        resident[layer] = ResidentExperts(found)
+                places |= experts.coming
+        kernels = products[layer]
+        grouped = None if kernels is None else ResidentGroup(kernels, places)
+        resident[layer] = ResidentExperts(found, grouped)
     return resident
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -19,7 +19,7 @@ from sllm_store.groups.reader import GroupReader
 from sllm_store.groups.stored import open_stored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from sllm.runtime.quant.matrix import Matrix
     from sllm.runtime.weights.source import Expert, ExpertSource, Weights
     from sllm_store.groups.stored import StoredModel, StoredTensor
+
+ExpertKind: TypeAlias = tuple[int, tuple[tuple[str, str, tuple[int, ...]], ...]]
 
 ENDS = 0  # The group of what is around the layers; layer i, without its experts, is group i + 1.
 
@@ -73,10 +75,16 @@ class ModelGroups:
         """Return what a slot for any expert takes; 0 if there are none."""
         return max(map(self.reader.size_bytes, self.experts.values()), default=0)
 
-    def needs(self, *, other_bytes: int = 0, sizes: Callable[[int], int] | None = None) -> Needs:
+    def needs(
+        self,
+        *,
+        other_bytes: int = 0,
+        sizes: Callable[[int], int] | None = None,
+        expert_bytes: int | None = None,
+    ) -> Needs:
         """Return what the model takes; other_bytes: what else has to be on the device.
 
-        sizes: what a group takes, if it is not stored as it is used.
+        sizes, expert_bytes: what a group and a slot take, if they are not stored as they are used.
         """
         sizes = sizes or self.reader.size_bytes
         mlps = [layer.mlp for layer in self.config.layers]
@@ -85,7 +93,7 @@ class ModelGroups:
             layer_bytes=tuple(sizes(index + 1) for index in range(len(self.config.layers))),
             ends_bytes=sizes(ENDS),
             experts=len(self.experts),
-            expert_bytes=self.slot_bytes,
+            expert_bytes=self.slot_bytes if expert_bytes is None else expert_bytes,
             experts_chosen=max(chosen, default=0),
             other_bytes=other_bytes,
         )
@@ -111,6 +119,21 @@ class ModelGroups:
         """Return an expert over a slot that holds it."""
         return assemble_expert(self.config, key, self.view(self.experts[key], raw))
 
+    def kind_of(self, key: ExpertKey) -> ExpertKind:
+        """Return what an expert shares with those of its layer that are stored in the same way."""
+        tensors = self.reader.layouts[self.experts[key]].tensors
+        return key.layer, tuple(sorted(_kind(tensor, key) for tensor in tensors))
+
+    def are_placed_alike(self, keys: Sequence[ExpertKey]) -> bool:
+        """Return whether experts of one kind have each tensor at the same place in a slot."""
+        places = {frozenset(self._places(key)) for key in keys}
+        return len(places) == 1
+
+    def _places(self, key: ExpertKey) -> Iterator[tuple[str, int]]:
+        layout = self.reader.layouts[self.experts[key]]
+        for tensor, place in zip(layout.tensors, layout.places, strict=True):
+            yield _kind(tensor, key)[0], place
+
     def _check(self) -> None:
         """Assemble everything over memory that is not there: raises for any tensor that is wrong.
 
@@ -120,10 +143,9 @@ class ModelGroups:
         for index, layer in enumerate(self.config.layers):
             experts = _NoExperts() if isinstance(layer.mlp, MoeConfig) else None
             self.assemble_layer(index, self._nowhere(index + 1), experts)
-        checked = set()
+        checked: set[ExpertKind] = set()
         for key, group in self.experts.items():
-            tensors = self.reader.layouts[group].tensors
-            kind = (key.layer, tuple(sorted(_kind(tensor, key) for tensor in tensors)))
+            kind = self.kind_of(key)
             if kind not in checked:
                 assemble_expert(self.config, key, self._nowhere(group))
                 checked.add(kind)
@@ -137,6 +159,7 @@ class _NoExperts:
     """Experts of a layer that is only looked at."""
 
     capacity = 0
+    grouped = None
 
     def lease(self, numbers: Sequence[int]) -> AbstractContextManager[Mapping[int, Expert]]:
         raise AssertionError("nothing is computed with memory that is not there")

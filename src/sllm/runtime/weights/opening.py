@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sllm.runtime.weights.device_placement import place_on_device
+from sllm.runtime.weights.expert_images import ExpertImages
 from sllm.runtime.weights.free_memory import free_on_device, free_on_host
 from sllm.runtime.weights.images import GroupImage
 from sllm.runtime.weights.lane import CudaLane
@@ -79,14 +80,17 @@ def place_weights(
 def device_needs(model: ModelGroups, *, other_bytes: int = 0) -> Needs:
     """Return what a model takes on a device and beside it: a layer as it is stored, or laid out.
 
-    A layer that comes from disk is laid out in memory of its own, which counts as other bytes.
+    A layer that comes from disk is laid out in memory of its own, and so are experts, which counts
+    as other bytes.
     """
     images = _images(model)
     if not all(image.is_stored for image in images):
         other_bytes += max(image.size_bytes for image in images[1:])
+    experts = ExpertImages(model)
     return model.needs(
-        other_bytes=other_bytes,
+        other_bytes=other_bytes + experts.scratch_bytes,
         sizes=lambda group: max(images[group].size_bytes, images[group].stored_bytes),
+        expert_bytes=experts.slot_bytes,
     )
 
 

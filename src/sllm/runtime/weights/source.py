@@ -27,12 +27,23 @@ class Expert:
     down: Matrix
 
 
+class ExpertGroup(Protocol):
+    """Computes with the experts of one layer that each token of a small batch was sent to."""
+
+    def __call__(self, x: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        """Return each token's sum over its experts, (tokens, chosen), by their shares."""
+
+
 class ExpertSource(Protocol):
     """The experts of one layer, fetched by number."""
 
     @property
     def capacity(self) -> int:
         """Return the most experts that one lease may have."""
+
+    @property
+    def grouped(self) -> ExpertGroup | None:
+        """Return what computes small batches at once; None where experts go one by one."""
 
     def lease(self, numbers: Sequence[int]) -> AbstractContextManager[Mapping[int, Expert]]:
         """Return these experts (distinct) for as long as the context is open.

@@ -1,0 +1,60 @@
+"""Experts in planes, computed all at once, are those that are computed one by one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from benchmarks.streaming import SMALL_MOE, write_model
+from sllm.runtime.weights import device_placement
+from sllm.runtime.weights.model_groups import ModelGroups
+from sllm.runtime.weights.opening import open_on_device
+from sllm.runtime.weights.residency import Budgets, plan_residency
+from sllm.runtime.weights.stored import StoredWeights
+from tests.sllm.runtime.tiny_models import answer_logits
+from tests.sllm.runtime.weights.deferred_lane import DeferredLane
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TOKENS = [3, 90]
+LAYERS = 1
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    shapes = replace(SMALL_MOE, hidden=64, width=32, heads=2, head_dim=32, experts=5, chosen=3)
+    return write_model(tmp_path / "moe.gguf", shapes, LAYERS)
+
+
+def _compute(path: Path, **changes: int) -> torch.Tensor:
+    """Return logits by way of a device, with so many slots for experts there and on the host."""
+    model = ModelGroups.open(path)
+    plan = replace(plan_residency(model.needs(), Budgets(has_host=True)), **changes)  # type: ignore[arg-type]
+    with open_on_device(model, plan, DeferredLane()) as source:
+        return answer_logits(source, TOKENS, turns=2)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_planes_in_slots_compute_what_stored_blocks_do(path: Path) -> None:
+    with StoredWeights.open(path) as host:
+        expected = answer_logits(host, TOKENS, turns=2)
+    resident = _compute(path)
+    torch.testing.assert_close(resident, expected, rtol=1e-3, atol=1e-3)
+    assert torch.equal(_compute(path, expert_slots=4, host_expert_slots=3), resident)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("device", "host"), [(4, 3), (2, 5)])
+def test_groups_have_the_same_bits_from_any_tier(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, device: int, host: int
+) -> None:
+    one_by_one = _compute(path)
+    monkeypatch.setattr(device_placement, "has_kernels", lambda _: True)
+    resident = _compute(path)
+    assert not torch.equal(resident, one_by_one), "another order of sums"
+    torch.testing.assert_close(resident, one_by_one, rtol=1e-3, atol=1e-3)
+    assert torch.equal(_compute(path, expert_slots=device, host_expert_slots=host), resident)
