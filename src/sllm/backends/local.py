@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,15 +14,18 @@ from sllm.core.errors import InvalidRequestError
 from sllm.runtime.cache.memory import CacheMemory
 from sllm.runtime.decoder import Decoder
 from sllm.runtime.engine.draft import Draft, check_draft
+from sllm.runtime.engine.first_passes import compute_first
 from sllm.runtime.engine.guesses import Lookup, takes_back
 from sllm.runtime.engine.schedule import EngineLimits
 from sllm.runtime.engine.token_engine import TokenEngine
 from sllm.runtime.weights.free_memory import free_on_device, free_on_host
 from sllm.runtime.weights.model_groups import ModelGroups
 from sllm.runtime.weights.opening import place_weights
+from sllm.runtime.weights.warming import warmed_products
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from sllm.backends.cache_plan import CachePlan
@@ -122,15 +125,16 @@ def open_engine(path: Path, options: EngineOptions) -> LocalEngine:
         )
         draft_bytes = 0 if draft is None else draft.residency.device_bytes
         other_bytes = plan.size_bytes + draft_bytes
-        source = opened.enter_context(
-            place_weights(
-                model,
-                device=site.device,
-                device_budget_bytes=site.budget_bytes,
-                host_budget_bytes=options.host_budget_bytes,
-                other_bytes=other_bytes,
+        with site.warming(model):
+            source = opened.enter_context(
+                place_weights(
+                    model,
+                    device=site.device,
+                    device_budget_bytes=site.budget_bytes,
+                    host_budget_bytes=options.host_budget_bytes,
+                    other_bytes=other_bytes,
+                )
             )
-        )
         limits = replace(limits, context_tokens=plan.context_tokens)
         guesser: Guesser | None = None
         if draft is not None:
@@ -139,6 +143,8 @@ def open_engine(path: Path, options: EngineOptions) -> LocalEngine:
         elif options.speculate and takes_back(config):
             guesser = Lookup()
         decoder, memory = site.prepare(source, plan, limits)
+        if site.has_kernels and not source.residency.streamed:
+            compute_first(decoder, memory, context_tokens=plan.context_tokens)
         engine = TokenEngine(decoder, memory, limits, guesser=guesser)
         idle = EngineState(
             weight_bytes=source.weight_bytes,
@@ -159,6 +165,17 @@ class _Site:
     device: torch.device
     dtype: torch.dtype
     budget_bytes: int
+
+    @property
+    def has_kernels(self) -> bool:
+        """Return whether anything is compiled, or loaded by its first use."""
+        return self.device.type != "cpu"
+
+    def warming(self, model: ModelGroups) -> AbstractContextManager[object]:
+        """Return a context beside which kernels for a model are made ready."""
+        if not self.has_kernels:
+            return nullcontext()
+        return warmed_products(model, device=self.device, dtype=self.dtype)
 
     def prepare(
         self, source: StoredWeights, plan: CachePlan, limits: EngineLimits

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from sllm_store.waking import wake_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +38,8 @@ def _open_text(path: Path, template: str | None) -> TextModel:
 
 
 def _open_engine(path: Path, settings: Settings) -> Engine:
+    if "torch" not in sys.modules:
+        _wake(settings.device)
     from sllm.backends.local import EngineOptions, open_engine
 
     return open_engine(
@@ -49,3 +55,10 @@ def _open_engine(path: Path, settings: Settings) -> Engine:
             speculate=settings.speculate,
         ),
     )
+
+
+def _wake(device: str) -> None:
+    """Have a GPU open while PyTorch is being imported; a name that is wrong is told later."""
+    found = re.fullmatch(r"auto|cuda(?::([0-9]{1,3}))?", device)
+    if found is not None:
+        wake_gpu(int(found[1] or 0))

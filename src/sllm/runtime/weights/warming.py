@@ -1,0 +1,93 @@
+"""Warming: the kernels of a model's products, compiled or loaded while its weights are read.
+
+Each kernel is compiled once for a kind of matrix and of launch, and later processes load it from
+Triton's cache. That takes milliseconds to seconds each, of which the first answer would have to
+wait for all. Threads do it over memory that nobody has written to: what is there does not matter.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from sllm.runtime.quant.dense import Dense
+from sllm.runtime.quant.moving import place_dense
+from sllm.runtime.quant.planar import PlanarMatrix
+from sllm.runtime.weights.images import GroupImage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sllm.runtime.quant.matrix import Matrix
+    from sllm.runtime.weights.model_groups import ModelGroups
+
+# One step, a few, a few guesses, a short prompt, and one that is multiplied in another way: each
+# has a kernel of its own.
+TOKENS = (1, 2, 4, 7, 96)
+_THREADS = 4  # Compiling is partly Python's, whose lock they share.
+
+
+class Kind(NamedTuple):
+    """Matrices that the same kernels multiply by."""
+
+    scheme: str
+    rows: int
+    columns: int
+
+
+@contextmanager
+def warmed_products(
+    model: ModelGroups, *, device: torch.device, dtype: torch.dtype
+) -> Iterator[frozenset[Kind]]:
+    """Warm the products with every kind of matrix of a model, beside what the context does.
+
+    Takes memory on the device for one matrix a thread, or does without where there is none. Leaving
+    the context waits for the end, and raises what a kernel raised.
+    """
+    kinds = find_kinds(model)
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="warming") as threads:
+        jobs = [threads.submit(_warm, matrix, device, dtype) for matrix in kinds.values()]
+        try:
+            yield frozenset(kinds)
+        except BaseException:
+            for job in jobs:
+                job.cancel()
+            raise
+    for job in jobs:
+        job.result()
+
+
+def find_kinds(model: ModelGroups) -> dict[Kind, Matrix]:
+    """Return a matrix of each kind, over memory that is not there; experts are not among them."""
+    found: dict[Kind, Matrix] = {}
+    for layout in model.reader.layouts[: len(model.config.layers) + 1]:
+        image = GroupImage(layout)
+        nowhere = torch.empty(image.size_bytes, dtype=torch.uint8, device="meta")
+        for tensor in image.view(nowhere).values():
+            if isinstance(tensor, PlanarMatrix):
+                found.setdefault(Kind(str(tensor.planes.format), *tensor.shape), tensor)
+            elif isinstance(tensor, torch.Tensor) and tensor.dim() == 2:
+                found.setdefault(Kind(str(tensor.dtype), *tensor.shape), Dense(tensor))
+    return found
+
+
+def _warm(matrix: Matrix, device: torch.device, dtype: torch.dtype) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        there = _allocate(matrix, device)
+        for tokens in TOKENS:
+            there.linear(torch.zeros((tokens, matrix.shape[1]), dtype=dtype, device=device))
+        there.embed(torch.zeros(1, dtype=torch.long, device=device), dtype)
+    except torch.OutOfMemoryError:
+        return  # There is no room to do it before the weights are there; they come first.
+
+
+def _allocate(matrix: Matrix, device: torch.device) -> Matrix:
+    if isinstance(matrix, PlanarMatrix):
+        return PlanarMatrix(matrix.planes.map(lambda plane: torch.empty_like(plane, device=device)))
+    assert isinstance(matrix, Dense), "a matrix is quantised or not"
+    return place_dense(torch.empty_like(matrix.values, device=device))

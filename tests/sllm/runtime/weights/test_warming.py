@@ -1,0 +1,90 @@
+"""Products with each kind of matrix are computed once beside a load, over memory of no content."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from sllm.runtime.quant.dense import Dense
+from sllm.runtime.weights.model_groups import ModelGroups
+from sllm.runtime.weights.warming import TOKENS, find_kinds, warmed_products
+from tests.sllm.runtime.tiny_models import make_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelGroups:
+    path: Path = tmp_path_factory.mktemp("model")
+    make_model("llama", num_hidden_layers=4).theirs.save_pretrained(path)
+    return ModelGroups.open(path)
+
+
+def test_every_shape_of_a_matrix_is_found_once(model: ModelGroups) -> None:
+    kinds = find_kinds(model)
+    shapes = {
+        tuple(parameter.shape)
+        for parameter in make_model("llama", num_hidden_layers=4).theirs.parameters()
+        if parameter.dim() == 2
+    }
+    assert {(kind.rows, kind.columns) for kind in kinds} == shapes
+    assert {matrix.shape for matrix in kinds.values()} == shapes
+
+
+def test_all_kinds_are_computed_by_the_end_of_the_context(
+    model: ModelGroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[int, tuple[int, int]]] = []
+
+    def linear(matrix: Dense, x: torch.Tensor) -> torch.Tensor:
+        done.append((len(x), matrix.shape))
+        return x
+
+    monkeypatch.setattr(Dense, "linear", linear)
+    with warmed_products(model, device=CPU, dtype=torch.float32) as kinds:
+        pass
+    assert sorted(done) == sorted((t, (k.rows, k.columns)) for t in TOKENS for k in kinds)
+
+
+def test_what_a_kernel_raises_is_raised(
+    model: ModelGroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_matrix: Dense, _x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(Dense, "linear", refuse)
+    with (
+        pytest.raises(RuntimeError, match="no such instruction"),
+        warmed_products(model, device=CPU, dtype=torch.float32),
+    ):
+        pass
+
+
+def test_without_room_there_is_nothing_warm_and_nothing_wrong(
+    model: ModelGroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_matrix: Dense, _x: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Dense, "linear", refuse)
+    with warmed_products(model, device=CPU, dtype=torch.float32):
+        pass
+
+
+def test_a_load_that_fails_is_what_is_raised(
+    model: ModelGroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_matrix: Dense, _x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(Dense, "linear", refuse)
+    with (
+        pytest.raises(ValueError, match="the load's own"),
+        warmed_products(model, device=CPU, dtype=torch.float32),
+    ):
+        raise ValueError("the load's own")
