@@ -28,10 +28,14 @@ _SAMPLING_BYTES = 4 + 5 * 8  # Of a token: its score, and doubles that are sorte
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachePlan:
-    """Tokens that the caches have room for, tokens of one request, and the bytes of it all."""
+    """Tokens that the caches have room for, tokens of one request, and the bytes of it all.
+
+    spares: copies of the states of a sequence, of layers that keep no tokens.
+    """
 
     tokens: int
     context_tokens: int
+    spares: int
     size_bytes: int
 
 
@@ -58,6 +62,8 @@ def plan_cache(
     )
     seen = max(_context_bytes(config, dtype, pass_tokens) for config in configs)
     share = available_bytes // _SHARE - fixed
+    spares, spares_bytes = _plan_spares(configs[0], dtype, parallel, share)
+    share, fixed = share - spares_bytes, fixed + spares_bytes
     longest = configs[0].context
     if context_tokens is None:
         context = min(longest, share // (each + seen) // PAGE_TOKENS * PAGE_TOKENS)
@@ -73,7 +79,21 @@ def plan_cache(
             f"{format_size(available_bytes)} are allowed for it and the weights: ask for a shorter "
             "context, or allow more"
         )
-    return CachePlan(tokens=tokens, context_tokens=context, size_bytes=size_bytes)
+    return CachePlan(tokens=tokens, context_tokens=context, spares=spares, size_bytes=size_bytes)
+
+
+def _plan_spares(
+    config: ModelConfig, dtype: torch.dtype, parallel: int, share_bytes: int
+) -> tuple[int, int]:
+    """Return how many copies of states there are, and their bytes: up to a part of the share.
+
+    That is one for each request's guesses, and one to begin another request with.
+    """
+    each = bytes_per_sequence(config, dtype)
+    if each == 0:
+        return 0, 0
+    spares = max(min(2 * parallel, share_bytes // _SHARE // each), 0)
+    return spares, spares * each
 
 
 def _pass_bytes(config: ModelConfig, dtype: torch.dtype, *, tokens: int, outputs: int) -> int:

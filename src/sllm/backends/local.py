@@ -185,6 +185,7 @@ class _Site:
             source.config,
             tokens=plan.tokens,
             sequences=limits.parallel,
+            spares=plan.spares,
             dtype=self.dtype,
             device=self.device,
         )

@@ -7,7 +7,7 @@ import torch
 
 from sllm.backends.cache_plan import CachePlan, plan_cache
 from sllm.core.errors import BudgetError
-from sllm.runtime.cache.memory import bytes_per_token
+from sllm.runtime.cache.memory import bytes_per_sequence, bytes_per_token
 from sllm.runtime.config.families import parse_config
 from tests.sllm.runtime.tiny_models import CONFIGS
 
@@ -45,6 +45,15 @@ def test_with_less_room_the_context_is_what_a_quarter_holds(config: object) -> N
         assert plan.context_tokens <= plan.tokens
         assert before == 0 or plan.context_tokens < before
         before = plan.context_tokens
+
+
+def test_states_are_copied_where_a_part_of_the_caches_holds_copies() -> None:
+    each = bytes_per_sequence(HYBRID, torch.float32)
+    assert _plan(1 << 30, None, HYBRID).spares == 8, "two for each request"
+    assert _plan(1 << 30).spares == 0, "there are no states"
+    fewer = _plan(1_500_000, None, HYBRID).spares
+    assert 0 < fewer < 8
+    assert fewer * each <= 1_500_000 // 16
 
 
 def test_a_context_that_is_asked_for_may_take_more() -> None:

@@ -109,9 +109,9 @@ class TinyModel:
     source: WeightSource
     decoder: Decoder
 
-    def memory(self, *, tokens: int = 512, sequences: int = 8) -> CacheMemory:
+    def memory(self, *, tokens: int = 512, sequences: int = 8, spares: int = 0) -> CacheMemory:
         """Return a cache for it."""
-        return CacheMemory(self.config, tokens=tokens, sequences=sequences)
+        return CacheMemory(self.config, tokens=tokens, sequences=sequences, spares=spares)
 
     @torch.inference_mode()
     def expected(self, tokens: Sequence[int], **inputs: Any) -> torch.Tensor:

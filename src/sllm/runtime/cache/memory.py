@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from sllm.runtime.cache.sequence import PageBooks
+from sllm.runtime.cache.states import SpareStates
 from sllm.runtime.config.model import AttentionConfig, DeltaConfig
 from sllm.runtime.config.rope import DynamicScaling
 
@@ -44,6 +45,11 @@ class DeltaMemory:
     recurrent: torch.Tensor
     convolved: torch.Tensor
 
+    def copy_state(self, source: int, target: int) -> None:
+        """Copy what is in one slot to another."""
+        self.recurrent[target] = self.recurrent[source]
+        self.convolved[target] = self.convolved[source]
+
 
 class CacheMemory:
     """The cache of one model: books, and each layer's memory."""
@@ -54,30 +60,49 @@ class CacheMemory:
         *,
         tokens: int,
         sequences: int,
+        spares: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
     ) -> None:
         """Allocate room for `tokens` tokens in all, rounded up to pages, in `sequences` sequences.
 
-        Each sequence may leave the rest of its last page unused.
+        Each sequence may leave the rest of its last page unused. spares: copies of states, where
+        layers have such.
         """
         pages = -(-tokens // PAGE_TOKENS)
+        mixers = [layer.mixer for layer in config.layers]
+        plain = all(isinstance(mixer, AttentionConfig) for mixer in mixers)
+        slots = sequences + spares
         self.books = PageBooks(
-            pages=pages, page_tokens=PAGE_TOKENS, slots=sequences, shares=_shares(config)
+            pages=pages,
+            page_tokens=PAGE_TOKENS,
+            slots=sequences,
+            shares=not isinstance(config.rope.scaling, DynamicScaling),
+            states=None if plain else SpareStates(range(sequences, slots)),
         )
         self.layers: list[AttentionMemory | DeltaMemory] = []
-        for layer in config.layers:
-            match layer.mixer:
+        for mixer in mixers:
+            match mixer:
                 case AttentionConfig() as attention:
                     shape = (pages * PAGE_TOKENS, attention.kv_heads, attention.head_dim)
                     keys, values = (_zeros(shape, dtype, device) for _ in range(2))
                     self.layers.append(AttentionMemory(keys, values))
                 case DeltaConfig() as delta:
-                    self.layers.append(_delta_memory(delta, sequences, dtype, device))
+                    self.layers.append(_delta_memory(delta, slots, dtype, device))
 
     def open(self) -> CachedSequence:
         """Return an empty sequence; raise CacheFullError if there is no slot."""
         return self.books.open()
+
+    @torch.inference_mode()
+    def copy_states(self) -> None:
+        """Make the copies of states that the books ask for; due before each pass."""
+        if self.books.states is None:
+            return
+        layers = [layer for layer in self.layers if isinstance(layer, DeltaMemory)]
+        for source, target in self.books.states.copies():
+            for layer in layers:
+                layer.copy_state(source, target)
 
 
 def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
@@ -100,15 +125,6 @@ def bytes_per_sequence(config: ModelConfig, dtype: torch.dtype) -> int:
             total += mixer.value_heads * mixer.key_dim * mixer.value_dim * torch.float32.itemsize
             total += mixer.convolved_width * (mixer.kernel - 1) * dtype.itemsize
     return total
-
-
-def _shares(config: ModelConfig) -> bool:
-    """Whether what is kept of a token depends on it and those before it alone, and by token.
-
-    States are not kept by token, and dynamic rope rotates by the length of a span.
-    """
-    plain = all(isinstance(layer.mixer, AttentionConfig) for layer in config.layers)
-    return plain and not isinstance(config.rope.scaling, DynamicScaling)
 
 
 def _delta_memory(

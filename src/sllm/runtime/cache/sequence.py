@@ -12,24 +12,37 @@ from typing import TYPE_CHECKING
 
 from sllm.core.errors import CacheFullError
 from sllm.runtime.cache.prefix import KnownPages
+from sllm.runtime.cache.states import Saved
 from sllm_store.units import div_ceil
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sllm.runtime.cache.states import SpareStates
+
 
 class PageBooks:
     """All pages and slots, free or in use. A freed page is the next to be given: it is warm.
 
-    shares: whether what a page holds depends on its tokens and those before them alone.
+    shares: whether what a page holds depends on its tokens and those before them alone. states:
+    copies of the states of layers that are not attention; None if there are no such layers.
     """
 
-    def __init__(self, *, pages: int, page_tokens: int, slots: int, shares: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        pages: int,
+        page_tokens: int,
+        slots: int,
+        shares: bool = True,
+        states: SpareStates | None = None,
+    ) -> None:
         assert pages > 0
         assert page_tokens > 0
         assert slots > 0
         self.page_tokens = page_tokens
         self.shares = shares
+        self.states = states
         self._pages = list(reversed(range(pages)))
         self._users = [0] * pages
         self._known = KnownPages()
@@ -114,12 +127,18 @@ class PageBooks:
 
 
 class CachedSequence:
-    """One sequence's place in the cache. `length` counts the tokens that were computed."""
+    """One sequence's place in the cache. `length` counts the tokens that were computed.
+
+    saved: where in the next pass its state is copied, or was in the last one. again: tokens before
+    the next new one that are computed a second time, since their states were taken back.
+    """
 
     def __init__(self, books: PageBooks, slot: int, found: Sequence[int] = ()) -> None:
         self.slot = slot
         self.length = len(found) * books.page_tokens
         self.pages = list(found)
+        self.saved: Saved | None = None
+        self.again = 0
         self._books = books
         self._noted = len(found)  # Pages whose tokens the books were told.
         self._open = True
@@ -131,12 +150,48 @@ class CachedSequence:
         if missing > 0:
             self.pages.extend(self._books.take(missing))
 
+    def save_at(self, position: int) -> bool:
+        """Have its state copied in the next pass, which has tokens before and after a position.
+
+        Returns whether it will be: False if there are no states, or no slot for one.
+        """
+        states = self._books.states
+        slot = None if states is None or self.saved is not None else states.take()
+        if slot is None:
+            return False
+        self.saved = Saved(position=position, slot=slot)
+        return True
+
+    def can_take_back(self, position: int) -> bool:
+        """Whether tokens of the next pass after a position can be taken back; sees to it."""
+        return self._books.states is None or self.save_at(position)
+
+    def settle(self, length: int) -> None:
+        """Keep so many of the tokens that were computed; those after them were wrong guesses.
+
+        A state goes back to where it was saved, and tokens after that are computed again.
+        """
+        assert length <= self.length
+        self.again = 0
+        states = self._books.states
+        if states is not None and length < self.length:
+            assert self.saved is not None, "a state is saved before guesses"
+            assert self.saved.position <= length
+            states.copy(self.saved.slot, self.slot)
+            self.again = length - self.saved.position
+        self.length = length - self.again
+
     def note(self, names: Sequence[bytes]) -> None:
         """Have the books know the pages that are whole by now. What they hold stays as it is."""
         whole = self.length // self._books.page_tokens
         for place in range(self._noted, whole):
             self._books.note(self.pages[place], names[place])
         self._noted = max(self._noted, whole)
+
+    def take_saved(self) -> Saved | None:
+        """Return the copy of its state that the last pass made; its slot is the caller's."""
+        saved, self.saved = self.saved, None
+        return saved
 
     def forget(self) -> None:
         """Have the books forget its pages: what they hold may be wrong."""
@@ -154,5 +209,7 @@ class CachedSequence:
         """Give everything back. A second call does nothing."""
         if self._open:
             self._open = False
+            if self.saved is not None and self._books.states is not None:
+                self._books.states.give_back(self.saved.slot)
             self._books.give_back(self.pages, self.slot)
             self.pages = []

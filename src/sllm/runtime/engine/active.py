@@ -31,7 +31,8 @@ class ActiveRequest:
 
     sequence: its place in the cache while it runs. cached: tokens of its prompt that were in the
     cache when it first ran. ended: whether its last step was told. pace: how much is guessed for
-    it. chain: the names of its pages.
+    it. chain: the names of its pages. latest: the name of the last copy of its state, if it was
+    made while the answer grew.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class ActiveRequest:
         self.sequence: CachedSequence | None = None
         self.cached: int | None = None
         self.chain = PageChain()
+        self.latest: bytes | None = None
         self.started_s: float | None = None
         self.ended = False
         self.pace = Pace()
@@ -93,7 +95,7 @@ class ActiveRequest:
     def draw(self, logits: torch.Tensor, guesses: Sequence[int]) -> Iterator[Choice]:
         """Yield the tokens that a pass brought: one, and one more for each guess that was right.
 
-        logits: a row for the last id, and one for each guess. The cache keeps what is right.
+        logits: a row for the last id, and one for each guess.
         """
         assert len(logits) == len(guesses) + 1
         for row, guess in zip(logits, [*guesses, None], strict=True):
@@ -107,8 +109,6 @@ class ActiveRequest:
             self._advance(choice.token)
             self._answer.append(choice.token)
             self.ids.append(choice.token)
-            assert self.sequence is not None
-            self.sequence.length = len(self.ids) - 1
             yield choice
             if choice.token != guess or self.finish() is not None:
                 return

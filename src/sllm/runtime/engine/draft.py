@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sllm.core.errors import CacheFullError, UnsupportedModelError
 from sllm.runtime.batch import Batch, Piece
+from sllm.runtime.config.model import AttentionConfig
 from sllm.runtime.engine.guesses import takes_back
 from sllm.runtime.sampler import choose
 
@@ -121,13 +122,14 @@ def check_draft(draft: ModelConfig, model: ModelConfig) -> None:
     """Raise UnsupportedModelError unless one model can guess for another."""
     if not takes_back(model):
         raise UnsupportedModelError(
-            f"no draft can guess for a {model.model_type} model: what it remembers of a token "
-            "cannot be taken back; open it without a draft"
+            f"no draft can guess for this {model.model_type} model: what it computes for a token "
+            "depends on the guesses after it, by its dynamic rope; open it without a draft"
         )
-    if not takes_back(draft):
+    plain = all(isinstance(layer.mixer, AttentionConfig) for layer in draft.layers)
+    if not plain or not takes_back(draft):
         raise UnsupportedModelError(
-            f"a {draft.model_type} model cannot be a draft: what it remembers of a token cannot "
-            "be taken back; choose one with plain attention"
+            f"a {draft.model_type} model cannot be a draft: what it remembers of a token is not "
+            "taken back; choose one with plain attention"
         )
     if draft.vocabulary != model.vocabulary:
         raise UnsupportedModelError(

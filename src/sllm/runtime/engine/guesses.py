@@ -3,7 +3,7 @@
 A pass costs its reads of the weights, and a few more tokens in it cost little. What is drawn at a
 position is a function of the logits there, so a guess that equals it is what would have come, and
 the tokens are those of an engine that does not guess. What was computed for a wrong guess is taken
-back: its place in the cache is written again.
+back: its place in the cache is written again, and a state goes back to where it was saved.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakKeyDictionary
 
-from sllm.runtime.config.model import AttentionConfig
 from sllm.runtime.config.rope import DynamicScaling
 
 if TYPE_CHECKING:
@@ -38,12 +37,12 @@ class Guesser(Protocol):
 
 
 def takes_back(config: ModelConfig) -> bool:
-    """Whether what a model has cached of its last tokens can be taken back.
+    """Whether a model computes the same for a token whatever comes after it in a span.
 
-    States that every token changes cannot, and dynamic rope rotates by the length of a span.
+    Dynamic rope rotates by the length of a span. States that every token changes are saved before
+    guesses, and taken back to there.
     """
-    plain = all(isinstance(layer.mixer, AttentionConfig) for layer in config.layers)
-    return plain and not isinstance(config.rope.scaling, DynamicScaling)
+    return not isinstance(config.rope.scaling, DynamicScaling)
 
 
 class Pace:

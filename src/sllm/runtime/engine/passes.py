@@ -137,6 +137,7 @@ class Passes:
             )
             for share in shares
         ]
+        self._memory.copy_states()
         return self._decoder.forward(Batch.of(pieces, self._decoder.device), self._memory)
 
     def _with_guesses(self, shares: list[Share]) -> list[Share]:
@@ -161,6 +162,7 @@ class Passes:
         finish, error = None, None
         try:
             choices.extend(request.draw(rows, share.guesses))  # What comes before an error stays.
+            share.sequence.settle(len(request.ids) - 1)
             finish = request.finish()
         except Exception as raised:  # noqa: BLE001 - one request's trouble, and it is told
             error = raised
@@ -195,6 +197,8 @@ def _add_guesses(share: Share, guesses: list[int]) -> Share:
     try:
         share.sequence.reserve(len(share.request.ids) + len(guesses))
     except CacheFullError:
+        return share
+    if not share.sequence.can_take_back(len(share.request.ids)):
         return share
     return replace(share, guesses=tuple(guesses))
 

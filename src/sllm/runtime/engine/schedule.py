@@ -59,7 +59,7 @@ class Share:
     @property
     def is_step(self) -> bool:
         """Whether it is a step of decoding."""
-        return self.complete and len(self.tokens) == 1
+        return self.complete and len(self.tokens) == 1 + self.sequence.again
 
     @property
     def outputs(self) -> int:
@@ -120,10 +120,11 @@ class Schedule:
                 self._grow(request)
         self._admit()
         left, shares = self._limits.pass_tokens, []
-        for request in sorted(self._running, key=lambda request: request.pending > 1):
+        for request in sorted(self._running, key=_is_prompt):
             if left == 0:
                 break
             shares.append(_share(request, left))
+            self._reuse.mark(request, len(shares[-1].tokens))
             left -= len(shares[-1].tokens)
         return shares
 
@@ -167,6 +168,12 @@ def _share(request: ActiveRequest, limit: int) -> Share:
     tokens = tuple(request.ids[start : start + limit])
     complete = start + len(tokens) == len(request.ids)
     return Share(request=request, sequence=sequence, tokens=tokens, complete=complete)
+
+
+def _is_prompt(request: ActiveRequest) -> bool:
+    """Whether a request that runs has more to compute than a step of decoding."""
+    assert request.sequence is not None
+    return request.pending > 1 + request.sequence.again
 
 
 def _number(request: ActiveRequest) -> int:

@@ -8,7 +8,7 @@ for the updates within a chunk: a few large products instead of a step per token
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -78,8 +78,11 @@ class GatedDelta:
             rows = [span.first_row for span in steps]
             mixed[rows] = self._step(steps, projected, kernel, memory)
         for span in spans:
-            if span.count > 1:
-                mixed[span.rows] = self._run(span, projected, kernel, memory)
+            for part in _parts(span):
+                mixed[part.rows] = self._run(part, projected, kernel, memory)
+                saved = part.sequence.saved
+                if saved is not None and part.end == saved.position:
+                    memory.copy_state(part.sequence.slot, saved.slot)
         normed = rms_norm(
             mixed.to(x.dtype),
             weights.vectors["linear_attn.norm.weight"],
@@ -170,6 +173,17 @@ class GatedDelta:
         each = config.value_heads // config.key_heads
         query, key = (heads.repeat_interleave(each, dim=1) for heads in (query, key))
         return Heads(*(heads.transpose(0, 1) for heads in (query, key, value)))
+
+
+def _parts(span: Span) -> list[Span]:
+    """Return a span of several tokens, cut where its sequence's state is to be saved."""
+    saved = span.sequence.saved
+    if span.count == 1 or saved is None:
+        return [span] if span.count > 1 else []
+    assert span.start < saved.position < span.end
+    first = saved.position - span.start
+    rest = replace(span, start=saved.position, first_row=span.first_row + first)
+    return [replace(span, count=first), replace(rest, count=span.count - first)]
 
 
 def _forget(slots: list[int], memory: DeltaMemory) -> None:

@@ -70,8 +70,12 @@ def test_a_short_context_of_the_draft_ends_its_guesses(model: TinyModel) -> None
 def test_only_a_model_of_the_same_tokens_can_be_a_draft(model: TinyModel) -> None:
     check_draft(model.config, model.config)
     hybrid = parse_config(CONFIGS["qwen3-next"]().to_dict())
+    check_draft(model.config, hybrid)
+    dynamic = parse_config(CONFIGS["llama-dynamic"]().to_dict())
     with pytest.raises(UnsupportedModelError, match="no draft can guess"):
-        check_draft(model.config, hybrid)
+        check_draft(model.config, dynamic)
+    with pytest.raises(UnsupportedModelError, match="cannot be a draft"):
+        check_draft(dynamic, model.config)
     with pytest.raises(UnsupportedModelError, match="cannot be a draft"):
         check_draft(hybrid, model.config)
     with pytest.raises(UnsupportedModelError, match="same tokenizer"):

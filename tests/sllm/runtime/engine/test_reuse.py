@@ -49,12 +49,13 @@ class Desk:
         model: TinyModel,
         *,
         tokens: int = 512,
+        spares: int = 8,
         guesser: Guesser | None = None,
         **limits: Any,
     ) -> None:
         chosen = EngineLimits(**{"context_tokens": CONTEXT, "parallel": 3, **limits})
         self.decoder = _Counting(model.config, model.source)
-        self.memory = model.memory(tokens=tokens, sequences=chosen.parallel)
+        self.memory = model.memory(tokens=tokens, sequences=chosen.parallel, spares=spares)
         self.passes = Passes(
             self.decoder,
             self.memory,
@@ -87,7 +88,7 @@ class Desk:
         return listener.tokens, self.decoder.tokens - before, listener.steps[0].cached
 
 
-@pytest.fixture(scope="module", params=["llama", "mistral", "qwen3-moe"])
+@pytest.fixture(scope="module", params=["llama", "mistral", "qwen3-moe", "qwen3-next"])
 def model(request: pytest.FixtureRequest) -> TinyModel:
     return make_model(request.param)
 
@@ -154,9 +155,9 @@ TURNS = st.tuples(
 )
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(
-    st.sampled_from(["llama", "mistral"]),
+    st.sampled_from(["llama", "mistral", "qwen3-next"]),
     st.booleans(),
     st.sampled_from([CONTEXT, 160, 512]),
     st.lists(TURNS, min_size=4, max_size=12),
@@ -192,5 +193,6 @@ def test_chats_that_come_and_go_are_answered_as_each_alone(
             assert listener.tokens == expected[: len(listener.tokens)]
         else:
             assert listener.tokens == expected
-    books = desk.memory.books
+    books, states = desk.memory.books, desk.memory.books.states
     assert (books.pages_free, books.slots_free) == (-(-tokens // PAGE), 3)
+    assert states is None or len(list(iter(states.take, None))) == 8, "free, or with a name"
