@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from benchmarks.kernel_cases import BF16, FORMATS, Case, error_of, measure_attention
 from sllm.runtime.kernels import products
 from sllm.runtime.kernels.layout import Planes, numbers
+from sllm.runtime.kernels.operands import HeadNorms, NewHeads, Norm, Places, Rotation
+from sllm.runtime.layers.kernel_operations import KernelOperations
+from sllm.runtime.layers.operations import PlainOperations
 
 pytestmark = [
     pytest.mark.gpu,
@@ -80,3 +85,36 @@ def test_attention_to_pages_is_that_of_pytorch(
     requests: int, length: int, dtype: torch.dtype, device: torch.device
 ) -> None:
     assert measure_attention(requests, length, device, dtype)["error"] <= 2 * ROUNDED[dtype]
+
+
+@pytest.mark.parametrize("dtype", list(ROUNDED))
+@pytest.mark.parametrize("tokens", [1, 7, 512])
+def test_what_is_between_products_is_that_of_pytorch(
+    tokens: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    plain, kernels = PlainOperations(), KernelOperations()
+    x, added = (torch.randn(tokens, 4096, device=device).to(dtype) for _ in range(2))
+    norm = Norm(weight=torch.rand(4096, device=device).to(dtype), epsilon=1e-5, offset=0.0)
+    total, found = kernels.add_normalised(x, added, norm)
+    assert torch.equal(total, x + added)
+    near = partial(torch.testing.assert_close, rtol=2 * ROUNDED[dtype], atol=2 * ROUNDED[dtype])
+    near(found, plain.normalise(x + added, norm))
+    gate, up = (torch.randn(tokens, 14336, device=device).to(dtype) for _ in range(2))
+    near(kernels.gate_up(gate, up), plain.gate_up(gate, up))
+    heads = NewHeads(
+        query=x.view(-1, 32, 128),
+        key=added[:, :1024].unflatten(-1, (8, 128)),
+        value=added[:, 1024:2048].unflatten(-1, (8, 128)),
+    )
+    by = Norm(weight=norm.weight[:128], epsilon=1e-5, offset=1.0)
+    angles = torch.randn(tokens, 64, device=device)
+    rotation = Rotation(angles.cos().to(dtype), angles.sin().to(dtype), interleaved=False)
+    at = torch.randperm(1024, device=device)[:tokens]
+    for norms in (None, HeadNorms(query=by, key=by)):
+        kept = torch.zeros(2, 2, 1024, 8, 128, device=device, dtype=dtype)
+        ours, theirs = (Places(keys=keys, values=values, tokens=at) for keys, values in kept)
+        queries = kernels.place_heads(heads, norms, rotation, ours)
+        expected = plain.place_heads(heads, norms, rotation, theirs)
+        near(queries, expected)
+        near(ours.keys, theirs.keys)
+        assert torch.equal(ours.values, theirs.values)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from sllm.runtime.config.model import AttentionConfig, DeltaConfig, MlpConfig, MoeConfig
+from sllm.runtime.kernels.operands import Norm
 from sllm.runtime.layers.attention import Attention
 from sllm.runtime.layers.delta import GatedDelta
 from sllm.runtime.layers.experts import Experts
 from sllm.runtime.layers.mlp import Mlp
-from sllm.runtime.layers.norm import rms_norm
 from sllm.runtime.layers.operations import operations_on
 from sllm.runtime.layers.passage import Passage
 from sllm.runtime.layers.rope import Rope
@@ -77,18 +77,35 @@ class Decoder:
         x = ends.matrices["embed_tokens.weight"].embed(batch.tokens, self.dtype)
         rotation = self._rope.rotate(batch.positions, batch.spans, self.dtype)
         passage = Passage.of(batch, rotation, memory, self._operations)
-        for index, (mixer, mlp) in enumerate(zip(self._mixers, self._mlps, strict=True)):
-            with self._source.layer(index) as weights:
-                x = x + mixer(self._norm(x, weights, "input_layernorm"), weights, passage)
-                x = x + mlp(self._norm(x, weights, "post_attention_layernorm"), weights, passage)
+        x, added = self._through_layers(x, passage)
         for span in batch.spans:
             span.sequence.length = span.end
-        return self._norm(x.index_select(0, batch.outputs), ends, "norm")
+        x, added = (part.index_select(0, batch.outputs) for part in (x, added))
+        return self._operations.add_normalised(x, added, self._norm(ends, "norm"))[1]
 
-    def _norm(self, x: torch.Tensor, weights: Weights, name: str) -> torch.Tensor:
-        return rms_norm(
-            x,
-            weights.vectors[f"{name}.weight"],
+    def _through_layers(
+        self, x: torch.Tensor, passage: Passage
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the residual stream before what the last layer adds to it, and that."""
+        add_normalised = self._operations.add_normalised
+        added: torch.Tensor | None = None
+        for index, (mixer, mlp) in enumerate(zip(self._mixers, self._mlps, strict=True)):
+            with self._source.layer(index) as weights:
+                norm = self._norm(weights, "input_layernorm")
+                if added is None:
+                    normed = self._operations.normalise(x, norm)
+                else:
+                    x, normed = add_normalised(x, added, norm)
+                added = mixer(normed, weights, passage)
+                norm = self._norm(weights, "post_attention_layernorm")
+                x, normed = add_normalised(x, added, norm)
+                added = mlp(normed, weights, passage)
+        assert added is not None, "a model has layers"
+        return x, added
+
+    def _norm(self, weights: Weights, name: str) -> Norm:
+        return Norm(
+            weight=weights.vectors[f"{name}.weight"],
             epsilon=self.config.norm_epsilon,
             offset=self.config.norm_offset,
         )

@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional
 
 from sllm.runtime.cache.memory import AttentionMemory
+from sllm.runtime.kernels.operands import HeadNorms, NewHeads, Norm, Places
 from sllm.runtime.layers.host_attention import attend_token, can_attend
-from sllm.runtime.layers.norm import rms_norm
 
 if TYPE_CHECKING:
     from sllm.runtime.batch import Span
@@ -38,12 +38,12 @@ class Attention:
         query, gate = self._query(x, weights)
         key = weights.project("self_attn.k_proj", x).unflatten(-1, (config.kv_heads, -1))
         value = weights.project("self_attn.v_proj", x).unflatten(-1, (config.kv_heads, -1))
-        if config.qk_norm:
-            query = self._norm(query, weights.vectors["self_attn.q_norm.weight"])
-            key = self._norm(key, weights.vectors["self_attn.k_norm.weight"])
-        query, key = passage.rotation.apply(query), passage.rotation.apply(key)
-        memory.keys.index_copy_(0, passage.places, key.to(memory.keys.dtype))
-        memory.values.index_copy_(0, passage.places, value.to(memory.values.dtype))
+        query = passage.operations.place_heads(
+            NewHeads(query=query, key=key, value=value),
+            self._norms(weights) if config.qk_norm else None,
+            passage.rotation,
+            Places(keys=memory.keys, values=memory.values, tokens=passage.places),
+        )
         out = self._mix(query, memory, passage).flatten(-2)
         if gate is not None:
             out = out * torch.sigmoid(gate)
@@ -76,8 +76,16 @@ class Attention:
         query, gate = query.chunk(2, dim=-1)
         return query, gate.flatten(-2)
 
-    def _norm(self, heads: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return rms_norm(heads, weight, epsilon=self._epsilon, offset=self._offset)
+    def _norms(self, weights: Weights) -> HeadNorms:
+        query, key = (
+            Norm(
+                weight=weights.vectors[f"self_attn.{name}.weight"],
+                epsilon=self._epsilon,
+                offset=self._offset,
+            )
+            for name in ("q_norm", "k_norm")
+        )
+        return HeadNorms(query=query, key=key)
 
     def _attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, span: Span

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sllm.runtime.kernels import between
 from sllm.runtime.layers.paged_steps import PagedSteps
 
 if TYPE_CHECKING:
@@ -12,10 +13,31 @@ if TYPE_CHECKING:
     import torch
 
     from sllm.runtime.batch import Span
+    from sllm.runtime.kernels.operands import HeadNorms, NewHeads, Norm, Places, Rotation
 
 
 class KernelOperations:
     """Operations on a GPU; Triton's interpreter runs them on a CPU, in tests."""
+
+    def normalise(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
+        """Return x normalised."""
+        return between.normalise(x, norm)
+
+    def add_normalised(
+        self, x: torch.Tensor, added: torch.Tensor, norm: Norm
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return x + added, and that normalised."""
+        return between.add_normalised(x, added, norm)
+
+    def place_heads(
+        self, heads: NewHeads, norms: HeadNorms | None, rotation: Rotation, places: Places
+    ) -> torch.Tensor:
+        """Return the queries rotated, and put keys, rotated, and values into the cache."""
+        return between.place_heads(heads, norms, rotation, places)
+
+    def gate_up(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """Return silu(gate) * up."""
+        return between.gate_up(gate, up)
 
     def line_up(self, spans: Sequence[Span], device: torch.device) -> PagedSteps | None:
         """Have every span of one token attend in one launch."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch.nn import functional
-
 if TYPE_CHECKING:
     import torch
 
@@ -21,6 +19,6 @@ class Mlp:
 
     def __call__(self, x: torch.Tensor, weights: Weights, passage: Passage) -> torch.Tensor:
         """Return what the MLP adds to the residual stream."""
-        gate = functional.silu(weights.project(f"{self._prefix}.gate_proj", x))
+        gate = weights.project(f"{self._prefix}.gate_proj", x)
         up = weights.project(f"{self._prefix}.up_proj", x)
-        return weights.project(f"{self._prefix}.down_proj", gate * up)
+        return weights.project(f"{self._prefix}.down_proj", passage.operations.gate_up(gate, up))

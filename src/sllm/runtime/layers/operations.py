@@ -7,17 +7,38 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from torch.nn import functional
+
+from sllm.runtime.layers.norm import rms_norm
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
 
     from sllm.runtime.batch import Span
+    from sllm.runtime.kernels.operands import HeadNorms, NewHeads, Norm, Places, Rotation
     from sllm.runtime.layers.paged_steps import PagedSteps
 
 
 class Operations(Protocol):
-    """What layers compute between products."""
+    """What layers compute between products. Tokens are rows: (tokens, width)."""
+
+    def normalise(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
+        """Return x normalised."""
+
+    def add_normalised(
+        self, x: torch.Tensor, added: torch.Tensor, norm: Norm
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return x + added, and that normalised."""
+
+    def place_heads(
+        self, heads: NewHeads, norms: HeadNorms | None, rotation: Rotation, places: Places
+    ) -> torch.Tensor:
+        """Return the queries rotated, and put keys, rotated, and values into the cache."""
+
+    def gate_up(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """Return silu(gate) * up."""
 
     def line_up(self, spans: Sequence[Span], device: torch.device) -> PagedSteps | None:
         """Return the spans of one token, to attend all at once; None to attend span by span."""
@@ -25,6 +46,33 @@ class Operations(Protocol):
 
 class PlainOperations:
     """PyTorch's operations, on any device."""
+
+    def normalise(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
+        """Return x normalised."""
+        return rms_norm(x, norm.weight, epsilon=norm.epsilon, offset=norm.offset)
+
+    def add_normalised(
+        self, x: torch.Tensor, added: torch.Tensor, norm: Norm
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return x + added, and that normalised."""
+        total = x + added
+        return total, self.normalise(total, norm)
+
+    def place_heads(
+        self, heads: NewHeads, norms: HeadNorms | None, rotation: Rotation, places: Places
+    ) -> torch.Tensor:
+        """Return the queries rotated, and put keys, rotated, and values into the cache."""
+        query, key = heads.query, heads.key
+        if norms is not None:
+            query, key = self.normalise(query, norms.query), self.normalise(key, norms.key)
+        query, key = rotation.apply(query), rotation.apply(key)
+        places.keys.index_copy_(0, places.tokens, key.to(places.keys.dtype))
+        places.values.index_copy_(0, places.tokens, heads.value.to(places.values.dtype))
+        return query
+
+    def gate_up(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """Return silu(gate) * up."""
+        return functional.silu(gate) * up
 
     def line_up(self, spans: Sequence[Span], device: torch.device) -> PagedSteps | None:
         """Have every span attend by itself."""

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
     from sllm.runtime.batch import Batch, Span
     from sllm.runtime.cache.memory import CacheMemory
+    from sllm.runtime.kernels.operands import Rotation
     from sllm.runtime.layers.operations import Operations
     from sllm.runtime.layers.paged_steps import PagedSteps
-    from sllm.runtime.layers.rope import Rotation
 
 
 @dataclass(slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,34 +14,12 @@ from sllm.runtime.config.rope import (
     RopeConfig,
     YarnScaling,
 )
+from sllm.runtime.kernels.operands import Rotation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sllm.runtime.batch import Span
-
-
-@dataclass(frozen=True, slots=True)
-class Rotation:
-    """Cosines and sines of each token of a batch: (tokens, rotated / 2)."""
-
-    cos: torch.Tensor
-    sin: torch.Tensor
-    interleaved: bool
-
-    def apply(self, x: torch.Tensor) -> torch.Tensor:
-        """Rotate (tokens, heads, head_dim); dimensions beyond the rotated ones pass."""
-        width = 2 * self.cos.shape[-1]
-        cos, sin = self.cos.unsqueeze(1), self.sin.unsqueeze(1)
-        turned, rest = x[..., :width], x[..., width:]
-        if self.interleaved:
-            first, second = turned[..., 0::2], turned[..., 1::2]
-            pairs = (first * cos - second * sin, second * cos + first * sin)
-            rotated = torch.stack(pairs, dim=-1).flatten(-2)
-        else:
-            first, second = turned.chunk(2, dim=-1)
-            rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-        return torch.cat((rotated, rest), dim=-1) if rest.shape[-1] else rotated
 
 
 class Rope:

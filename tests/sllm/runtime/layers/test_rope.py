@@ -10,7 +10,8 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from sllm.runtime.config.families import parse_config
-from sllm.runtime.layers.rope import Rotation, attention_scale, frequencies
+from sllm.runtime.kernels.operands import Rotation
+from sllm.runtime.layers.rope import attention_scale, frequencies
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
 PARAMETERS: list[dict[str, Any]] = [
