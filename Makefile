@@ -49,7 +49,7 @@ test-gpu: $(NATIVE) ## Run the tests that need a CUDA device
 soak: $(NATIVE) ## Load 2,000 times while clients are killed at random
 	nice $(PYTEST) -m soak $(TESTS)
 
-test-clients: $(NATIVE) build/clients-venv/.made ## Ask a server with SmolLM2 as clients of others ask
+test-clients: $(NATIVE) build/clients-venv/.made ## Ask a server with SmolLM2 as clients of others ask, and at random
 	$(BIN)/python examples/fetch_smollm2.py
 	GDSLLM_PYTHON=$(CURDIR)/$(BIN)/python build/clients-venv/bin/python -m pytest -W ignore \
 		--confcutdir=tests/clients -m clients tests/clients

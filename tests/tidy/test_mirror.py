@@ -35,6 +35,8 @@ TESTED_THROUGH = {
     "sllm/gateway/embedding.py": "gateway/openai/test_embeddings.py",
     "sllm/gateway/failures.py": "gateway/test_app.py",
     "sllm/gateway/metrics.py": "gateway/test_app.py",
+    "sllm/gateway/ollama/answers.py": "gateway/test_declared.py",
+    "sllm/gateway/openai/answers.py": "gateway/test_declared.py",
     "sllm/gateway/ollama/bodies.py": "gateway/ollama/test_generation.py",
     "sllm/gateway/openai/bodies.py": "gateway/openai/test_chat.py",
     "sllm/gateway/openai/response_bodies.py": "gateway/openai/test_responses.py",

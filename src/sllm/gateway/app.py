@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from sllm.core.errors import ServingError
 from sllm.gateway import chat_page
 from sllm.gateway.access import Guard, JsonBodies
 from sllm.gateway.backing import open_here
 from sllm.gateway.counting import Counting
+from sllm.gateway.declared import answering
 from sllm.gateway.failures import Failure, describe
 from sllm.gateway.host import ModelHost
 from sllm.gateway.metrics import GatewayMetrics
@@ -51,6 +53,13 @@ _GROUPS = (
 
 log = logging.getLogger(__name__)
 own = APIRouter()
+
+
+class Health(BaseModel):
+    """GET /health."""
+
+    status: Literal["ok"]
+    models: list[str]
 
 
 def create_app(library: Library, settings: Settings, backing: Backing | None = None) -> FastAPI:
@@ -85,14 +94,14 @@ def create_app(library: Library, settings: Settings, backing: Backing | None = N
     return app
 
 
-@own.get("/health")
+@own.get("/health", responses=answering(Health))
 async def tell_health(here: Here) -> Response:
     """Answer at once; the server lives. Models that are loaded, by name."""
     models = [resident.loaded.model.name for resident in here.host.residents()]
     return JSONResponse({"status": "ok", "models": models})
 
 
-@own.get("/metrics")
+@own.get("/metrics", response_class=PlainTextResponse)
 async def tell_metrics(here: Here) -> Response:
     """Return Prometheus metrics."""
     return Response(generate_latest(here.metrics.registry), media_type=CONTENT_TYPE_LATEST)

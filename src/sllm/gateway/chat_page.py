@@ -28,7 +28,7 @@ routes = APIRouter()
 
 
 @routes.head("/", include_in_schema=False)
-@routes.get("/")
+@routes.get("/", include_in_schema=False)
 async def greet(accept: Annotated[str, Header()] = "") -> Response:
     """Return the page to a browser, and to others the words that Ollama's clients look for."""
     if "text/html" in accept:
@@ -36,7 +36,7 @@ async def greet(accept: Annotated[str, Header()] = "") -> Response:
     return PlainTextResponse(GREETING, headers={"Vary": "Accept"})
 
 
-@routes.get(PAGE_PREFIX + "{name}")
+@routes.get(PAGE_PREFIX + "{name}", include_in_schema=False)
 async def send_part(name: str) -> Response:
     """Return what the page consists of besides itself."""
     if name not in _TYPES:

@@ -12,6 +12,8 @@ from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
 from sllm.core.errors import InvalidRequestError
+from sllm.gateway.declared import answering, failing
+from sllm.gateway.ollama.answers import Failed, RunningModels, Shown, Status, Tags, Version
 from sllm.gateway.ollama.bodies import Name, Named
 from sllm.gateway.service import Here  # noqa: TC001 - FastAPI reads the annotation.
 from sllm.gateway.streams import NDJSON, line
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 FOR_EVER = timedelta(days=365 * 100)  # No client of Ollama's knows a model without an end.
 _UNITS = ((1_000_000_000, "B"), (1_000_000, "M"), (1000, "K"))
 
-routes = APIRouter()
+routes = APIRouter(responses=failing(Failed))
 
 
 class CopyBody(BaseModel):
@@ -63,14 +65,14 @@ class CreateBody(Named):
 
 
 @routes.head("/api/version", include_in_schema=False)
-@routes.get("/api/version")
+@routes.get("/api/version", responses=answering(Version))
 async def tell_version() -> Response:
     """Return this package's version."""
     return JSONResponse({"version": version("serverless-llm")})
 
 
 @routes.head("/api/tags", include_in_schema=False)
-@routes.get("/api/tags")
+@routes.get("/api/tags", responses=answering(Tags))
 async def list_tags(here: Here) -> Response:
     """Return every model of this machine."""
     models = await asyncio.to_thread(here.library.list)
@@ -82,13 +84,13 @@ async def list_tags(here: Here) -> Response:
 
 
 @routes.head("/api/ps", include_in_schema=False)
-@routes.get("/api/ps")
+@routes.get("/api/ps", responses=answering(RunningModels))
 async def list_loaded(here: Here) -> Response:
     """Return the models that are loaded, and until when."""
     return JSONResponse({"models": [_resident(one) for one in here.host.residents()]})
 
 
-@routes.post("/api/show")
+@routes.post("/api/show", responses=answering(Shown))
 async def show(body: ShowBody, here: Here) -> Response:
     """Return all that is known of a model."""
     model = await here.find(body.model)
@@ -114,14 +116,14 @@ async def show(body: ShowBody, here: Here) -> Response:
     )
 
 
-@routes.post("/api/copy")
+@routes.post("/api/copy", response_class=Response)
 async def copy(body: CopyBody, here: Here) -> Response:
     """Give a model a second name."""
     await asyncio.to_thread(here.library.copy, body.source, body.destination)
     return Response()
 
 
-@routes.delete("/api/delete")
+@routes.delete("/api/delete", response_class=Response)
 async def delete(body: Named, here: Here) -> Response:
     """Forget a model; who has it loaded keeps it until the end of the request."""
     model = await here.find(body.model)
@@ -130,7 +132,7 @@ async def delete(body: Named, here: Here) -> Response:
     return Response()
 
 
-@routes.post("/api/create")
+@routes.post("/api/create", responses=answering(Status, stream=NDJSON))
 async def create(body: CreateBody, here: Here) -> Response:
     """Make a model out of another one, with other settings."""
     if not body.from_ or body.files or body.adapters or body.quantize:
@@ -161,7 +163,7 @@ async def push(_body: Named) -> Response:
     raise InvalidRequestError("push: models are not published from here; share their files instead")
 
 
-@routes.head("/api/blobs/{digest}")
+@routes.head("/api/blobs/{digest}", include_in_schema=False)
 async def find_blob() -> Response:
     """Say that there is none: models are made from names and paths."""
     return Response(status_code=404)

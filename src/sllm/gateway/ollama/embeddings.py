@@ -8,16 +8,18 @@ from fastapi import APIRouter
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotation.
 from starlette.responses import JSONResponse, Response
 
+from sllm.gateway.declared import answering, failing
 from sllm.gateway.embedding import Embedding, embed
+from sllm.gateway.ollama.answers import Failed, Vector, Vectors
 from sllm.gateway.ollama.bodies import EmbedBody, EmbeddingsBody  # noqa: TC001 - FastAPI reads them.
 from sllm.gateway.ollama.generation import NS_PER_S
 from sllm.gateway.service import Here  # noqa: TC001 - FastAPI reads the annotation.
 from sllm.gateway.streams import unless_gone
 
-routes = APIRouter()
+routes = APIRouter(responses=failing(Failed))
 
 
-@routes.post("/api/embed")
+@routes.post("/api/embed", responses=answering(Vectors))
 async def make_vectors(body: EmbedBody, request: Request, here: Here) -> Response:
     """Return a vector for each text."""
     began_s = time.monotonic()
@@ -40,7 +42,7 @@ async def make_vectors(body: EmbedBody, request: Request, here: Here) -> Respons
     )
 
 
-@routes.post("/api/embeddings")
+@routes.post("/api/embeddings", responses=answering(Vector))
 async def make_vector(body: EmbeddingsBody, request: Request, here: Here) -> Response:
     """Return the vector of one text; none for an empty one."""
     inputs = [body.prompt] if body.prompt else []

@@ -11,7 +11,9 @@ from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annota
 from starlette.responses import JSONResponse, Response
 
 from sllm.gateway.asking import collect
+from sllm.gateway.declared import answering, failing
 from sllm.gateway.failures import describe
+from sllm.gateway.ollama.answers import Chatted, Failed, Generated
 from sllm.gateway.ollama.bodies import ChatBody, GenerateBody
 from sllm.gateway.service import Here  # noqa: TC001 - FastAPI reads the annotation.
 from sllm.gateway.shapes import ollama_error
@@ -28,16 +30,16 @@ if TYPE_CHECKING:
 Body = GenerateBody | ChatBody
 NS_PER_S = 1_000_000_000
 
-routes = APIRouter()
+routes = APIRouter(responses=failing(Failed))
 
 
-@routes.post("/api/generate")
+@routes.post("/api/generate", responses=answering(Generated, stream=NDJSON))
 async def generate(body: GenerateBody, request: Request, here: Here) -> Response:
     """Return what the model says to a prompt; an empty one loads it, or unloads it."""
     return await _answer(body, request, here)
 
 
-@routes.post("/api/chat")
+@routes.post("/api/chat", responses=answering(Chatted, stream=NDJSON))
 async def chat(body: ChatBody, request: Request, here: Here) -> Response:
     """Return a conversation's next message; no messages load the model, or unload it."""
     return await _answer(body, request, here)

@@ -11,7 +11,9 @@ from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annota
 from starlette.responses import JSONResponse, Response
 
 from sllm.core.errors import EngineClosedError, QueueFullError
+from sllm.gateway.declared import answering, failing
 from sllm.gateway.failures import describe
+from sllm.gateway.ollama.answers import Failed, Status
 from sllm.gateway.ollama.bodies import Named
 from sllm.gateway.service import Here  # noqa: TC001 - FastAPI reads the annotation.
 from sllm.gateway.shapes import ollama_error
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 PULLS_MAX = 4
 _RETRY_AFTER_S = 30.0
 
-routes = APIRouter()
+routes = APIRouter(responses=failing(Failed))
 _places = threading.BoundedSemaphore(PULLS_MAX)
 
 
@@ -99,7 +101,7 @@ class _Pull:
             self._loop.call_soon_threadsafe(self._news.set)
 
 
-@routes.post("/api/pull")
+@routes.post("/api/pull", responses=answering(Status, stream=NDJSON))
 async def pull(body: PullBody, request: Request, here: Here) -> Response:
     """Fetch a model."""
     pulling = _Pull(here.library, body.model)

@@ -13,7 +13,9 @@ from starlette.responses import JSONResponse, Response
 
 from sllm.core.requests import Finish
 from sllm.gateway.asking import collect
+from sllm.gateway.declared import answering, failing
 from sllm.gateway.failures import describe
+from sllm.gateway.openai.answers import ChatCompletion, Failed
 from sllm.gateway.openai.bodies import ChatBody  # noqa: TC001 - FastAPI reads the annotation.
 from sllm.gateway.service import Here  # noqa: TC001 - FastAPI reads the annotation.
 from sllm.gateway.shapes import openai_error
@@ -27,10 +29,10 @@ if TYPE_CHECKING:
     from sllm.text.parser import Part
     from sllm.text.stream import TokenReport
 
-routes = APIRouter()
+routes = APIRouter(responses=failing(Failed))
 
 
-@routes.post("/v1/chat/completions")
+@routes.post("/v1/chat/completions", responses=answering(ChatCompletion, stream=SSE))
 async def complete_chat(body: ChatBody, request: Request, here: Here) -> Response:
     """Return an answer to a conversation."""
     work = here.ask([body.asked()], logprobs=body.wanted_logprobs, count=body.n or 1)

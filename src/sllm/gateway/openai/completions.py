@@ -11,7 +11,9 @@ from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annota
 from starlette.responses import JSONResponse, Response
 
 from sllm.gateway.asking import collect
+from sllm.gateway.declared import answering, failing
 from sllm.gateway.failures import describe
+from sllm.gateway.openai.answers import Completion, Failed
 from sllm.gateway.openai.bodies import CompletionBody  # noqa: TC001 - FastAPI reads it.
 from sllm.gateway.openai.chat import usage
 from sllm.gateway.service import Here  # noqa: TC001 - FastAPI reads the annotation.
@@ -25,10 +27,10 @@ if TYPE_CHECKING:
     from sllm.gateway.asking import Asking, Ending
     from sllm.text.stream import TokenReport
 
-routes = APIRouter()
+routes = APIRouter(responses=failing(Failed))
 
 
-@routes.post("/v1/completions")
+@routes.post("/v1/completions", responses=answering(Completion, stream=SSE))
 async def complete(body: CompletionBody, request: Request, here: Here) -> Response:
     """Return what follows each prompt."""
     asked = body.asked()

@@ -11,12 +11,14 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotation.
 from starlette.responses import JSONResponse, Response
 
+from sllm.gateway.declared import answering, failing
 from sllm.gateway.embedding import Embedding, embed
+from sllm.gateway.openai.answers import Embeddings, Failed
 from sllm.gateway.openai.bodies import Ids  # noqa: TC001 - pydantic reads the annotation.
 from sllm.gateway.service import Here  # noqa: TC001 - FastAPI reads the annotation.
 from sllm.gateway.streams import unless_gone
 
-routes = APIRouter()
+routes = APIRouter(responses=failing(Failed))
 
 
 class EmbeddingsBody(BaseModel):
@@ -36,7 +38,7 @@ class EmbeddingsBody(BaseModel):
         )
 
 
-@routes.post("/v1/embeddings")
+@routes.post("/v1/embeddings", responses=answering(Embeddings))
 async def make_embeddings(body: EmbeddingsBody, request: Request, here: Here) -> Response:
     """Return a vector for each text."""
     found = await unless_gone(request, embed(here.host, body.wanted()))

@@ -12,7 +12,9 @@ from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annota
 from starlette.responses import JSONResponse, Response
 
 from sllm.core.requests import Finish
+from sllm.gateway.declared import answering, failing
 from sllm.gateway.failures import describe
+from sllm.gateway.openai import answers
 from sllm.gateway.openai.response_bodies import (
     ResponseBody,  # noqa: TC001 - FastAPI reads the annotation.
 )
@@ -26,10 +28,10 @@ if TYPE_CHECKING:
     from sllm.gateway.asking import Asking, Ending
     from sllm.gateway.openai.response_items import Event
 
-routes = APIRouter()
+routes = APIRouter(responses=failing(answers.Failed))
 
 
-@routes.post("/v1/responses")
+@routes.post("/v1/responses", responses=answering(answers.Response, stream=SSE))
 async def respond_to(body: ResponseBody, request: Request, here: Here) -> Response:
     """Return an answer to a conversation."""
     asking = await unless_gone(request, here.ask([body.asked()]))
