@@ -22,6 +22,7 @@ SUITE: dict[str, list[str]] = {
     "codec_rate": [],
     "kernels": [],
     "decode_gpu": [],
+    "warm_start": [],
     "links": [],
     "estimates": [],
 }
@@ -33,6 +34,7 @@ SMALL: dict[str, list[str]] = {
     "links": ["--small", "--size", "64MB", "--coded-size", "8MB", "--pool", "256MB", "--runs", "1"],
     "kernels": ["--small"],
     "decode_gpu": ["--small"],
+    "warm_start": ["--small", "--runs", "1"],
     "codec_rate": ["--size", "8MB", "--threads", "1", "--runs", "1"],
 }
 GPUS_MIN = {"links": 2}

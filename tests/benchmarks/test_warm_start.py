@@ -1,0 +1,29 @@
+"""A second process is timed from nothing to a token, stage by stage, also without a GPU."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from benchmarks import warm_start
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_stages_of_each_process_are_told(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    options = ["--small", "--runs", "1", "--device", "cpu"]
+    warm_start.main(["--work", str(tmp_path), "--out", str(out), *options])
+    found = json.loads(out.read_text())
+    kinds = [row["process"] for row in found["rows"]]
+    assert kinds == ["uncounted", "second process", "first process"]
+    for row in found["rows"]:
+        stages = row["stages"]
+        assert {"import torch", "open: checkpoint", "open: weights", "first token"} <= set(stages)
+        assert 0 < stages["open: weights"] < stages["open"] < row["first_token_s"]
+    assert found["second_process_s"] == found["rows"][1]["first_token_s"]
+    assert not list(tmp_path.glob("*.gguf")), "it cleans up"
