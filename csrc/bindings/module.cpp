@@ -515,5 +515,6 @@ NB_MODULE(_C, module) {
   bind_devices(module);
   sllm::bindings::bind_codec(module);
   sllm::bindings::bind_products(module);
+  sllm::bindings::bind_layer(module);
   module.def("probe", &probe, "path"_a);
 }

@@ -20,17 +20,49 @@ using namespace nb::literals;
 namespace sllm::bindings {
 namespace {
 
+constexpr std::size_t kThreadsMax = 256;
+// What no product of counts below it overflows at.
+constexpr std::size_t kCountMax = std::size_t{1} << 31;
+
+}  // namespace
+
+std::size_t checked_count(std::int64_t count) {
+  if (count < 0 || static_cast<std::size_t>(count) >= kCountMax) {
+    throw std::invalid_argument(std::to_string(count) + " is no count of rows, columns or tokens");
+  }
+  return static_cast<std::size_t>(count);
+}
+
+std::byte* exact_memory(const Memory& memory, std::size_t expected, const char* what) {
+  const auto& [address, size] = memory;
+  std::byte* start = checked_memory(address, size);
+  if (checked_size(size) != expected) {
+    throw std::invalid_argument(std::string(what) + " has " + std::to_string(size) +
+                                " bytes, and " + std::to_string(expected) + " are needed");
+  }
+  return start;
+}
+
+std::size_t checked_threads(std::int64_t threads) {
+  if (threads < 1 || static_cast<std::size_t>(threads) > kThreadsMax) {
+    throw std::invalid_argument(std::to_string(threads) + " is no count of threads");
+  }
+  return static_cast<std::size_t>(threads);
+}
+
+float* exact_floats(const Memory& memory, std::size_t count, const char* what) {
+  return reinterpret_cast<float*>(exact_memory(memory, count * sizeof(float), what));
+}
+
+namespace {
+
 using products::Format;
 using products::RowKernel;
 using products::RowMatrix;
 using products::ScaleType;
-using Memory = std::tuple<std::int64_t, std::int64_t>;  // address and size
 using ReleaseGil = nb::call_guard<nb::gil_scoped_release>;
 
-constexpr std::size_t kThreadsMax = 256;
 constexpr std::size_t kScales = 2;  // affine's: scales and biases
-// What no product of counts below it overflows at.
-constexpr std::size_t kCountMax = std::size_t{1} << 31;
 
 const std::map<std::string, Format> kFormats{
     {"Q4_0", Format::kQ4_0},          {"Q4_1", Format::kQ4_1},
@@ -52,24 +84,6 @@ Value find(const std::map<std::string, Value>& values, const std::string& name) 
   return found->second;
 }
 
-std::size_t checked_count(std::int64_t count) {
-  if (count < 0 || static_cast<std::size_t>(count) >= kCountMax) {
-    throw std::invalid_argument(std::to_string(count) + " is no count of rows, columns or tokens");
-  }
-  return static_cast<std::size_t>(count);
-}
-
-// The start of memory that has room for exactly so many bytes.
-std::byte* exact_memory(const Memory& memory, std::size_t expected, const char* what) {
-  const auto& [address, size] = memory;
-  std::byte* start = checked_memory(address, size);
-  if (checked_size(size) != expected) {
-    throw std::invalid_argument(std::string(what) + " has " + std::to_string(size) +
-                                " bytes, and " + std::to_string(expected) + " are needed");
-  }
-  return start;
-}
-
 const std::uint8_t* exact_bytes(const Memory& memory, std::size_t expected, const char* what) {
   return reinterpret_cast<const std::uint8_t*>(exact_memory(memory, expected, what));
 }
@@ -82,11 +96,6 @@ const RowKernel& find_kernel(const std::string& instructions) {
   }
   throw std::invalid_argument("this processor has no " + instructions);
 }
-
-struct StoredRows {
-  RowMatrix matrix;
-  const RowKernel* kernel;
-};
 
 StoredRows stored_rows(const std::string& format, std::int64_t rows, std::int64_t columns,
                        const Memory& data, const std::string& instructions) {
@@ -127,13 +136,6 @@ StoredRows affine_rows(std::int64_t rows, std::int64_t columns, std::int64_t gro
   return made;
 }
 
-std::size_t checked_threads(std::int64_t threads) {
-  if (threads < 1 || static_cast<std::size_t>(threads) > kThreadsMax) {
-    throw std::invalid_argument(std::to_string(threads) + " is no count of threads");
-  }
-  return static_cast<std::size_t>(threads);
-}
-
 void multiply(const StoredRows& self, const Memory& x, std::int64_t tokens, const Memory& out,
               std::int64_t threads) {
   const RowMatrix& matrix = self.matrix;
@@ -171,17 +173,14 @@ void attend(const Memory& query, const std::vector<Memory>& cache, const Memory&
       attention.heads % attention.kv_heads != 0 || attention.width % 16 != 0 || cache.size() != 2) {
     throw std::invalid_argument("these are no heads that attend");
   }
-  const std::size_t query_bytes = attention.heads * attention.width * sizeof(float);
-  const std::size_t place_bytes = attention.kv_heads * attention.width * sizeof(float);
-  const std::size_t known = checked_size(std::get<1>(cache[0])) / place_bytes;
+  const std::size_t query_numbers = attention.heads * attention.width;
+  const std::size_t place_numbers = attention.kv_heads * attention.width;
+  const std::size_t known = checked_size(std::get<1>(cache[0])) / (place_numbers * sizeof(float));
   attention.count = checked_size(std::get<1>(places)) / sizeof(std::int64_t);
-  const auto floats = [](const Memory& memory, std::size_t size, const char* what) {
-    return reinterpret_cast<float*>(exact_memory(memory, size, what));
-  };
-  attention.query = floats(query, query_bytes, "the query");
-  attention.out = floats(out, query_bytes, "the result");
-  attention.keys = floats(cache[0], known * place_bytes, "the keys");
-  attention.values = floats(cache[1], known * place_bytes, "the values");
+  attention.query = exact_floats(query, query_numbers, "the query");
+  attention.out = exact_floats(out, query_numbers, "the result");
+  attention.keys = exact_floats(cache[0], known * place_numbers, "the keys");
+  attention.values = exact_floats(cache[1], known * place_numbers, "the values");
   attention.places = reinterpret_cast<const std::int64_t*>(
       exact_bytes(places, attention.count * sizeof(std::int64_t), "the places"));
   for (std::size_t i = 0; i < attention.count; ++i) {

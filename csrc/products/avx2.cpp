@@ -133,7 +133,7 @@ struct Lanes {
 }  // namespace
 
 const RowKernel& avx2_kernel() {
-  static const RowKernel kernel{"avx2", multiply_range, decode_one, attend_head};
+  static const RowKernel kernel{"avx2", multiply_range, decode_one, attend_head, normalise_token};
   return kernel;
 }
 

@@ -118,7 +118,7 @@ struct Lanes {
 }  // namespace
 
 const RowKernel& avx512_kernel() {
-  static const RowKernel kernel{"avx512", multiply_range, decode_one, attend_head};
+  static const RowKernel kernel{"avx512", multiply_range, decode_one, attend_head, normalise_token};
   return kernel;
 }
 

@@ -1,63 +1,51 @@
 #include <algorithm>
+#include <span>
 #include <vector>
 
+#include "products/parts.hpp"
 #include "products/rows.hpp"
-#include "products/thread_pool.hpp"
 
 namespace sllm::products {
-namespace {
-
-constexpr std::size_t kTileRows = 4;
-constexpr std::size_t kPartsPerThread = 4;
-// Below so many products of numbers, another thread costs more than it does.
-constexpr std::size_t kPartProducts = 32 << 10;
-
-struct Job {
-  const RowKernel& kernel;
-  const RowMatrix& matrix;
-  const Operands& operands;
-  std::size_t part_rows;
-};
-
-void run_part(const void* context, std::size_t item) {
-  const Job& job = *static_cast<const Job*>(context);
-  const std::size_t first = item * job.part_rows;
-  const std::size_t last = std::min(first + job.part_rows, job.matrix.rows);
-  job.kernel.multiply(job.matrix, {first, last}, job.operands);
+void multiply_all(const RowKernel& kernel, std::span<const Product> products, std::size_t threads) {
+  std::size_t rows = 0;
+  for (const Product& product : products) rows += product.matrix.rows;
+  const Product& any = products.front();
+  if (rows == 0 || any.operands.tokens == 0) return;
+  const std::size_t row_products = any.matrix.columns * any.operands.tokens;
+  const std::size_t part_rows = rows_of_part(rows, row_products, threads);
+  std::size_t parts = 0;
+  for (const Product& product : products) parts += divide_up(product.matrix.rows, part_rows);
+  for_each_item(parts, threads, [&](std::size_t part) {
+    const Product* product = products.data();
+    for (std::size_t own = 0;; ++product, part -= own) {
+      own = divide_up(product->matrix.rows, part_rows);
+      if (part < own) break;
+    }
+    const std::size_t first = part * part_rows;
+    const std::size_t last = std::min(first + part_rows, product->matrix.rows);
+    kernel.multiply(product->matrix, {first, last}, product->operands);
+  });
 }
-
-struct Heads {
-  const RowKernel& kernel;
-  const Attention& attention;
-};
-
-void run_head(const void* context, std::size_t item) {
-  const Heads& heads = *static_cast<const Heads*>(context);
-  heads.kernel.attend(heads.attention, item);
-}
-
-std::size_t divide_up(std::size_t number, std::size_t by) {
-  return (number + by - 1) / by;
-}
-
-}  // namespace
 
 void multiply(const RowKernel& kernel, const RowMatrix& matrix, const Operands& operands,
               std::size_t threads) {
-  if (matrix.rows == 0 || operands.tokens == 0) return;
-  const std::size_t worth = divide_up(kPartProducts, matrix.columns * operands.tokens);
-  const std::size_t fair = divide_up(matrix.rows, threads * kPartsPerThread);
-  const std::size_t part_rows = divide_up(std::max(worth, fair), kTileRows) * kTileRows;
-  const Job job{kernel, matrix, operands, part_rows};
-  ThreadPool::instance().run({run_part, &job, divide_up(matrix.rows, part_rows)}, threads);
+  const Product product{matrix, operands};
+  multiply_all(kernel, {&product, 1}, threads);
+}
+
+void attend_all(const RowKernel& kernel, std::span<const Attention> tokens, std::size_t threads) {
+  if (tokens.empty()) return;
+  std::size_t places = 0;
+  for (const Attention& token : tokens) places += token.count;
+  const std::size_t heads = tokens.front().heads;
+  const std::size_t products = places * heads * tokens.front().width;
+  const std::size_t worth = std::max<std::size_t>(products / kPartProducts, 1);
+  for_each_item(tokens.size() * heads, std::min(worth, threads),
+                [&](std::size_t item) { kernel.attend(tokens[item / heads], item % heads); });
 }
 
 void attend(const RowKernel& kernel, const Attention& attention, std::size_t threads) {
-  if (attention.count == 0) return;
-  const Heads heads{kernel, attention};
-  const std::size_t products = attention.count * attention.heads * attention.width;
-  const std::size_t worth = std::max<std::size_t>(products / kPartProducts, 1);
-  ThreadPool::instance().run({run_head, &heads, attention.heads}, std::min(worth, threads));
+  if (attention.count != 0) attend_all(kernel, {&attention, 1}, threads);
 }
 
 BlockShape block_shape(Format format) {

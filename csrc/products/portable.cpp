@@ -116,7 +116,8 @@ struct Lanes {
 }  // namespace
 
 const RowKernel& portable_kernel() {
-  static const RowKernel kernel{"portable", multiply_range, decode_one, attend_head};
+  static const RowKernel kernel{"portable", multiply_range, decode_one, attend_head,
+                                normalise_token};
   return kernel;
 }
 

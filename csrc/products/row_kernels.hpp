@@ -290,3 +290,14 @@ void attend_head(const Attention& attention, std::size_t head) {
                  Lanes::multiply(sum, Lanes::broadcast(1.0F / total)));
   }
 }
+
+// The normalised number is rounded before it meets the weight, as PyTorch's is.
+void normalise_token(const Norm& norm, const float* x, float* out) {
+  const float squares = multiply_vectors(x, x, norm.count);
+  const float mean = squares / static_cast<float>(norm.count);
+  const Floats scale = Lanes::broadcast(1.0F / std::sqrt(mean + norm.epsilon));
+  for (std::size_t at = 0; at < norm.count; at += kChunk) {
+    const Floats normalised = Lanes::multiply(Lanes::load(x + at), scale);
+    Lanes::store(out + at, Lanes::multiply(Lanes::load(norm.weight + at), normalised));
+  }
+}

@@ -62,6 +62,13 @@ struct Attention {
   float* out;
 };
 
+// x / rms(x) * weight over `count` numbers, a multiple of 16.
+struct Norm {
+  const float* weight;
+  std::size_t count;
+  float epsilon;
+};
+
 // One way to compute. All of them sum in the same order with the same rounding: column c goes to
 // the sum c % 16, from the first to the last, and the sixteen sums are added in a tree. So a result
 // depends on its row and its token alone: not on who else is in the call, nor on the processor.
@@ -70,6 +77,7 @@ struct RowKernel {
   void (*multiply)(const RowMatrix& matrix, RowRange range, const Operands& operands);
   void (*decode)(const RowMatrix& matrix, std::size_t row, float* out);
   void (*attend)(const Attention& attention, std::size_t head);
+  void (*normalise)(const Norm& norm, const float* x, float* out);
 };
 
 // The kernels that this processor can run, the fastest first. The last one is portable.

@@ -23,7 +23,7 @@ Memory = tuple[int, int]
 """An address, and a size in bytes. Whoever gives it keeps it alive while it is used."""
 
 WIDTHS = 16
-"""What the width of a head that attends is a multiple of."""
+"""What the width of a head that attends, or of a layer's states, is a multiple of."""
 
 
 class Rows(Protocol):

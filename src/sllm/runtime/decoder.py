@@ -15,6 +15,7 @@ from sllm.runtime.kernels.operands import Norm
 from sllm.runtime.layers.attention import Attention
 from sllm.runtime.layers.delta import GatedDelta
 from sllm.runtime.layers.experts import Experts
+from sllm.runtime.layers.host_layer import HostLayers
 from sllm.runtime.layers.mlp import Mlp
 from sllm.runtime.layers.operations import operations_on
 from sllm.runtime.layers.passage import Passage
@@ -54,6 +55,8 @@ class Decoder:
         self._rope = Rope(config.rope, self.device)
         self._mixers = [_mixer(layer, config, i) for i, layer in enumerate(config.layers)]
         self._mlps = [_mlp(layer) for layer in config.layers]
+        native = dtype == torch.float32 and self.device.type == "cpu"
+        self._host = HostLayers(config) if native else None
 
     @torch.inference_mode()
     def forward(self, batch: Batch, memory: CacheMemory) -> torch.Tensor:
@@ -80,28 +83,44 @@ class Decoder:
         x, added = self._through_layers(x, passage)
         for span in batch.spans:
             span.sequence.length = span.end
-        x, added = (part.index_select(0, batch.outputs) for part in (x, added))
-        return self._operations.add_normalised(x, added, self._norm(ends, "norm"))[1]
+        x = x.index_select(0, batch.outputs)
+        added = None if added is None else added.index_select(0, batch.outputs)
+        return self._join(x, added, self._norm(ends, "norm"))[1]
 
     def _through_layers(
         self, x: torch.Tensor, passage: Passage
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the residual stream before what the last layer adds to it, and that."""
-        add_normalised = self._operations.add_normalised
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the residual stream, and what is still to be added to it."""
         added: torch.Tensor | None = None
-        for index, (mixer, mlp) in enumerate(zip(self._mixers, self._mlps, strict=True)):
+        for index in range(len(self._mixers)):
             with self._source.layer(index) as weights:
-                norm = self._norm(weights, "input_layernorm")
-                if added is None:
-                    normed = self._operations.normalise(x, norm)
+                native = None if self._host is None else self._host.find(index, weights)
+                if native is None:
+                    x, added = self._through_layer(index, (x, added), weights, passage)
                 else:
-                    x, normed = add_normalised(x, added, norm)
-                added = mixer(normed, weights, passage)
-                norm = self._norm(weights, "post_attention_layernorm")
-                x, normed = add_normalised(x, added, norm)
-                added = mlp(normed, weights, passage)
-        assert added is not None, "a model has layers"
+                    x, added = native(x if added is None else x + added, passage), None
         return x, added
+
+    def _through_layer(
+        self,
+        index: int,
+        state: tuple[torch.Tensor, torch.Tensor | None],
+        weights: Weights,
+        passage: Passage,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the residual stream before what the layer's second half adds to it, and that."""
+        x, normed = self._join(*state, self._norm(weights, "input_layernorm"))
+        added = self._mixers[index](normed, weights, passage)
+        x, normed = self._join(x, added, self._norm(weights, "post_attention_layernorm"))
+        return x, self._mlps[index](normed, weights, passage)
+
+    def _join(
+        self, x: torch.Tensor, added: torch.Tensor | None, norm: Norm
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the residual stream with what is added to it, and that normalised."""
+        if added is None:
+            return x, self._operations.normalise(x, norm)
+        return self._operations.add_normalised(x, added, norm)
 
     def _norm(self, weights: Weights, name: str) -> Norm:
         return Norm(

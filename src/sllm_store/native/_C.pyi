@@ -1,6 +1,6 @@
 """Native I/O core of sllm_store. Every call that blocks runs without the GIL."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 class NativeError(OSError):
@@ -233,6 +233,51 @@ class StoredRows:
         number depends on its row and its token alone, in every bit."""
     def decode(self, rows: tuple[int, int], out: tuple[int, int]) -> None:
         """Write some rows as float32; `rows` are their numbers, as int64."""
+
+@final
+class DecoderLayer:
+    """A layer's attention and gated MLP over float32 states. It does not keep the weights' memory.
+
+    Memory is (address, size in bytes). ValueError for a size that does not fit.
+    """
+
+    @staticmethod
+    def of(
+        matrices: Mapping[str, StoredRows],
+        vectors: Mapping[str, tuple[int, int]],
+        shape: Mapping[str, int],
+        *,
+        interleaved: bool,
+        epsilon: float,
+    ) -> DecoderLayer:
+        """matrices: query, key, value, output, gate, up, down. vectors: attention_norm, mlp_norm;
+        query_norm, key_norm and biases (query_bias, say) where there are some. shape: hidden,
+        heads, kv_heads, width, rotated, window (0 for none)."""
+    def begin(
+        self,
+        x: tuple[int, int],
+        *,
+        rotation: tuple[tuple[int, int], tuple[int, int]],
+        cache: tuple[tuple[int, int], tuple[int, int]],
+        written: tuple[int, int],
+        query: tuple[int, int],
+        threads: int,
+    ) -> None:
+        """Write rotated queries, and keys and values to the places `written` of the cache.
+        rotation: cosines and sines, (tokens, rotated / 2)."""
+    def attend(
+        self,
+        query: tuple[int, int],
+        cache: tuple[tuple[int, int], tuple[int, int]],
+        *,
+        spans: Sequence[tuple[int, int, tuple[int, int]]],
+        mixed: tuple[int, int],
+        threads: int,
+    ) -> None:
+        """Write what spans attend to; a span is its first row, how many it has, and all places it
+        sees, its own last."""
+    def finish(self, x: tuple[int, int], mixed: tuple[int, int], threads: int) -> None:
+        """Add what attention and MLP say to x."""
 
 @final
 class FileWriter:

@@ -25,7 +25,7 @@ class Attention:
     """The attention of one layer."""
 
     def __init__(self, config: AttentionConfig, model: ModelConfig, index: int) -> None:
-        self._config = config
+        self.config = config
         self._index = index
         self._epsilon = model.norm_epsilon
         self._offset = model.norm_offset
@@ -34,7 +34,7 @@ class Attention:
         """Return what attention adds to the residual stream; keys and values are kept."""
         memory = passage.memory.layers[self._index]
         assert isinstance(memory, AttentionMemory)
-        config = self._config
+        config = self.config
         query, gate = self._query(x, weights)
         key = weights.project("self_attn.k_proj", x).unflatten(-1, (config.kv_heads, -1))
         value = weights.project("self_attn.v_proj", x).unflatten(-1, (config.kv_heads, -1))
@@ -51,7 +51,7 @@ class Attention:
 
     def _mix(self, query: torch.Tensor, memory: AttentionMemory, passage: Passage) -> torch.Tensor:
         """Return (tokens, heads, head_dim) of every token over what its sequence has cached."""
-        window, steps, alone = self._config.window, passage.steps, passage.alone
+        window, steps, alone = self.config.window, passage.steps, passage.alone
         if steps is not None and not alone:
             return steps.attend(query, memory, window)
         mixed = torch.empty_like(query)
@@ -63,15 +63,13 @@ class Attention:
             if native and span.count == 1:
                 attend_token(query[span.rows], memory, places, mixed[span.rows])
                 continue
-            keys = memory.keys.index_select(0, places).to(query.dtype)
-            values = memory.values.index_select(0, places).to(query.dtype)
-            mixed[span.rows] = self._attend(query[span.rows], keys, values, span)
+            mixed[span.rows] = self.attend_span(query[span.rows], memory, places, span)
         return mixed
 
     def _query(self, x: torch.Tensor, weights: Weights) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return queries (tokens, heads, head_dim), and the gate (tokens, heads * head_dim)."""
-        query = weights.project("self_attn.q_proj", x).unflatten(-1, (self._config.heads, -1))
-        if not self._config.gated:
+        query = weights.project("self_attn.q_proj", x).unflatten(-1, (self.config.heads, -1))
+        if not self.config.gated:
             return query, None
         query, gate = query.chunk(2, dim=-1)
         return query, gate.flatten(-2)
@@ -87,23 +85,25 @@ class Attention:
         )
         return HeadNorms(query=query, key=key)
 
-    def _attend(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, span: Span
+    def attend_span(
+        self, query: torch.Tensor, memory: AttentionMemory, places: torch.Tensor, span: Span
     ) -> torch.Tensor:
-        """Return (tokens, heads, head_dim) of one span over what its sequence has cached."""
+        """Return (tokens, heads, head_dim) of one span over the places that it sees."""
+        keys = memory.keys.index_select(0, places).to(query.dtype)
+        values = memory.values.index_select(0, places).to(query.dtype)
         out = functional.scaled_dot_product_attention(
             query.transpose(0, 1).unsqueeze(0),
             keys.transpose(0, 1).unsqueeze(0),
             values.transpose(0, 1).unsqueeze(0),
             attn_mask=self._mask(span, len(keys), query.device),
             is_causal=self._is_plain(span, len(keys)),
-            enable_gqa=self._config.heads != self._config.kv_heads,
+            enable_gqa=self.config.heads != self.config.kv_heads,
         )
         return out.squeeze(0).transpose(0, 1)
 
     def _is_plain(self, span: Span, seen: int) -> bool:
         """Whether a span is a whole prompt within the window: causal, and nothing else."""
-        fits = self._config.window is None or span.end <= self._config.window
+        fits = self.config.window is None or span.end <= self.config.window
         return span.count > 1 and seen == span.count and fits
 
     def _mask(self, span: Span, seen: int, device: torch.device) -> torch.Tensor | None:
@@ -113,4 +113,4 @@ class Attention:
         at = torch.arange(span.start, span.end, device=device).unsqueeze(1)
         place = torch.arange(span.end - seen, span.end, device=device).unsqueeze(0)
         mask = place <= at
-        return mask if self._config.window is None else mask & (place > at - self._config.window)
+        return mask if self.config.window is None else mask & (place > at - self.config.window)

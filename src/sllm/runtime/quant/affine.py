@@ -64,6 +64,11 @@ class AffineQ4:
         """Words, scales and biases."""
         return self._words, self._scales, self._biases
 
+    @property
+    def host_rows(self) -> HostRows | None:
+        """Return what multiplies natively, if the matrix is where and what it should be."""
+        return self._host
+
     def linear(self, x: torch.Tensor) -> torch.Tensor:
         """Return x times the transpose."""
         return multiply_blockwise(x, self) if self._host is None else self._host.linear(x)

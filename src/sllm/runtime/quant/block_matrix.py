@@ -59,6 +59,11 @@ class BlockMatrix(ABC):
         """Bytes of all blocks."""
         return self.raw.numel()
 
+    @property
+    def host_rows(self) -> HostRows | None:
+        """Return what multiplies natively, if the matrix is where and what it should be."""
+        return self._host
+
     def linear(self, x: torch.Tensor) -> torch.Tensor:
         """Return x times the transpose."""
         return multiply_blockwise(x, self) if self._host is None else self._host.linear(x)

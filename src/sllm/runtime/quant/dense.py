@@ -33,6 +33,11 @@ class Dense:
         """Bytes of all elements."""
         return self.values.numel() * self.values.element_size()
 
+    @property
+    def host_rows(self) -> HostRows | None:
+        """Return what multiplies natively, if the matrix is where and what it should be."""
+        return self._host
+
     def linear(self, x: torch.Tensor) -> torch.Tensor:
         """Return x times the transpose."""
         if x.dtype == self.values.dtype:

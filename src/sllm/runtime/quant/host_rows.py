@@ -25,6 +25,11 @@ class HostRows:
         self._owners = owners
         self._count, self._columns = shape
 
+    @property
+    def rows(self) -> Rows:
+        """Return the matrix for native code; it is valid for as long as this lives."""
+        return self._rows
+
     def linear(self, x: torch.Tensor) -> torch.Tensor:
         """Return x times the transpose, in x's dtype."""
         wide = x.float().contiguous()
