@@ -42,6 +42,7 @@ TESTED_THROUGH = {
     "sllm/gateway/openai/response_bodies.py": "gateway/openai/test_responses.py",
     "sllm/gateway/openai/response_items.py": "gateway/openai/test_responses.py",
     "sllm/gateway/preparation.py": "gateway/openai/test_chat.py",
+    "sllm/gateway/said.py": "gateway/openai/test_responses.py",
     "sllm/gateway/service.py": "gateway/test_app.py",
     "sllm/gateway/streams.py": "gateway/openai/test_chat.py",
     "sllm/runtime/config/fields.py": "runtime/config/test_families.py",

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from sllm.core.errors import EngineClosedError, SlowClientError
@@ -19,6 +19,7 @@ from sllm.core.philox import SEED_MAX
 from sllm.core.requests import Finish
 from sllm.gateway.asked import Chat
 from sllm.gateway.preparation import prepare
+from sllm.gateway.said import SaidTokens
 from sllm.text.parser import Content, Thinking, ToolCall
 from sllm.text.stream import TextStream
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from sllm.gateway.host import Lease, ModelHost
     from sllm.gateway.preparation import Prepared
     from sllm.text.parser import Part
-    from sllm.text.stream import TokenReport
+    from sllm.text.stream import Shown, TokenReport
 
 WAITING_TOKENS_MAX = 8192
 
@@ -54,12 +55,25 @@ class Ending:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """What is new of one answer. ending: set with the last one."""
+    """What is new of one answer. ending: set with the last one.
+
+    logprobs: of all tokens that were asked for; said: of those, the ones of its contents.
+    """
 
     index: int
     parts: tuple[Part, ...]
     logprobs: tuple[TokenReport, ...]
+    said: tuple[TokenReport, ...]
     ending: Ending | None
+
+
+@dataclass(slots=True)
+class _News:
+    """What becomes a Delta."""
+
+    parts: list[Part] = field(default_factory=list)
+    logprobs: list[TokenReport] = field(default_factory=list)
+    said: list[TokenReport] = field(default_factory=list)
 
 
 class Answer:
@@ -88,6 +102,7 @@ class Answer:
         self._ids: list[int] = []
         self._cached = 0
         self._thought = 0
+        self._said = SaidTokens()
         self._began_s = time.monotonic()
         self._first_s: float | None = None
         self._ticket: Ticket | None = None
@@ -112,32 +127,33 @@ class Answer:
             )
         if not steps or self.ended:
             return None
-        parts: list[Part] = []
-        logprobs: list[TokenReport] = []
+        news = _News()
         finish = None
         for step in steps:
-            finish = self._read(step, parts, logprobs)
+            finish = self._read(step, news)
             if finish is not None:
                 break
         ending = None
         if finish is not None:
-            last = self._stream.flush()
-            parts += self._parse(last.text)
-            parts += self._noted(self._parser.flush() if self._parser else [])
-            logprobs += last.tokens
+            self._show(self._stream.flush(), news)
+            self._note(self._parser.flush() if self._parser else [], news)
             ending = self._end(finish)
-        return Delta(index=self.index, parts=tuple(parts), logprobs=tuple(logprobs), ending=ending)
+        return Delta(
+            index=self.index,
+            parts=tuple(news.parts),
+            logprobs=tuple(news.logprobs),
+            said=tuple(news.said),
+            ending=ending,
+        )
 
-    def _read(self, step: Step, parts: list[Part], logprobs: list[TokenReport]) -> Finish | None:
-        """Take one step into the log, and what it shows into the lists."""
+    def _read(self, step: Step, news: _News) -> Finish | None:
+        """Take one step into the log, and what it shows into the news."""
         self._cached = self._cached or step.cached
         for choice in step.choices:
             if self._first_s is None:
                 self._first_s = time.monotonic()
             self._ids.append(choice.token)
-            piece = self._stream.feed(choice)
-            parts += self._parse(piece.text)
-            logprobs += piece.tokens
+            self._show(self._stream.feed(choice), news)
             if self._stream.stopped is not None:
                 self.cancel()
                 return Finish.STOP
@@ -149,16 +165,20 @@ class Answer:
             raise EngineClosedError("the answer was cancelled before it was whole")
         return step.finish
 
-    def _parse(self, text: str) -> list[Part]:
-        if not text:
-            return []
-        return self._noted(self._parser.feed(text)) if self._parser else [Content(text)]
+    def _show(self, shown: Shown, news: _News) -> None:
+        """Take what can be shown into the news."""
+        news.logprobs += shown.tokens
+        self._said.feed(shown.tokens)
+        if shown.text:
+            plain = [Content(shown.text)]
+            self._note(self._parser.feed(shown.text) if self._parser else plain, news)
 
-    def _noted(self, parts: list[Part]) -> list[Part]:
-        """Return the parts of what the log has so far, and note whether it was a thought."""
+    def _note(self, parts: Sequence[Part], news: _News) -> None:
+        """Take parts of what the log has so far into the news, and note which were thoughts."""
         if any(isinstance(part, Thinking) for part in parts):
             self._thought = len(self._ids)
-        return parts
+        news.parts += parts
+        news.said += self._said.take(parts)
 
     def _end(self, finish: Finish) -> Ending:
         self.ended = True

@@ -35,6 +35,7 @@ WEATHER = {
 TOOL = {"type": "function", "function": WEATHER}
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Berne"}}\n</tool_call>'
 ONE = {"num_predict": 1}
+LOGPROBS = {"include": ["message.output_text.logprobs"], "top_logprobs": 1}
 USAGE = {"stream_options": {"include_usage": True}}
 
 # By golden file: a path, and by case a body and what the model says to it. A body that streams is
@@ -92,6 +93,8 @@ ANSWERS: dict[str, tuple[str, dict[str, tuple[dict[str, Any], str]]]] = {
             ),
             "thought": (ASKED, "<think>\nHm.\n</think>\n\nY"),
             "length": (ASKED | {"max_output_tokens": 1}, "Yes"),
+            "logprobs": (ASKED | LOGPROBS, "<think>\nHm.\n</think>\n\nY"),
+            "streamed logprobs": (ASKED | LOGPROBS | {"stream": True}, "Y"),
         },
     ),
 }

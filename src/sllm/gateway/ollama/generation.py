@@ -122,6 +122,7 @@ def _closing(body: Body, asking: Asking, ending: Ending, began_s: float) -> dict
         "total_duration": _ns(time.monotonic() - began_s),
         "load_duration": _ns(asking.lease.load_s),
         "prompt_eval_count": len(ending.prompt),
+        "prompt_eval_cached_count": ending.cached,
         "prompt_eval_duration": _ns(ending.prompt_s),
         "eval_count": len(ending.answer),
         "eval_duration": _ns(ending.answer_s),

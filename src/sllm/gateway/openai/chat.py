@@ -63,6 +63,9 @@ def usage(endings: Sequence[Ending], *, prompts: int = 1) -> dict[str, Any]:
         "completion_tokens": answer,
         "total_tokens": prompt + answer,
         "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(ending.thought for ending in endings),
+        },
     }
 
 

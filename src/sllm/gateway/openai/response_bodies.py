@@ -14,6 +14,7 @@ from sllm.gateway.asked import Asked, Chat, text_of
 from sllm.gateway.openai.bodies import arguments_of, choose_tools, think_of
 from sllm.gateway.options import OPENAI_DEFAULTS
 
+_LOGPROBS = "message.output_text.logprobs"
 _KEEPS_NOTHING = "this server keeps nothing of earlier answers; send the whole conversation"
 
 
@@ -113,21 +114,26 @@ class ResponseBody(BaseModel):
     stream: bool | None = None
     metadata: dict[str, str] | None = None
     include: list[str] | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     background: bool | None = None
     previous_response_id: str | None = None
     conversation: Any = None
     prompt: Any = None
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """Return how many probabilities are to be reported, None for no report."""
+        if _LOGPROBS in (self.include or ()):
+            return self.top_logprobs or 0
+        if self.top_logprobs:
+            raise InvalidRequestError(f"top_logprobs: it needs {_LOGPROBS} in include")
+        return None
 
     def asked(self) -> Asked:
         """Return what is asked for. Raises InvalidRequestError for what needs a server's memory."""
         for name in ("previous_response_id", "conversation", "prompt", "background"):
             if getattr(self, name):
                 raise InvalidRequestError(f"{name}: {_KEEPS_NOTHING}")
-        if self.top_logprobs or "message.output_text.logprobs" in (self.include or ()):
-            raise InvalidRequestError(
-                "top_logprobs: they are not told here; ask /v1/chat/completions for logprobs"
-            )
         return Asked(
             model=self.model,
             prompt=Chat(messages=tuple(_messages_of(self.input, self.instructions))),

@@ -34,7 +34,7 @@ routes = APIRouter(responses=failing(answers.Failed))
 @routes.post("/v1/responses", responses=answering(answers.Response, stream=SSE))
 async def respond_to(body: ResponseBody, request: Request, here: Here) -> Response:
     """Return an answer to a conversation."""
-    asking = await unless_gone(request, here.ask([body.asked()]))
+    asking = await unless_gone(request, here.ask([body.asked()], logprobs=body.wanted_logprobs))
     written = _Written(body)
     if body.stream:
         return Stream(_events(written, asking), media_type=SSE, close=asking.close)
@@ -72,7 +72,7 @@ class _Written:
         yield self.told("created", "in_progress")
         yield self.told("in_progress", "in_progress")
         async for delta in asking:
-            for one in self._output.feed(delta.parts):
+            for one in self._output.feed(delta.parts, delta.said):
                 yield one
             if delta.ending is not None:
                 cut = delta.ending.finish is Finish.LENGTH

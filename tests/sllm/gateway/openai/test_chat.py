@@ -202,6 +202,11 @@ def test_thoughts_are_told_apart(openai_client: openai.OpenAI, script: Script) -
     message = done.choices[0].message
     assert message.content == "Yes."
     assert message.model_dump()["reasoning"].strip() == "Hm."
+    assert done.usage is not None
+    details = done.usage.completion_tokens_details
+    assert details is not None
+    assert details.reasoning_tokens is not None
+    assert 0 < details.reasoning_tokens < done.usage.completion_tokens
 
 
 def test_parts_of_text_are_one_text(openai_client: openai.OpenAI, script: Script) -> None:

@@ -200,6 +200,45 @@ def test_thoughts_are_an_item_of_their_own(openai_client: openai.OpenAI, script:
     assert 0 < done.usage.output_tokens_details.reasoning_tokens < done.usage.output_tokens
 
 
+def test_probabilities_are_those_of_the_text_alone(
+    openai_client: openai.OpenAI, script: Script
+) -> None:
+    script.answer = f"<think>\nHm.\n</think>\n\nLet me. {CALL}"
+    asked: Any = {"model": "able", "input": "Hi", "tools": [WEATHER], "top_logprobs": 2}
+    include: Any = ["message.output_text.logprobs"]
+    done = openai_client.responses.create(**asked, include=include)
+    message = done.output[1]
+    assert message.type == "message"
+    part = message.content[0]
+    assert part.type == "output_text"
+    assert part.logprobs is not None
+    assert "".join(one.token for one in part.logprobs).strip() == "Let me."
+    assert part.logprobs[-1].bytes == [ord(part.logprobs[-1].token)]
+    assert [len(one.top_logprobs) for one in part.logprobs] == [2] * len(part.logprobs)
+    with openai_client.responses.create(**asked, include=include, stream=True) as stream:
+        events = list(stream)
+    deltas = [e for e in events if e.type == "response.output_text.delta"]
+    told = [one.token for e in deltas for one in e.logprobs]
+    assert told == [one.token for one in part.logprobs]
+    (end,) = (e for e in events if e.type == "response.output_text.done")
+    assert [one.token for one in end.logprobs] == told
+
+
+def test_a_character_of_several_tokens_has_all_of_them(
+    openai_client: openai.OpenAI, script: Script
+) -> None:
+    script.answer = "<think>\nH\u00fc?\n</think>\n\nZ\u00fcrich \U0001f3d4!"
+    done = openai_client.responses.create(
+        model="able", input="Hi", include=["message.output_text.logprobs"]
+    )
+    message = done.output[1]
+    assert message.type == "message"
+    part = message.content[0]
+    assert part.type == "output_text"
+    raw = bytes(byte for one in part.logprobs or () for byte in one.bytes)
+    assert raw.decode() == part.text == "Z\u00fcrich \U0001f3d4!"
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
