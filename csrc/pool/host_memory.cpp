@@ -37,7 +37,8 @@ void prefer_huge_pages(const Mapping& mapping) {
 }
 
 // Registering memory that is not there yet faults it in one page at a time, ten times slower.
-std::unique_ptr<cuda::HostRegistration> pin_memory(const Mapping& mapping) {
+template <typename Populate>
+std::unique_ptr<cuda::HostRegistration> pin_memory(const Mapping& mapping, Populate populate) {
   static_cast<void>(cuda::driver());  // fail before any memory is taken
   populate(mapping, std::clamp(std::thread::hardware_concurrency(), 1U, kPinThreadsMax));
   return std::make_unique<cuda::HostRegistration>(mapping.address(), mapping.size());
@@ -88,7 +89,7 @@ HostBuffer::HostBuffer(std::int64_t size, bool pinned)
     : size_(static_cast<std::size_t>(size)), mapping_(reserve_address_space(whole_pages(size))) {
   map_fixed(mapping_.address(), mapping_.size(), MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   prefer_huge_pages(mapping_);
-  if (pinned) registration_ = pin_memory(mapping_);
+  if (pinned) registration_ = pin_memory(mapping_, pool::populate);
 }
 
 SharedPool::SharedPool(std::int64_t size)
@@ -119,7 +120,7 @@ int SharedPool::read_only_fd() const {
 
 void SharedPool::pin() {
   std::lock_guard lock(mutex_);
-  if (registration_ == nullptr) registration_ = pin_memory(mapping_);
+  if (registration_ == nullptr) registration_ = pin_memory(mapping_, populate_shared);
 }
 
 PoolMapping::PoolMapping(int fd, std::int64_t chunk_size, const std::vector<std::int64_t>& chunks,

@@ -36,7 +36,7 @@ class SharedPool {
   bool pinned() const;
   // A descriptor through which nobody can write; the caller closes it.
   int read_only_fd() const;
-  void populate(std::int64_t threads) const { pool::populate(mapping_, threads); }
+  void populate(std::int64_t threads) const { populate_shared(mapping_, threads); }
   void pin();
 
  private:

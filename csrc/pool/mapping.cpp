@@ -18,11 +18,15 @@
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
 
 namespace sllm::pool {
 namespace {
 
 constexpr std::size_t kPopulateSize = 8 << 20;  // so that a small ring takes many threads too
+constexpr int kRefusalsMax = 64;                // of huge pages, before no more are asked for
 
 // For kernels before 5.14: an atomic write that leaves the value as it was.
 void touch(std::byte* address, std::size_t size) {
@@ -44,6 +48,36 @@ void populate_part(std::byte* address, std::size_t size) {
     const int code = errno == EFAULT ? ENOMEM : errno;
     throw_system_error(code, "cannot populate " + std::to_string(size) + " bytes of memory");
   }
+}
+
+// Shared memory gets huge pages only from kernels that are set up so, unless small ones are
+// collapsed (since Linux 6.1). One page has to be there; all others are then never faulted in.
+class HugePages {
+ public:
+  void try_populate(std::byte* address, std::size_t size) {
+    for (std::size_t at = 0; at + kHugePageSize <= size; at += kHugePageSize) {
+      if (refusals_.load(std::memory_order_relaxed) >= kRefusalsMax) return;
+      populate_part(address + at, io::kPageSize);
+      if (::madvise(address + at, kHugePageSize, MADV_COLLAPSE) == 0) continue;
+      refusals_.fetch_add(1, std::memory_order_relaxed);
+    }
+  }
+
+ private:
+  std::atomic<int> refusals_ = 0;
+};
+
+template <typename PopulatePart>
+void populate_parts(const Mapping& mapping, std::int64_t threads, PopulatePart populate) {
+  const unsigned thread_count = io::checked_threads(threads);
+  io::Control control;
+  io::ItemClaims claims((mapping.size() + kPopulateSize - 1) / kPopulateSize, control);
+  io::run_workers(thread_count, claims, control, [&](io::ItemClaims& items) {
+    for (std::size_t item = 0; items.try_claim(item);) {
+      const std::size_t offset = item * kPopulateSize;
+      populate(mapping.address() + offset, std::min(kPopulateSize, mapping.size() - offset));
+    }
+  });
 }
 
 }  // namespace
@@ -76,14 +110,14 @@ std::size_t whole_pages(std::int64_t size) {
 }
 
 void populate(const Mapping& mapping, std::int64_t threads) {
-  const unsigned thread_count = io::checked_threads(threads);
-  io::Control control;
-  io::ItemClaims claims((mapping.size() + kPopulateSize - 1) / kPopulateSize, control);
-  io::run_workers(thread_count, claims, control, [&](io::ItemClaims& items) {
-    for (std::size_t item = 0; items.try_claim(item);) {
-      const std::size_t offset = item * kPopulateSize;
-      populate_part(mapping.address() + offset, std::min(kPopulateSize, mapping.size() - offset));
-    }
+  populate_parts(mapping, threads, populate_part);
+}
+
+void populate_shared(const Mapping& mapping, std::int64_t threads) {
+  HugePages huge;
+  populate_parts(mapping, threads, [&](std::byte* address, std::size_t size) {
+    huge.try_populate(address, size);
+    populate_part(address, size);
   });
 }
 

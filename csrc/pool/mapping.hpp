@@ -38,4 +38,8 @@ std::size_t whole_pages(std::int64_t size);
 // not enough memory.
 void populate(const Mapping& mapping, std::int64_t threads);
 
+// The same of memory that is shared, in huge pages where the kernel has them: a disk's read into
+// pages that are scattered is split, which halved its rate, and pinning takes longer page by page.
+void populate_shared(const Mapping& mapping, std::int64_t threads);
+
 }  // namespace sllm::pool

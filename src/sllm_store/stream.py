@@ -23,7 +23,7 @@ from sllm_store.tiers.device import allocate_device, device_ordinal
 from sllm_store.tiers.direct_storage import choose_mode
 from sllm_store.tiers.planned import PlannedLoads
 from sllm_store.tiers.ring import Rings
-from sllm_store.tiers.ring_steps import ROOM_BYTES, Ring, find_cold, plan_ring
+from sllm_store.tiers.ring_steps import Ring, find_cold, plan_ring
 from sllm_store.tiers.transfer import (
     HOST_DEVICE,
     Target,
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from sllm_store.tiers.watching import OnProgress
 
 CHUNK_BYTES = 8 << 20
-SLOT_BYTES = CHUNK_BYTES + ROOM_BYTES
 RING_CHUNKS = 16
 THREADS_MIN = 4
 THREADS_MAX = 16
@@ -183,7 +182,7 @@ def _ring_bytes(path: Path) -> int:
         size_bytes = sum(file.stat().st_size for file in files)
     except OSError:  # Opening the checkpoint says what is wrong.
         size_bytes = 0
-    return min(max(div_ceil(size_bytes, CHUNK_BYTES), 1), RING_CHUNKS) * SLOT_BYTES
+    return min(max(div_ceil(size_bytes, CHUNK_BYTES), 1), RING_CHUNKS) * CHUNK_BYTES
 
 
 def _threads() -> int:
@@ -221,9 +220,9 @@ def _plan_transfer(
     if host is None:
         if ring is None:
             return TransferPlan()
-        slots = Ring(address=ring.address, slots=ring.size // SLOT_BYTES, slot_bytes=SLOT_BYTES)
+        slots = Ring(address=ring.address, slots=ring.size // CHUNK_BYTES, slot_bytes=CHUNK_BYTES)
         cold = find_cold(chunked, files, mode)
-        return plan_ring(chunked, moves, slots, files=files, cold=cold)
+        return plan_ring(chunked, moves, slots, cold=cold)
     transfer = TransferPlan()
     for chunk, reads in enumerate(chunked.reads):
         transfer.add(host.address + chunk * CHUNK_BYTES, reads=reads, moves=moves[chunk])

@@ -229,6 +229,26 @@ def test_a_pool_is_populated_by_several_threads() -> None:
         pool.populate(0)
 
 
+def has_huge_shared_memory() -> bool:
+    """Whether small pages of shared memory can be made huge ones here (Linux 6.1)."""
+    pool = native.SharedPool(2 * MIB)
+    ctypes.memset(pool.address, 0, PAGE)
+    madvise = ctypes.CDLL(None).madvise
+    collapse = 25
+    return not madvise(ctypes.c_void_p(pool.address), ctypes.c_size_t(2 * MIB), collapse)
+
+
+def test_a_populated_pool_has_huge_pages() -> None:
+    if not has_huge_shared_memory():
+        pytest.skip("this kernel has no huge pages for shared memory")
+    pool = native.SharedPool(64 * MIB + PAGE)
+    pool.populate(2)
+    lines = Path("/proc/self/smaps").read_text().partition(f"{pool.address:x}-")[2].splitlines()
+    found = next(line for line in lines if line.startswith("ShmemPmdMapped:"))
+    # Memory that is in pieces does not always have one at once.
+    assert int(found.split()[1]) >= 32 << 10
+
+
 def test_probe_says_what_the_machine_allows(tmp_path: Path) -> None:
     found = native.probe(str(tmp_path))
     assert set(found) == {

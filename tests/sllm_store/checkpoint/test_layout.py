@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from sllm_store.checkpoint.layout import ALIGNMENT, PAGE, Image, plan_arena, plan_image
-from sllm_store.checkpoint.model import Checkpoint, DataFile, Extent, Segment
+from sllm_store.checkpoint.model import Checkpoint, DataFile, Extent, Segment, Tensor
 from sllm_store.errors import InvalidRequestError
 
 SIZES = st.sampled_from([0, 1, 3, 100, 256, 1000, 4096, 5000, 20_000])
@@ -62,15 +63,23 @@ def content_of(extent: Extent, contents: list[bytes]) -> bytes:
 
 @settings(deadline=None, max_examples=150)
 @given(drawn=checkpoints())
-def test_every_extent_is_in_the_image_aligned_and_whole(
+def test_every_extent_is_in_the_image_whole_and_aligned_or_where_direct_reads_land(
     drawn: tuple[Checkpoint, list[bytes]],
 ) -> None:
     checkpoint, contents = drawn
     image = plan_image(checkpoint, CHUNK)
     memory = filled(image, contents)
     assert image.size_bytes % PAGE == 0
+    for file in range(len(checkpoint.files)):
+        placed = [
+            (extent.offset, offset)
+            for extent, offset in zip(checkpoint.extents, image.offsets, strict=True)
+            if extent.file == file
+        ]
+        assert all(offset % ALIGNMENT == 0 for _, offset in placed) or all(
+            place % PAGE == offset % PAGE for place, offset in placed
+        )
     for extent, offset in zip(checkpoint.extents, image.offsets, strict=True):
-        assert offset % ALIGNMENT == 0
         assert memory[offset : offset + extent.size_bytes] == content_of(extent, contents)
 
 
@@ -121,6 +130,56 @@ def test_a_file_that_is_aligned_keeps_its_own_layout() -> None:
     assert image.offsets == (0, 256, 512)
     assert len(image.runs) == 1
     assert len(plan_arena(checkpoint, image, range(3)).pieces) == 1
+
+
+def published(sizes: list[int], dtype: str, *, header_bytes: int) -> Checkpoint:
+    """Describe a file of tensors one after another behind a header, as safetensors has them."""
+    places = list(accumulate(sizes, initial=header_bytes))
+    extents = [
+        Extent(file=0, offset=place, size_bytes=size)
+        for place, size in zip(places, sizes, strict=False)
+    ]
+    tensors = {
+        f"t{number}": Tensor(f"t{number}", dtype, (size,), (1,), number)
+        for number, size in enumerate(sizes)
+    }
+    file = DataFile(path=Path("f"), size_bytes=places[-1], mtime_ns=0, inode=0)
+    return Checkpoint(
+        path=Path("m"), format="x", files=(file,), extents=tuple(extents), tensors=tensors
+    )
+
+
+def test_a_published_file_keeps_its_layout_and_goes_to_a_gpu_in_one_piece() -> None:
+    checkpoint = published([8192, 512, 8192], "bfloat16", header_bytes=1032)
+    image = plan_image(checkpoint, CHUNK)
+    assert image.offsets == (1032, 9224, 9736)
+    assert len(image.runs) == 1
+    arena = plan_arena(checkpoint, image, range(3))
+    assert arena.offsets == {0: 0, 1: 8192, 2: 8704}
+    assert len(arena.pieces) == 1
+
+
+def test_tensors_that_are_aligned_by_moving_them_are_a_piece_each_if_they_are_large() -> None:
+    checkpoint = published([5 << 20, 1000, 5 << 20, 8], "bfloat16", header_bytes=1032)
+    image = plan_image(checkpoint, CHUNK)
+    assert image.offsets[0] == 1032
+    arena = plan_arena(checkpoint, image, range(4))
+    assert len(arena.pieces) == 2
+    assert all(offset % ALIGNMENT == 0 for offset in arena.offsets.values())
+
+
+def test_a_file_of_small_tensors_of_odd_sizes_is_packed_to_move_in_one_piece() -> None:
+    checkpoint = published([1000] * 50, "bfloat16", header_bytes=1032)
+    image = plan_image(checkpoint, CHUNK)
+    assert all(offset % ALIGNMENT == 0 for offset in image.offsets)
+    assert len(plan_arena(checkpoint, image, range(50)).pieces) == 1
+
+
+def test_a_file_with_elements_that_are_not_aligned_is_packed() -> None:
+    """Nothing could look at such a tensor where it would be."""
+    checkpoint = published([8192, 512], "float32", header_bytes=1030)
+    image = plan_image(checkpoint, CHUNK)
+    assert image.offsets == (0, 8192)
 
 
 @st.composite

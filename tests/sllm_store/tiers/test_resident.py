@@ -255,6 +255,7 @@ def test_a_source_has_all_that_is_wanted_and_is_on_the_same_gpu_if_it_can_be(
     assert far.holders == {"test": 1, "copy": 2}
 
 
+@settings(deadline=None)
 @given(
     sizes=st.lists(st.sampled_from([0, 1, 255, 256, 5000, 40_000]), min_size=1, max_size=12),
     data=st.data(),

@@ -1,4 +1,4 @@
-"""Chunks through a ring: every byte once, blocks as the disk has them, nobody waits needlessly."""
+"""Chunks through a ring: every byte once, and nobody waits needlessly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from sllm_store import native
 from sllm_store.checkpoint.layout import Image, Piece, Run
-from sllm_store.tiers.ring_steps import BLOCK_BYTES, ROOM_BYTES, Ring, find_cold, plan_ring
+from sllm_store.tiers.ring_steps import Ring, find_cold, plan_ring
 from sllm_store.tiers.transfer import HOST_DEVICE, ChunkedImage, Target, cut_image, cut_targets
 
 if TYPE_CHECKING:
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 MB = 1 << 20
 CHUNK = MB
-SLOT = CHUNK + ROOM_BYTES
-HEADER = 5 * BLOCK_BYTES + 1032  # Tensors of published files begin anywhere.
+HEADER = 5 * 4096 + 1032  # Tensors of published files begin anywhere.
 SIZE = 20 * MB + 4711
 
 
@@ -69,15 +68,14 @@ def test_every_byte_arrives(  # noqa: PLR0917
 ) -> None:
     if state == "half":
         halve(file)
-    ring = native.HostBuffer(slots * SLOT)
+    ring = native.HostBuffer(slots * CHUNK)
     memory = native.HostBuffer(SIZE + gap)
     cut = chunked(gap=gap)
     targets = [target(memory.address, gap=gap)]
     plan = plan_ring(
         cut,
         cut_targets(targets, cut),
-        Ring(address=ring.address, slots=slots, slot_bytes=SLOT),
-        files=[file],
+        Ring(address=ring.address, slots=slots, slot_bytes=CHUNK),
         cold=find_cold(cut, [file], mode),
     )
     native.run_transfer(
@@ -98,30 +96,11 @@ def test_every_byte_arrives(  # noqa: PLR0917
     assert second == native.crc32c(whole.address + half, SIZE - half)
 
 
-def test_what_the_disk_delivers_lands_in_whole_blocks(file: native.File) -> None:
-    cut = chunked()
-    plan = plan_ring(
-        cut,
-        cut_targets([target(1 << 30)], cut),
-        Ring(address=1 << 20, slots=4, slot_bytes=SLOT),
-        files=[file],
-        cold=frozenset(range(cut.chunks_total)),
-    )
-    whole = 0
-    for step, _, start, size, offset in plan.reads:
-        address = plan.steps[step][0] + offset
-        assert address % BLOCK_BYTES == start % BLOCK_BYTES
-        assert offset >= 0
-        assert offset + size <= SLOT
-        whole += start % BLOCK_BYTES == 0 and (start + size) % BLOCK_BYTES == 0
-    assert whole >= cut.chunks_total - 3  # But for the two runs' meeting and the file's end.
-
-
 def test_what_is_cached_is_read_as_it_is(file: native.File) -> None:
     cut = chunked()
     moves = cut_targets([target(1 << 30)], cut)
-    ring = Ring(address=1 << 20, slots=4, slot_bytes=SLOT)
-    plan = plan_ring(cut, moves, ring, files=[file], cold=frozenset())
+    ring = Ring(address=1 << 20, slots=4, slot_bytes=CHUNK)
+    plan = plan_ring(cut, moves, ring, cold=frozenset())
     assert sum(size for _, _, _, size, _ in plan.reads) == SIZE
     assert [after for _, after in plan.steps[:5]] == [-1, -1, -1, -1, 0]
 
@@ -131,8 +110,8 @@ def test_the_disk_waits_for_nothing_that_the_page_cache_has(file: native.File) -
     cut = chunked()
     half = cut.chunks_total // 2
     cold = frozenset(range(half, cut.chunks_total))
-    ring = Ring(address=1 << 20, slots=6, slot_bytes=SLOT)
-    plan = plan_ring(cut, cut_targets([target(1 << 30)], cut), ring, files=[file], cold=cold)
+    ring = Ring(address=1 << 20, slots=6, slot_bytes=CHUNK)
+    plan = plan_ring(cut, cut_targets([target(1 << 30)], cut), ring, cold=cold)
     for step, (_, after) in enumerate(plan.steps):
         assert after == -1 or (after in cold) == (step in cold)
     assert [plan.steps[half + number][1] for number in range(4)] == [-1, -1, -1, half]
