@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 @root_option
 @click.argument("model")
 @click.option("--name", help="The name here. Default: the one that is pulled, or the file's.")
-def pull(*, model: str, name: str | None, root: Path | None) -> None:
+@click.option(
+    "--for-gpu",
+    is_flag=True,
+    help="Write its weights once more, as kernels of a GPU read them: quicker to stream, slow on a "
+    "CPU. Takes the place of what was fetched.",
+)
+def pull(*, model: str, name: str | None, for_gpu: bool, root: Path | None) -> None:
     """Fetch a MODEL, showing how far it has come.
 
     \b
@@ -29,8 +35,29 @@ def pull(*, model: str, name: str | None, root: Path | None) -> None:
     hf.co/org/name:Q8_0           a GGUF of a quantisation
     ./model.gguf, ./directory     a checkpoint on disk, used where it is
     """
-    found = pull_with_bars(open_library(root), as_source(model), name)
+    library = open_library(root)
+    found = pull_with_bars(library, as_source(model), name)
+    if for_gpu:
+        found = lay_out_with_bars(library, found.name)
     say(f"{found.name} is ready: `gdsllm run {found.name}`")
+
+
+def lay_out_with_bars(library: Library, name: str) -> Model:
+    """Lay a model's weights out for a GPU, on it if there is one, with a bar on the terminal."""
+    import torch
+
+    from sllm.runtime.weights.laid_out import write_laid_out
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with pull_bars() as on_step:
+
+        def write(source: Path, target: Path) -> None:
+            def show(done: int, total: int) -> None:
+                on_step("laying weights out", total, done)
+
+            write_laid_out(source, target, device=device, on_progress=show)
+
+        return library.convert(name, write, kind="planes")
 
 
 def pull_with_bars(library: Library, source: str | Path, name: str | None = None) -> Model:

@@ -151,6 +151,37 @@ class Library:
         on_progress(Progress(status="success"))
         return model
 
+    def convert(self, name: str, write: Callable[[Path, Path], None], *, kind: str) -> Model:
+        """Make a name stand for what `write(source, target)` makes of its checkpoint.
+
+        The target is a directory that is not there yet. Everything else that is known of the model
+        stays; its old files go if they are under the root and no other name uses them. kind: tells
+        these bytes from others of the same source. Raises LibraryError if the name changes
+        meanwhile, and what `write` raises; then everything is as before.
+        """
+        found = self._find(name)
+        with self._storage.stage() as directory:
+            write(found.model(self._storage.files).path, directory / kind)
+            described = describe(directory / kind)
+            identity = f"{found.identity}-{kind}"
+            weights = tuple(
+                (str(file.relative_to(directory)), file.stat().st_size) for file in described.files
+            )
+            manifest = replace(
+                found,
+                stored=identity,
+                path=kind,
+                weights=weights,
+                identity=identity,
+                modified_at=self._now(),
+                details=replace(found.details, format=described.details.format),
+            )
+            with self._storage.lock():
+                if self._manifests.read(found.name) != found:
+                    raise LibraryError(f"{found.name} has changed meanwhile: try again")
+                self._storage.publish(directory, identity)
+                return self._publish(manifest)
+
     def is_known(self, name: str) -> bool:
         """Return whether `pull` knows where a name comes from. Asks no network."""
         return self._origins.knows(ModelName.parse(name))

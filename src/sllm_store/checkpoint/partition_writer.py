@@ -73,9 +73,15 @@ class PartitionWriter:
     """
 
     def __init__(
-        self, files: PartitionFiles, *, max_shard_bytes: int, control: native.Control
+        self,
+        files: PartitionFiles,
+        *,
+        max_shard_bytes: int,
+        control: native.Control,
+        alignment: int = ALIGNMENT,
     ) -> None:
         self._files = files
+        self._alignment = alignment
         self._max_shard_bytes = max_shard_bytes
         self._control = control
         self._base = 0
@@ -87,7 +93,7 @@ class PartitionWriter:
         """Place an extent and return its global offset. Its memory must live until flush()."""
         size = part.size_bytes
         assert size > 0, "an empty tensor has no extent"
-        start = align_up(self._end, ALIGNMENT)
+        start = align_up(self._end, self._alignment)
         if self._end and start + size > self._max_shard_bytes:
             self._close()
             start = 0

@@ -16,6 +16,7 @@ from sllm_store.checkpoint.dtype import ITEM_SIZES
 from sllm_store.checkpoint.fields import TENSORS_MAX, shown
 from sllm_store.checkpoint.index import Entry, dump_entries
 from sllm_store.checkpoint.indexed import open_indexed
+from sllm_store.checkpoint.layout import ALIGNMENT
 from sllm_store.checkpoint.manifest import (
     MANIFEST_FILE,
     RANS,
@@ -66,6 +67,7 @@ class CheckpointWriter:
 
     With compress, 16-bit floats are coded without loss where that makes them smaller; if it does
     nowhere, the checkpoint is an ordinary one. `compression` tells what came of it, afterwards.
+    alignment: where storages begin in files that are not compressed; a multiple of the default.
     """
 
     def __init__(  # noqa: PLR0913 - the options of a save, each with a default.
@@ -78,6 +80,7 @@ class CheckpointWriter:
         control: native.Control | None = None,
         keep_files: bool = True,
         compress: bool = False,
+        alignment: int = ALIGNMENT,
     ) -> None:
         if max_shard_bytes < 1 or (threads is not None and threads < 1):
             raise InvalidRequestError(
@@ -91,6 +94,7 @@ class CheckpointWriter:
         self._control = control or native.Control()
         self._keep_files = keep_files
         self._compress = compress
+        self._alignment = alignment
         self.compression: Compression | None = None
         self._entries: dict[str, Entry] = {}
         self._buffers: dict[str, Entry] = {}
@@ -170,7 +174,10 @@ class CheckpointWriter:
                 control=self._control,
             )
         return PartitionWriter(
-            self._files, max_shard_bytes=self._max_shard_bytes, control=self._control
+            self._files,
+            max_shard_bytes=self._max_shard_bytes,
+            control=self._control,
+            alignment=self._alignment,
         )
 
     def _store(self, tensors: tuple[Source, ...], buffers: tuple[Source, ...]) -> None:

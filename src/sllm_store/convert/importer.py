@@ -118,6 +118,21 @@ def import_checkpoint(  # noqa: PLR0913 - the options of one command, each with 
     )
 
 
+def carry_small_files(source: Path, into: Path) -> None:
+    """Write what is not tensors: a checkpoint's small files verbatim, or those that a GGUF makes.
+
+    Raises InvalidRequestError for a single file of tensors, which is without the others.
+    """
+    checkpoint = open_checkpoint(source)
+    if checkpoint.format != "gguf" and not source.is_dir():
+        raise InvalidRequestError(
+            f"{source} is one file of tensors: give the directory that also has its config.json"
+        )
+    plan = _plan(checkpoint, "auto")
+    carry(plan.directory, plan.carried, into)
+    write_texts(plan.texts, into)
+
+
 def _plan(checkpoint: Checkpoint, dtype: str) -> _Plan:
     files = open_files(checkpoint)
     directory = checkpoint.directory

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import pytest
+
+from benchmarks.streaming import SMALL, write_model
+from sllm.runtime.weights.images import GroupImage
+from sllm.runtime.weights.model_groups import ModelGroups
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    import pytest
     from click.testing import Result
 
 
@@ -17,6 +23,20 @@ def test_a_path_is_taken_in(run: Callable[..., Result], tiny: Path) -> None:
     assert result.stdout == "tiny:latest is ready: `gdsllm run tiny:latest`\n"
     assert result.stderr.splitlines() == ["reading the checkpoint", "writing manifest", "success"]
     assert run("pull", str(tiny), "--name", "org/mine").stdout.startswith("org/mine:latest")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_weights_are_laid_out_once_for_a_gpu(run: Callable[..., Result], home: Path) -> None:
+    shapes = replace(SMALL, hidden=64, width=96, heads=2, head_dim=32, kv_heads=1)
+    source = write_model(home / "small.gguf", shapes, 2)
+    result = run("pull", str(source), "--for-gpu")
+    assert result.stdout == "small:latest is ready: `gdsllm run small:latest`\n"
+    assert result.stderr.splitlines()[-1] == "laying weights out"
+    source.unlink()
+    (planes,) = (home / "models" / "files").iterdir()
+    layers = ModelGroups.open(planes / "planes").reader.layouts[1:]
+    assert all(GroupImage(layout).is_stored for layout in layers)
+    assert "Q4_0" in run("show", "small").stdout
 
 
 def test_smollm2_comes_from_pip(

@@ -266,3 +266,48 @@ def test_a_change_that_is_killed_anywhere_is_done_or_not_done(
         assert len(stored(library)) == int("smollm2:latest" in found)
         assert not any((root / "staging").glob("*"))
     assert outside.is_file()
+
+
+def test_a_checkpoint_is_converted_and_takes_the_place_of_what_was_fetched(
+    library: Library, packaged: PackagedModel
+) -> None:
+    before = library.pull("smollm2", as_name="one")
+    library.create("one", source="one", system="be brief")
+
+    def write(source: Path, target: Path) -> None:
+        assert source == before.path
+        make_directory(target)
+
+    after = library.convert("one", write, kind="planes")
+    assert after.path.is_dir()
+    assert after.problem is None
+    assert after.digest != before.digest
+    assert after.system == "be brief"
+    assert after.published_template == TEMPLATE
+    assert after.details.parameter_size == before.details.parameter_size
+    assert stored(library) == [f"sha256-{packaged.sha256}-planes"]
+    assert library.get("one") == after
+
+
+def test_a_conversion_that_fails_or_comes_too_late_changes_nothing(
+    library: Library, tmp_path: Path
+) -> None:
+    path = make_gguf(tmp_path / "tiny.gguf")
+    before = library.pull(path)
+
+    def fail(source: Path, target: Path) -> None:
+        make_directory(target)
+        raise KeyboardInterrupt
+
+    def rename(source: Path, target: Path) -> None:
+        make_directory(target)
+        library.create("tiny", source="tiny", system="other")
+
+    with pytest.raises(KeyboardInterrupt):
+        library.convert("tiny", fail, kind="planes")
+    assert library.get("tiny") == before
+    with pytest.raises(LibraryError, match="changed meanwhile"):
+        library.convert("tiny", rename, kind="planes")
+    assert library.get("tiny").path == path
+    assert stored(library) == []
+    assert not list((library.root / "staging").iterdir())

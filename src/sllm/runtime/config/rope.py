@@ -14,6 +14,7 @@ from sllm.runtime.config.fields import Fields
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+INTERLEAVED = "rope_interleave"
 _THETA_DEFAULT = 10000.0
 _EVERY_TYPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 # What these say of images; for text alone every section has the token's position.
@@ -98,6 +99,7 @@ def parse_rope(config: Fields, *, head_dim: int, partial_default: float = 1.0) -
         theta=theta,
         rotated=rotated,
         scaling=_parse_scaling(parameters, context=config.size("max_position_embeddings")),
+        interleaved=config.flag(INTERLEAVED, default=False),
     )
 
 

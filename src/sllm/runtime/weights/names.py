@@ -14,7 +14,8 @@ _T = TypeVar("_T")
 
 _PREFIX = r"(?:model\.language_model\.|language_model\.model\.|model\.)?"
 _LAYER = re.compile(_PREFIX + r"layers\.(\d{1,6})\.(.+)")
-_PARTS = r"\.(?:weight|scales|biases)"  # MLX stores a quantised matrix as three tensors.
+# MLX stores a quantised matrix as three tensors, and a checkpoint of planes as a few more.
+_PARTS = r"\.(?:weight|scales|biases)(?:\.planes-[0-9-]+\.[a-z]+)?"
 _END = re.compile(_PREFIX + rf"((?:embed_tokens|norm){_PARTS})")
 _HEAD = re.compile(rf"(?:language_model\.)?(lm_head{_PARTS})")
 # What a language model does not need: draft layers, vision, and tables that are computed.

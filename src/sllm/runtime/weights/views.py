@@ -10,6 +10,7 @@ import torch
 from sllm.runtime.quant.affine import AffineQ4
 from sllm.runtime.quant.schemes import find_scheme
 from sllm.runtime.weights.names import split_name
+from sllm.runtime.weights.plane_names import join_planes
 from sllm_store.torch.dtypes import dtype_named
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def view_group(layout: GroupLayout, raw: torch.Tensor) -> dict[str, torch.Tensor
         split = split_name(tensor.name)
         assert split is not None, "unused tensors are in no group"
         found[split[1]] = _view(tensor, raw[place : place + tensor.size_bytes])
-    return _join_affine(found)
+    return join_planes(_join_affine(found))
 
 
 def _view(tensor: StoredTensor, raw: torch.Tensor) -> torch.Tensor | Matrix:

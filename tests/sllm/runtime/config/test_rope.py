@@ -30,6 +30,12 @@ def test_nothing_said_is_the_plain_rope() -> None:
     assert _parse() == RopeConfig(theta=10000.0, rotated=64)
 
 
+def test_pairs_may_be_neighbours() -> None:
+    assert _parse(rope_interleave=True).interleaved
+    with pytest.raises(InvalidCheckpointError, match="rope_interleave"):
+        _parse(rope_interleave="yes")
+
+
 @pytest.mark.parametrize(
     "values",
     [
