@@ -106,7 +106,7 @@ def _open_gguf(checkpoint: Checkpoint, files: tuple[File, ...]) -> StoredModel:
                 name=conversion.name,
                 dtype=conversion.dtype,
                 shape=conversion.shape,
-                item_bytes=_item_bytes(conversion.dtype),
+                item_bytes=item_bytes(conversion.dtype),
                 file=conversion.file,
                 offset=conversion.offset,
                 size_bytes=conversion.size_bytes,
@@ -125,19 +125,19 @@ def _locate(checkpoint: Checkpoint, tensor: Tensor) -> StoredTensor:
             "by itself: save a contiguous copy"
         )
     extent = checkpoint.extents[tensor.extent]
-    item_bytes = _item_bytes(tensor.dtype)
-    start = tensor.storage_offset * item_bytes
+    size = item_bytes(tensor.dtype)
+    start = tensor.storage_offset * size
     return StoredTensor(
         name=tensor.name,
         dtype=tensor.dtype,
         shape=tensor.shape,
-        item_bytes=item_bytes,
+        item_bytes=size,
         file=extent.file,
         offset=extent.offset + start,
         size_bytes=max(tensor.span_bytes() - start, 0),
     )
 
 
-def _item_bytes(dtype: str) -> int:
+def item_bytes(dtype: str) -> int:
     """Return the size of an element; blocks are bytes."""
     return 1 if dtype.startswith("gguf:") else ITEM_SIZES[dtype]

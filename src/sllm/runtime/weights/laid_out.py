@@ -19,10 +19,8 @@ from sllm.runtime.config.rope import INTERLEAVED
 from sllm.runtime.weights.images import Image
 from sllm.runtime.weights.model_groups import ENDS, ModelGroups
 from sllm.runtime.weights.plane_names import name_planes
-from sllm_store.checkpoint.writer import CheckpointWriter, Source
-from sllm_store.convert.importer import carry_small_files
-from sllm_store.groups.layout import PAGE
 from sllm_store.groups.ring import open_ring
+from sllm_store.groups.writer import GroupTensor, GroupWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,7 +51,7 @@ def write_laid_out(
     done, total = 0, sum(sizes.values())
     on_progress(done, total)
     with (
-        CheckpointWriter(target, alignment=PAGE, keep_files=False) as writer,
+        GroupWriter(target) as writer,
         open_ring(model.reader, order, slots=_BUFFERS) as ring,
     ):
         for group in order:
@@ -64,11 +62,11 @@ def write_laid_out(
                 memory = torch.zeros(image.size_bytes, dtype=torch.uint8, device=device)
                 image.write(memory, stored)
             memory = memory.cpu()
-            named = name_planes(image.view(memory))
-            writer.write(_sources(stems[group], group, memory, named))
+            tensors = _describe(stems[group], name_planes(image.view(memory)))
+            writer.write(tensors, address=memory.data_ptr(), size_bytes=memory.nbytes)
             done += sizes[group]
             on_progress(done, total)
-        carry_small_files(source, writer.directory)
+        writer.carry(source)
         if model.config.rope.interleaved:
             _say_interleaved(writer.directory / CONFIG_FILE)
 
@@ -80,20 +78,14 @@ def _stems(model: ModelGroups) -> dict[int, str]:
     return {ENDS: "model."} | {group: f"model.layers.{i}." for group, i in layers.items()}
 
 
-def _sources(
-    stem: str, group: int, memory: torch.Tensor, tensors: Iterator[tuple[str, torch.Tensor]]
-) -> Iterator[Source]:
-    """Yield views of one storage, which become one range of a file."""
+def _describe(stem: str, tensors: Iterator[tuple[str, torch.Tensor]]) -> Iterator[GroupTensor]:
+    """Yield what views of one memory are."""
     for name, tensor in tensors:
-        yield Source(
+        yield GroupTensor(
             name=name if name.startswith(_HEAD) else stem + name,
             dtype=str(tensor.dtype).removeprefix("torch."),
             shape=tuple(tensor.shape),
-            stride=tensor.stride(),
-            storage_offset=int(tensor.storage_offset()),
-            storage=group,
-            address=memory.data_ptr(),
-            size_bytes=memory.nbytes,
+            offset=int(tensor.storage_offset()) * tensor.element_size(),
         )
 
 
