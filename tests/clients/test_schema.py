@@ -22,7 +22,7 @@ CHECKS = [
     checks.response_schema_conformance,
 ]
 ANSWER_TOKENS = 4
-EXAMPLES = 25
+EXAMPLES = 60
 SEVERAL = 2
 ASKED = (
     "GET /health",
