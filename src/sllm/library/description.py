@@ -97,6 +97,14 @@ def describe(path: Path) -> Described:
     )
 
 
+def list_tensors(path: Path) -> list[dict[str, Any]]:
+    """Return the name, type and shape of each tensor of a checkpoint."""
+    return [
+        {"name": one.name, "type": _name_of(one.dtype), "shape": list(one.shape)}
+        for one in describe_checkpoint(path).tensors
+    ]
+
+
 def _count_parameters(tensors: tuple[DescribedTensor, ...]) -> int:
     """Count weights; of MLX's affine ones, eight are packed into a word beside their scales."""
     names = {tensor.name for tensor in tensors}
@@ -116,7 +124,10 @@ def _most_used(tensors: tuple[DescribedTensor, ...]) -> str:
         counts[tensor.dtype] += prod(tensor.shape) if len(tensor.shape) > 1 else 0
     if not counts:
         return "unknown"
-    dtype = counts.most_common(1)[0][0]
+    return _name_of(counts.most_common(1)[0][0])
+
+
+def _name_of(dtype: str) -> str:
     return _DTYPES.get(dtype, dtype.removeprefix("gguf:").upper())
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sllm.library.description import describe
+from sllm.library.description import describe, list_tensors
 from sllm_store.errors import StoreError
 from tests.sllm.library.checkpoints import (
     TEMPLATE,
@@ -34,6 +34,12 @@ def test_a_gguf_says_what_it_is(tmp_path: Path) -> None:
     assert found.template == TEMPLATE
     assert found.license == "mit"
     assert found.size_bytes == (tmp_path / "tiny.gguf").stat().st_size
+
+
+def test_its_tensors_are_listed_with_their_types(tmp_path: Path) -> None:
+    found = {one["name"]: one for one in list_tensors(make_gguf(tmp_path / "tiny.gguf"))}
+    assert {one["type"] for one in found.values()} == {"Q8_0", "F32"}
+    assert sorted(one["shape"] for one in found.values()) == [[32], [32, 64]]
 
 
 def test_a_directory_is_described_from_its_configuration(tmp_path: Path) -> None:

@@ -73,6 +73,14 @@ class Spoken(BaseModel):
     content: str
 
 
+class Tensor(BaseModel):
+    """A tensor of a checkpoint."""
+
+    name: str
+    type: str
+    shape: list[int]
+
+
 class Shown(BaseModel):
     """POST /api/show."""
 
@@ -84,6 +92,7 @@ class Shown(BaseModel):
     messages: list[Spoken]
     details: Details
     model_info: dict[str, Any]
+    tensors: list[Tensor] | None = None
     capabilities: list[str]
     modified_at: str
 

@@ -17,6 +17,7 @@ from sllm.gateway.ollama.answers import Failed, RunningModels, Shown, Status, Ta
 from sllm.gateway.ollama.bodies import Name, Named
 from sllm.gateway.service import Here  # noqa: TC001 - FastAPI reads the annotation.
 from sllm.gateway.streams import NDJSON, line
+from sllm.library.description import list_tensors
 from sllm.library.modelfile import format_modelfile, format_parameters
 
 if TYPE_CHECKING:
@@ -100,6 +101,9 @@ async def show(body: ShowBody, here: Here) -> Response:
         for name, value in model.info.items()
         if body.verbose or not isinstance(value, list | tuple)
     }
+    tensors = {}
+    if body.verbose:
+        tensors = {"tensors": await asyncio.to_thread(list_tensors, model.path)}
     return JSONResponse(
         {
             "license": model.license or "",
@@ -110,6 +114,7 @@ async def show(body: ShowBody, here: Here) -> Response:
             "messages": [{"role": role, "content": said} for role, said in model.messages],
             "details": _details(model),
             "model_info": info,
+            **tensors,
             "capabilities": sorted(text.capabilities),
             "modified_at": model.modified_at.isoformat(),
         }

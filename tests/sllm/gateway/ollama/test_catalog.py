@@ -38,6 +38,13 @@ def test_show_tells_what_a_model_can(ollama_client: ollama.Client) -> None:
     assert "FROM" in (shown.modelfile or "")
 
 
+def test_tensors_are_shown_to_whoever_asks_for_all(http: httpx.Client) -> None:
+    asked = {"model": "able", "verbose": True}
+    shown = http.post("/api/show", json=asked).json()
+    assert shown["tensors"] == [{"name": "w", "type": "F32", "shape": [2]}]
+    assert "tensors" not in http.post("/api/show", json=asked | {"verbose": False}).json()
+
+
 def test_a_loaded_model_is_shown_without_opening_it_again(
     ollama_client: ollama.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
