@@ -27,6 +27,7 @@ WHOLE: dict[str, dict[str, Any]] = {
     "POST /api/generate": {"prompt": "Hi"},
     "POST /api/chat": {"messages": [{"role": "user", "content": "Hi"}]},
     "POST /api/create": {"from": "other"},
+    "POST /v1/completions": {"prompt": "Hi"},
     "POST /v1/responses": {"input": "Hi"},
 }
 REFUSED: dict[str, Any] = {
@@ -35,6 +36,8 @@ REFUSED: dict[str, Any] = {
     "files": {"a.gguf": "sha256:0"},
     "adapters": {"a.gguf": "sha256:0"},
     "quantize": "q4_K_M",
+    "echo": True,
+    "best_of": 2,
     "background": True,
     "previous_response_id": "resp_1",
     "conversation": "conv_1",
