@@ -2,10 +2,11 @@
 
 A model of Llama-3.1-8B's shapes, random, resident, made on the device. A step is what an engine
 does for it: the next token of every request goes in, and the likeliest one comes back to the
-host. Its bound is what the matrices and the keys and values take at the rate of a copy, measured
-in the same run (bytes read and written). Beside it: how long the host needs to ask for a step, how
-long kernels run in it (by the profiler, where there is one), those that run longest, and the
-tokens per second of the engine, with everything that is around a step.
+host; steps are replayed as CUDA graphs, or asked for launch by launch. Its bound is what the
+matrices and the keys and values take at the rate of a copy, measured in the same run (bytes read
+and written). Beside it: how long the host needs to ask for a step, how long kernels run in it (by
+the profiler, where there is one), those that run longest, and the tokens per second of the engine,
+with everything that is around a step.
 
     python -m benchmarks.decode_gpu --out FILE.json [--formats Q4_0,bf16] [--batches 1,8,32]
         [--context 1024] [--steps 32] [--small]
@@ -33,6 +34,7 @@ from sllm.runtime.cache.memory import AttentionMemory, CacheMemory, bytes_per_to
 from sllm.runtime.decoder import Decoder
 from sllm.runtime.engine.schedule import EngineLimits
 from sllm.runtime.engine.token_engine import TokenEngine
+from sllm.runtime.layers.recording import recorder_on
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -197,13 +199,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result.limit(**measure_limits(device, 1 << 16 if args.small else COPY_BYTES))
     for name in args.formats.split(","):
         model = RandomModel(llama_8b(small=args.small), name, device)
-        decoder = Decoder(model.config, model.weights, dtype=dtype, device=device)
         for batch in map(int, args.batches.split(",")):
             case = Case(batch=batch, context=args.context, steps=args.steps)
-            row = measure(model, decoder, case, result.limits["copy_gb_s"])
-            result.add({"format": name, **row})
-            print(_line(result.rows[-1]), flush=True)
-        del model, decoder
+            for way, recorder in (("graphs", recorder_on(device)), ("launches", None)):
+                if way == "graphs" and recorder is None:
+                    continue
+                decoder = Decoder(
+                    model.config, model.weights, dtype=dtype, device=device, recorder=recorder
+                )
+                row = measure(model, decoder, case, result.limits["copy_gb_s"])
+                del decoder  # It holds on to the weights.
+                result.add({"format": name, "way": way, **row})
+                print(_line(result.rows[-1]), flush=True)
+        del model
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -211,7 +219,9 @@ def _line(row: dict[str, Any]) -> str:
     kernels = f", {row['kernels_ms']:.3f} in kernels" if "kernels_ms" in row else ""
     rate = f"{row['tokens_per_s']:9.1f} tokens/s {row['of_copy']:6.1%} of a copy"
     engine = f"engine {row['engine_tokens_per_s']:9.1f} tokens/s"
-    return f"{row['format']:6} batch {row['batch']:3} {rate} {step}{kernels}; {engine}"
+    return (
+        f"{row['format']:6} {row['way']:8} batch {row['batch']:3} {rate} {step}{kernels}; {engine}"
+    )
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -18,6 +18,7 @@ from sllm.runtime.engine.first_passes import compute_first
 from sllm.runtime.engine.guesses import Lookup, takes_back
 from sllm.runtime.engine.schedule import EngineLimits
 from sllm.runtime.engine.token_engine import TokenEngine
+from sllm.runtime.layers.recording import recorder_on
 from sllm.runtime.weights.free_memory import free_on_device, free_on_host
 from sllm.runtime.weights.model_groups import ModelGroups
 from sllm.runtime.weights.opening import place_weights
@@ -189,7 +190,14 @@ class _Site:
             dtype=self.dtype,
             device=self.device,
         )
-        return Decoder(source.config, source, dtype=self.dtype, device=self.device), memory
+        decoder = Decoder(
+            source.config,
+            source,
+            dtype=self.dtype,
+            device=self.device,
+            recorder=recorder_on(self.device),
+        )
+        return decoder, memory
 
 
 def _choose_site(config: ModelConfig, options: EngineOptions) -> _Site:

@@ -7,6 +7,7 @@ tokens that continues a sequence. A batch may mix them freely.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,17 +50,38 @@ class Span:
         return slice(self.first_row, self.first_row + self.count)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """Spans of distinct sequences, with what every token needs. Tensors have a row per token.
 
-    outputs: the rows whose logits are wanted, in order of the pieces.
+    ids: the tokens. output_rows: the rows whose logits are wanted, in order of the pieces.
     """
 
     spans: tuple[Span, ...]
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    outputs: torch.Tensor
+    ids: tuple[int, ...]
+    output_rows: tuple[int, ...]
+    device: torch.device | None
+
+    @property
+    def is_steps(self) -> bool:
+        """Whether every span is one token, and its logits are wanted."""
+        return len(self.spans) == len(self.ids) == len(self.output_rows)
+
+    @cached_property
+    def tokens(self) -> torch.Tensor:
+        """The tokens, on the device."""
+        return torch.tensor(self.ids, dtype=torch.long, device=self.device)
+
+    @cached_property
+    def positions(self) -> torch.Tensor:
+        """The position of each token in its sequence, on the device."""
+        found = [position for span in self.spans for position in range(span.start, span.end)]
+        return torch.tensor(found, dtype=torch.long, device=self.device)
+
+    @cached_property
+    def outputs(self) -> torch.Tensor:
+        """The rows whose logits are wanted, on the device."""
+        return torch.tensor(self.output_rows, dtype=torch.long, device=self.device)
 
     @classmethod
     def of(cls, pieces: Sequence[Piece], device: torch.device | None = None) -> Batch:
@@ -70,7 +92,6 @@ class Batch:
         assert len({id(piece.sequence) for piece in pieces}) == len(pieces), "one piece a sequence"
         spans: list[Span] = []
         tokens: list[int] = []
-        positions: list[int] = []
         outputs: list[int] = []
         for piece in pieces:
             count, start = len(piece.tokens), piece.sequence.length
@@ -81,11 +102,10 @@ class Batch:
                 Span(sequence=piece.sequence, start=start, first_row=len(tokens), count=count)
             )
             tokens.extend(piece.tokens)
-            positions.extend(range(start, start + count))
             outputs.extend(range(len(tokens) - piece.outputs, len(tokens)))
         return cls(
             spans=tuple(spans),
-            tokens=torch.tensor(tokens, dtype=torch.long, device=device),
-            positions=torch.tensor(positions, dtype=torch.long, device=device),
-            outputs=torch.tensor(outputs, dtype=torch.long, device=device),
+            ids=tuple(tokens),
+            output_rows=tuple(outputs),
+            device=device,
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from sllm.runtime.config.model import AttentionConfig, DeltaConfig, MlpConfig, MoeConfig
+from sllm.runtime.config.rope import DynamicScaling
 from sllm.runtime.kernels.operands import Norm
 from sllm.runtime.layers.attention import Attention
 from sllm.runtime.layers.delta import GatedDelta
@@ -20,12 +21,16 @@ from sllm.runtime.layers.mlp import Mlp
 from sllm.runtime.layers.operations import operations_on
 from sllm.runtime.layers.passage import Passage
 from sllm.runtime.layers.rope import Rope
+from sllm.runtime.weights.grouped import ResidentGroup
 
 if TYPE_CHECKING:
     from sllm.runtime.batch import Batch
     from sllm.runtime.cache.memory import CacheMemory
     from sllm.runtime.config.model import LayerConfig, ModelConfig
     from sllm.runtime.layers.operations import Operations
+    from sllm.runtime.layers.recorded_steps import RecordedSteps
+    from sllm.runtime.layers.recording import Recorder
+    from sllm.runtime.layers.step_inputs import StepInputs
     from sllm.runtime.weights.source import Weights, WeightSource
 
 
@@ -46,7 +51,9 @@ class Decoder:
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
         operations: Operations | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
+        """Steps of decoding are recorded if there is a recorder, and the model allows it."""
         self.config = config
         self.device = device or torch.device("cpu")
         self._source = source
@@ -55,8 +62,13 @@ class Decoder:
         self._rope = Rope(config.rope, self.device)
         self._mixers = [_mixer(layer, config, i) for i, layer in enumerate(config.layers)]
         self._mlps = [_mlp(layer) for layer in config.layers]
-        native = dtype == torch.float32 and self.device.type == "cpu"
+        native = operations is None and dtype == torch.float32 and self.device.type == "cpu"
         self._host = HostLayers(config) if native else None
+        self._steps: RecordedSteps | None = None
+        if recorder is not None and self._operations.records and _repeats(config, source):
+            from sllm.runtime.layers.recorded_steps import RecordedSteps
+
+            self._steps = RecordedSteps(self._step, recorder, self.device)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, memory: CacheMemory) -> torch.Tensor:
@@ -66,14 +78,29 @@ class Decoder:
         of the batch are as long as before, but layers without a cache of tokens may have moved on:
         close them.
         """
-        x = self._last_states(batch, memory)
-        head = "embed_tokens.weight" if self.config.tied else "lm_head.weight"
-        return self._source.ends.matrices[head].linear(x).float()
+        if self._steps is None or not self._steps.takes(batch):
+            return self._logits(self._last_states(batch, memory))
+        logits = self._steps.run(batch, memory)
+        _note_lengths(batch)
+        return logits
 
     @torch.inference_mode()
     def hidden(self, batch: Batch, memory: CacheMemory) -> torch.Tensor:
         """Return the last hidden states of the batch's outputs instead: (outputs, hidden)."""
         return self._last_states(batch, memory)
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        head = "embed_tokens.weight" if self.config.tied else "lm_head.weight"
+        return self._source.ends.matrices[head].linear(x).float()
+
+    def _step(self, inputs: StepInputs, memory: CacheMemory) -> torch.Tensor:
+        """Return the logits of every row; what differs from step to step is in the inputs."""
+        ends = self._source.ends
+        x = ends.matrices["embed_tokens.weight"].embed(inputs.tokens, self.dtype)
+        rotation = self._rope.rotate(inputs.positions, (), self.dtype)
+        passage = Passage(self._operations, rotation, memory, inputs.places, steps=inputs.steps)
+        x, added = self._through_layers(x, passage)
+        return self._logits(self._join(x, added, self._norm(ends, "norm"))[1])
 
     def _last_states(self, batch: Batch, memory: CacheMemory) -> torch.Tensor:
         ends = self._source.ends
@@ -81,8 +108,7 @@ class Decoder:
         rotation = self._rope.rotate(batch.positions, batch.spans, self.dtype)
         passage = Passage.of(batch, rotation, memory, self._operations)
         x, added = self._through_layers(x, passage)
-        for span in batch.spans:
-            span.sequence.length = span.end
+        _note_lengths(batch)
         x = x.index_select(0, batch.outputs)
         added = None if added is None else added.index_select(0, batch.outputs)
         return self._join(x, added, self._norm(ends, "norm"))[1]
@@ -128,6 +154,31 @@ class Decoder:
             epsilon=self.config.norm_epsilon,
             offset=self.config.norm_offset,
         )
+
+
+def _note_lengths(batch: Batch) -> None:
+    for span in batch.spans:
+        span.sequence.length = span.end
+
+
+def _repeats(config: ModelConfig, source: WeightSource) -> bool:
+    """Return whether every step asks for the same, at the same places, but for its inputs.
+
+    It does not where weights move, the host looks at numbers or at a sequence's length, or a
+    layer keeps states by slot.
+    """
+    if not source.stays or isinstance(config.rope.scaling, DynamicScaling):
+        return False
+    return all(
+        isinstance(layer.mixer, AttentionConfig)
+        and (isinstance(layer.mlp, MlpConfig) or _has_all_experts(source, index))
+        for index, layer in enumerate(config.layers)
+    )
+
+
+def _has_all_experts(source: WeightSource, index: int) -> bool:
+    with source.layer(index) as weights:
+        return weights.experts is not None and isinstance(weights.experts.grouped, ResidentGroup)
 
 
 def _mixer(layer: LayerConfig, config: ModelConfig, index: int) -> Block:

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 
 class Operations(Protocol):
-    """What layers compute between products. Tokens are rows: (tokens, width)."""
+    """What layers compute between products. Tokens are rows: (tokens, width).
+
+    records: whether a step of decoding may be recorded: it takes from tensors whatever differs.
+    """
+
+    records: bool
 
     def normalise(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         """Return x normalised."""
@@ -46,6 +51,8 @@ class Operations(Protocol):
 
 class PlainOperations:
     """PyTorch's operations, on any device."""
+
+    records = False
 
     def normalise(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         """Return x normalised."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class ResidentWeights:
     """A WeightSource that has everything."""
 
+    stays = True
+
     def __init__(self, ends: Weights, layers: Sequence[Weights]) -> None:
         self._ends = ends
         self._layers = tuple(layers)

@@ -72,6 +72,10 @@ class WeightSource(Protocol):
     """All weights of one model. `ends` has what is not in a layer: embedding, norm and head."""
 
     @property
+    def stays(self) -> bool:
+        """Return whether every layer's weights are at one place for good."""
+
+    @property
     def ends(self) -> Weights:
         """Return the weights before the first layer and after the last one; always there."""
 

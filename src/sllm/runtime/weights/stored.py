@@ -65,6 +65,11 @@ class StoredWeights:
         self.close()
 
     @property
+    def stays(self) -> bool:
+        """Return whether no layer is streamed."""
+        return not self.residency.streamed
+
+    @property
     def ends(self) -> Weights:
         """Return the weights around the layers."""
         return self._ends

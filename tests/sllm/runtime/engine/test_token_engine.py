@@ -161,6 +161,7 @@ class _Gate:
 
     def __init__(self, source: WeightSource) -> None:
         self._source = source
+        self.stays = source.stays
         self.reached, self.open = Event(), Event()
         self.error: Exception | None = None
 

@@ -1,0 +1,78 @@
+"""RecordedSteps: steps of decoding, recorded once for a number of rows and a width of pages.
+
+A step asks a device for hundreds of small things, and asking takes longer than most of them. It
+asks for the same each time but for numbers that are in tensors, so a recording serves all steps of
+its size: rows and pages are rounded up to few sizes, and each is recorded when it is first needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import ref
+
+from sllm.runtime.layers.paged_steps import count_columns
+from sllm.runtime.layers.step_inputs import StepInputs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from sllm.runtime.batch import Batch
+    from sllm.runtime.cache.memory import CacheMemory
+    from sllm.runtime.layers.recording import Recorder
+
+MOST_ROWS = 64
+_ROWS_APART = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    inputs: StepInputs
+    compute: Callable[[], torch.Tensor]
+
+
+class RecordedSteps:
+    """Computes batches of steps over one cache at a time; over another, it begins anew."""
+
+    def __init__(
+        self,
+        compute: Callable[[StepInputs, CacheMemory], torch.Tensor],
+        recorder: Recorder,
+        device: torch.device,
+    ) -> None:
+        """`compute` returns the logits of every row, and leaves sequences as they are."""
+        self._compute = compute
+        self._recorder = recorder
+        self._device = device
+        self._memory: ref[CacheMemory] | None = None
+        self._recorded: dict[tuple[int, int], _Recorded] = {}
+
+    def takes(self, batch: Batch) -> bool:
+        """Return whether a batch is one of steps alone, few enough, each with its output."""
+        return batch.is_steps and len(batch.spans) <= MOST_ROWS
+
+    def run(self, batch: Batch, memory: CacheMemory) -> torch.Tensor:
+        """Return the logits of a batch that it takes, in memory of their own."""
+        if self._memory is None or self._memory() is not memory:
+            self._recorded.clear()
+            self._memory = ref(memory)
+        pages = max(len(span.sequence.pages) for span in batch.spans)
+        size = (count_rows(len(batch.spans)), count_columns(pages))
+        found = self._recorded.get(size)
+        if found is not None:
+            found.inputs.fill(batch)
+        else:
+            inputs = StepInputs(*size, self._device)
+            inputs.fill(batch)
+            compute = self._recorder.record(lambda: self._compute(inputs, memory))
+            found = self._recorded[size] = _Recorded(inputs, compute)
+        return found.compute()[: len(batch.spans)].clone()
+
+
+def count_rows(steps: int) -> int:
+    """Return how many rows so many steps get: a power of two, and beyond that a multiple of 8."""
+    if steps <= _ROWS_APART:
+        return 1 << (steps - 1).bit_length()
+    return -(-steps // _ROWS_APART) * _ROWS_APART

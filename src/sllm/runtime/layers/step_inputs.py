@@ -1,0 +1,69 @@
+"""StepInputs: what a step of decoding is given, in tensors that stay where they are.
+
+A step of fewer requests than there are rows has dead rows after them: they read one token of the
+cache and keep none, and nobody looks at what they compute.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from sllm.runtime.layers.paged_steps import PagedSteps
+from sllm_store.units import align_up
+
+if TYPE_CHECKING:
+    from sllm.runtime.batch import Batch
+
+_FIELDS = 4
+_ALIGNMENT = 32  # Numbers, so that every tensor begins where the widest loads may.
+
+
+class StepInputs:
+    """Tokens, positions, places and pages of up to `rows` requests, each on up to `columns` pages.
+
+    All int32: one copy brings a step's.
+    """
+
+    def __init__(self, rows: int, columns: int, device: torch.device) -> None:
+        self._rows = rows
+        each = align_up(rows, _ALIGNMENT)
+        shape = (_FIELDS * each + rows * columns,)
+        on_gpu = device.type == "cuda"
+        host = torch.zeros(shape, dtype=torch.int32, pin_memory=on_gpu)
+        self._host = host.numpy()
+        self._source = host
+        self._device = torch.zeros(shape, dtype=torch.int32, device=device)
+        self._copied = torch.cuda.Event() if on_gpu else None
+        self._tokens, self._positions, self._places, self._lengths = (
+            self._host[field * each : field * each + rows] for field in range(_FIELDS)
+        )
+        self._pages = self._host[_FIELDS * each :].reshape(rows, columns)
+        self.tokens, self.positions, self.places, lengths = (
+            self._device[field * each : field * each + rows] for field in range(_FIELDS)
+        )
+        pages = self._device[_FIELDS * each :].view(rows, columns)
+        self.steps = PagedSteps(slice(0, rows), pages, lengths)
+
+    def fill(self, batch: Batch) -> None:
+        """Take a batch of steps, of as many rows or fewer, to the device."""
+        if self._copied is not None:
+            self._copied.synchronize()  # The last copy may still be read from.
+        count, spans = len(batch.spans), batch.spans
+        assert 0 < count <= self._rows
+        self._tokens[:count] = batch.ids
+        self._positions[:count] = [span.start for span in spans]
+        self._places[:count] = [span.sequence.places(span.start, span.end)[0] for span in spans]
+        self._lengths[:count] = [span.end for span in spans]
+        for row, span in zip(self._pages, spans, strict=False):
+            row[: len(span.sequence.pages)] = span.sequence.pages
+        for dead, value in zip(
+            (self._tokens, self._positions, self._places, self._lengths, self._pages),
+            (0, 0, -1, 1, 0),
+            strict=True,
+        ):
+            dead[count:] = value
+        self._device.copy_(self._source, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
