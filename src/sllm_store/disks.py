@@ -136,8 +136,16 @@ class DiskMemory:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._lock = threading.Lock()
+        self._disks: dict[int, Disk] = {}
         self._tuners: dict[tuple[str, str], native.Tuner] = {}
         self._kept: dict[tuple[str, str], int] = {}
+
+    def find(self, path: Path) -> Disk:
+        """Return the disk that holds a path, looked at once in this process. Raises OSError."""
+        device = path.stat().st_dev
+        if device not in self._disks:
+            self._disks[device] = disk_of(path)
+        return self._disks[device]
 
     def tuner(self, disk: Disk, use: str) -> native.Tuner:
         """Return this process's tuner of a disk for one of USES, which starts from its record."""
@@ -272,7 +280,7 @@ def learning(memory: DiskMemory, path: Path, use: str) -> Iterator[native.Tuner 
     None where it cannot be told which disk that is.
     """
     try:
-        disk = disk_of(path)
+        disk = memory.find(path)
     except OSError:
         yield None
         return
@@ -282,8 +290,9 @@ def learning(memory: DiskMemory, path: Path, use: str) -> Iterator[native.Tuner 
         memory.keep(disk, use)
 
 
+@cache
 def read_use(mode: str) -> str:
-    """Return which of USES reads from a disk in a read mode are."""
+    """Return which of USES reads from a disk in a read mode are. The kernel is asked once."""
     if mode == "cufile":
         return "reads by cuFile"
     return "queued reads" if native.has_queues(mode) else "reads by threads"

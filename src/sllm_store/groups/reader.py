@@ -6,8 +6,9 @@ import os
 from typing import TYPE_CHECKING
 
 from sllm_store import native
-from sllm_store.groups.layout import lay_out
+from sllm_store.groups.layout import PAGE, lay_out
 from sllm_store.tiers.transfer import TransferPlan, run_plan
+from sllm_store.units import align_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +30,7 @@ class GroupReader:
     ) -> None:
         """Plan groups, which are then known by their index."""
         self.layouts: tuple[GroupLayout, ...] = tuple(lay_out(group) for group in groups)
+        self._reads = [self._whole_pages(model, layout) for layout in self.layouts]
         self._model = model
         self._mode = mode
         self._threads = threads or min(16, 2 * (os.cpu_count() or 4))
@@ -58,7 +60,7 @@ class GroupReader:
             layout = self.layouts[group]
             assert offset + layout.size_bytes <= buffer.size, "the buffer holds the group"
             if layout.reads:
-                plan.add(buffer.address + offset, reads=layout.reads)
+                plan.add(buffer.address + offset, reads=self._reads[group])
         if plan.reads:
             run_plan(
                 plan,
@@ -79,3 +81,24 @@ class GroupReader:
         buffer = self.allocate(self.size_bytes(group))
         self.read(group, buffer)
         return buffer
+
+    @staticmethod
+    def _whole_pages(
+        model: StoredModel, layout: GroupLayout
+    ) -> tuple[tuple[int, int, int, int], ...]:
+        """Return a group's reads with what else is in their pages, so that no byte is copied.
+
+        A read that began or ended within a block of the disk would take that block by way of other
+        memory. Each run has its pages of the buffer for itself.
+        """
+        reads = []
+        for file, start, size_bytes, place in layout.reads:
+            before = start % PAGE
+            if place % PAGE == before:
+                end = min(
+                    align_up(start + size_bytes, PAGE), model.checkpoint.files[file].size_bytes
+                )
+                reads.append((file, start - before, end - start + before, place - before))
+            else:
+                reads.append((file, start, size_bytes, place))
+        return tuple(reads)

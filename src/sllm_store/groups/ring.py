@@ -1,7 +1,7 @@
 """Ring: groups read ahead of use, in an order that repeats, into a few buffers.
 
-With R seconds to read a group and C to use it, a turn over n groups takes n * max(R, C) + R: one
-thread reads into the buffers that are free while the caller uses another.
+With R seconds to read a group and C to use it, a turn over n groups takes n * max(R, C) + R:
+threads read into the buffers that are free while the caller uses another.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ if TYPE_CHECKING:
     from sllm_store.groups.reader import GroupReader
 
 TIMEOUT_S = 300.0
+READERS = 2  # A disk has nothing to do between two reads of one thread.
 _Buffer = TypeVar("_Buffer")
 _Into = TypeVar("_Into", contravariant=True)
 
 
 class Fill(Protocol[_Into]):
-    """Puts a group into a buffer, in the ring's thread; ends early if the control is cancelled."""
+    """Puts a group into a buffer, in a thread of the ring; ends early if the control is cancelled.
+
+    With several readers it is called by as many threads at once.
+    """
 
     def __call__(self, group: int, buffer: _Into, control: native.Control, /) -> None: ...
 
@@ -53,7 +57,7 @@ def open_ring(reader: GroupReader, order: Sequence[int], *, slots: int) -> Ring[
     """Return a ring that reads from disk into buffers of its own, at most one per group."""
     size_bytes = max(1, *map(reader.size_bytes, order))
     buffers = [reader.allocate(size_bytes) for _ in range(min(slots, len(order)))]
-    return Ring(reader.read, order, buffers)
+    return Ring(reader.read, order, buffers, readers=READERS)
 
 
 class Ring(Generic[_Buffer]):
@@ -63,9 +67,17 @@ class Ring(Generic[_Buffer]):
     """
 
     def __init__(
-        self, fill: Fill[_Buffer], order: Sequence[int], buffers: Sequence[_Buffer]
+        self,
+        fill: Fill[_Buffer],
+        order: Sequence[int],
+        buffers: Sequence[_Buffer],
+        *,
+        readers: int = 1,
     ) -> None:
-        """Begin to read into the buffers, each large enough for any group."""
+        """Begin to read into the buffers, each large enough for any group.
+
+        readers: how many groups may be read at once.
+        """
         assert buffers
         assert len(set(order)) == len(order) > 0, "a group comes once in a turn"
         self.counts = RingCounts()
@@ -76,7 +88,7 @@ class Ring(Generic[_Buffer]):
         self._next = 0
         self._leased = False
         self._control = native.Control()
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sllm-ring")
+        self._executor = ThreadPoolExecutor(readers, thread_name_prefix="sllm-ring")
         self._read_ahead()
 
     def __enter__(self) -> Ring[_Buffer]:

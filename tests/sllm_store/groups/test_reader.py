@@ -9,6 +9,7 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from sllm_store.errors import InvalidCheckpointError, LoadCancelledError
+from sllm_store.groups.layout import PAGE
 from sllm_store.groups.reader import GroupReader
 from sllm_store.native import Control, HostBuffer
 
@@ -28,6 +29,22 @@ def test_every_byte_is_where_the_layout_says(
             found = raw[place : place + tensor.size_bytes].view(torch.float32).view(tensor.shape)
             assert torch.equal(found, tensors[tensor.name])
     assert reader.load(2).size >= 1
+
+
+def test_whole_pages_are_read_and_nothing_beyond_a_group_s_own(model: StoredModel) -> None:
+    reader = GroupReader(model, [model.tensors[1:3], model.tensors[3:4]], mode="direct")
+    sizes = [reader.size_bytes(group) for group in range(2)]
+    buffer = HostBuffer(sum(sizes) + PAGE)
+    raw = from_dlpack(buffer)
+    raw.fill_(7)
+    reader.read_many([(0, 0), (1, sizes[0])], buffer)
+    assert (raw[sum(sizes) :] == 7).all()
+    for group, start in ((0, 0), (1, sizes[0])):
+        alone = from_dlpack(reader.load(group))
+        layout = reader.layouts[group]
+        for tensor, place in zip(layout.tensors, layout.places, strict=True):
+            found = raw[start + place : start + place + tensor.size_bytes]
+            assert torch.equal(found, alone[place : place + tensor.size_bytes])
 
 
 def test_a_read_can_be_cancelled(model: StoredModel) -> None:

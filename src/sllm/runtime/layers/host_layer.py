@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sllm.runtime.weights.source import Weights
     from sllm_store.decoder_layer import DecoderLayer
 
-SHORT_SPAN = 16
+SHORT_SPAN = 64
 """Spans of up to so many tokens attend natively, as a step of decoding does."""
 
 _MATRICES = {
