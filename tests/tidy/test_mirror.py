@@ -15,6 +15,7 @@ PACKAGES = {"sllm", "sllm_store"}
 TESTED_THROUGH = {
     "sllm/runtime/weights/free_memory.py": "runtime/weights/test_opening.py",
     "sllm/backends/engine.py": "backends/test_local.py",
+    "sllm/backends/forecasting.py": "backends/test_local.py",
     "sllm/cli/answers.py": "cli/test_run.py",
     "sllm/cli/edge.py": "cli/test_root.py",
     "sllm/cli/finding.py": "cli/test_server.py",

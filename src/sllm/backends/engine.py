@@ -9,13 +9,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sllm.core.requests import Step, TokenRequest
+    from sllm.runtime.weights.forecast import Forecast
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineState:
     """What an engine holds and does now, in bytes, tokens and requests.
 
-    device_bytes: of `weight_bytes`, those in memory of the device that computes.
+    device_bytes: of `weight_bytes`, those in memory of the device that computes. forecast: where
+    the others lie, and what that lets one request have; None if the engine does not say.
     """
 
     weight_bytes: int
@@ -25,6 +27,7 @@ class EngineState:
     running: int
     waiting: int
     tokens_per_s: float
+    forecast: Forecast | None = None
 
 
 class Ticket(Protocol):

@@ -10,6 +10,8 @@ import torch
 
 from sllm.backends.cache_plan import plan_cache
 from sllm.backends.engine import EngineState
+from sllm.backends.forecasting import forecaster
+from sllm.backends.measured_rates import disk_rate, rates_for
 from sllm.core.errors import InvalidRequestError
 from sllm.runtime.cache.memory import CacheMemory
 from sllm.runtime.decoder import Decoder
@@ -23,6 +25,7 @@ from sllm.runtime.weights.free_memory import free_on_device, free_on_host
 from sllm.runtime.weights.model_groups import ModelGroups
 from sllm.runtime.weights.opening import place_weights
 from sllm.runtime.weights.warming import warmed_products
+from sllm_store.interpreter import short_turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from sllm.core.requests import Step, TokenRequest
     from sllm.runtime.config.model import ModelConfig
     from sllm.runtime.engine.guesses import Guesser
+    from sllm.runtime.weights.forecast import Forecast
     from sllm.runtime.weights.stored import StoredWeights
 
 
@@ -68,8 +72,16 @@ class LocalEngine:
     idle: its state without requests.
     """
 
-    def __init__(self, engine: TokenEngine, idle: EngineState, opened: ExitStack) -> None:
+    def __init__(
+        self,
+        engine: TokenEngine,
+        idle: EngineState,
+        opened: ExitStack,
+        *,
+        forecast: Callable[[], Forecast],
+    ) -> None:
         self._engine = engine
+        self._forecast = forecast
         self._idle = idle
         self._opened = opened
 
@@ -94,6 +106,7 @@ class LocalEngine:
             running=load.running,
             waiting=load.waiting,
             tokens_per_s=load.tokens_per_s,
+            forecast=self._forecast(),
         )
 
     def close(self) -> None:
@@ -112,6 +125,7 @@ def open_engine(path: Path, options: EngineOptions) -> LocalEngine:
     config = model.config
     site = _choose_site(config, options)
     limits = EngineLimits(context_tokens=2, parallel=options.parallel, waiting=options.waiting)
+    rates = rates_for(path, site.device)
     with ExitStack() as opened:
         draft = _open_draft(config, site, options)
         if draft is not None:
@@ -126,7 +140,7 @@ def open_engine(path: Path, options: EngineOptions) -> LocalEngine:
         )
         draft_bytes = 0 if draft is None else draft.residency.device_bytes
         other_bytes = plan.size_bytes + draft_bytes
-        with site.warming(model):
+        with short_turns(), site.warming(model):  # Other threads parse and compile meanwhile.
             source = opened.enter_context(
                 place_weights(
                     model,
@@ -156,7 +170,9 @@ def open_engine(path: Path, options: EngineOptions) -> LocalEngine:
             waiting=0,
             tokens_per_s=0.0,
         )
-        return LocalEngine(engine, idle, opened.pop_all())
+        rates = replace(rates, disk=disk_rate(path))  # The load may have taught it.
+        forecast = forecaster(model, source, rates, has_host=site.has_kernels)
+        return LocalEngine(engine, idle, opened.pop_all(), forecast=forecast)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

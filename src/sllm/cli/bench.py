@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sllm.cli.finding import any_server
+from sllm.cli.forecast import SAID, bound_of
 from sllm.cli.options import root_option, url_option
 from sllm.cli.run import ensure_model
 from sllm.cli.terminal import say, say_table
@@ -49,7 +50,8 @@ def bench(*, model: str, root: Path | None, url: str | None, as_json: bool, **ch
 
     It is unloaded before each load, which may still find its bytes in the page cache. No two
     prompts begin alike, so nothing of one is there for another. Tokens that speculation guessed
-    right count.
+    right count, so that answers may be faster than the memory, link or disk that bounds them allows
+    without guesses.
     """
     with any_server(url, root) as client:
         ensure_model(client, model)
@@ -63,7 +65,7 @@ def bench(*, model: str, root: Path | None, url: str | None, as_json: bool, **ch
             ("load", f"{found['load_s']:.3f} s"),
             ("first token", f"{found['first_token_s']:.3f} s"),
             ("prompt", f"{found['prompt_tokens_per_s']:.1f} tokens/s"),
-            ("answer", f"{found['answer_tokens_per_s']:.1f} tokens/s"),
+            ("answer", f"{found['answer_tokens_per_s']:.1f} tokens/s{_share(found)}"),
             (
                 f"{found['batch']} answers with their prompts",
                 f"{found['batch_tokens_per_s']:.1f} tokens/s",
@@ -91,6 +93,8 @@ def measure(
             done = list(threads.map(answer, range(runs + run * batch, runs + (run + 1) * batch)))
             count = sum(last["eval_count"] for last in done)
             rates.append(count / (time.perf_counter() - started_s))
+    bound = bound_of(client, model)
+    answer_rate = median(_rate(last, "eval") for last in alone)
     return {
         "model": model,
         "runs": runs,
@@ -99,9 +103,20 @@ def measure(
         "load_s": median(loads_s),
         "first_token_s": median(last["first_token_s"] for last in alone),
         "prompt_tokens_per_s": median(_rate(last, "prompt_eval") for last in alone),
-        "answer_tokens_per_s": median(_rate(last, "eval") for last in alone),
+        "answer_tokens_per_s": answer_rate,
+        "bound": None if bound is None else bound[0],
+        "bound_tokens_per_s": None if bound is None else bound[1],
+        "share_of_bound": None if bound is None else answer_rate / bound[1],
         "batch_tokens_per_s": median(rates),
     }
+
+
+def _share(found: dict[str, Any]) -> str:
+    """Return how much of the bound that is; nothing if it is not known."""
+    if found["bound"] is None:
+        return ""
+    most = f"{found['bound_tokens_per_s']:.1f}"
+    return f", {found['share_of_bound']:.0%} of the {most} that {SAID[found['bound']]} allows"
 
 
 def _load_s(client: ServerClient, model: str) -> float:

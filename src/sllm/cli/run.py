@@ -14,6 +14,7 @@ from sllm.cli.answers import write_answer
 from sllm.cli.chat import Chat
 from sllm.cli.edge import INTERRUPTED
 from sllm.cli.finding import any_server
+from sllm.cli.forecast import write_forecast
 from sllm.cli.options import as_source, open_library, root_option, url_option
 from sllm.cli.pull import pull_with_bars
 from sllm.cli.terminal import note, pull_bars
@@ -83,6 +84,8 @@ def run(
             return
         request = {**body, **system, "model": model, "prompt": prompt}
         answer = write_answer(client.stream("/api/generate", request), **shown)
+        if chosen["verbose"]:
+            write_forecast(client, model)
     if answer.interrupted:
         sys.exit(INTERRUPTED)
 

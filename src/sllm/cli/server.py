@@ -14,6 +14,7 @@ import click
 
 from sllm.cli.edge import Failure
 from sllm.cli.finding import TOKEN_VARIABLE, running_server
+from sllm.cli.forecast import at_most
 from sllm.cli.options import SizeType, as_source, open_library, root_option, url_option
 from sllm.cli.pull import pull_with_bars
 from sllm.cli.server_record import find_servers, recorded, stop_server
@@ -107,13 +108,14 @@ def ps(*, url: str | None) -> None:
         note("no model is loaded")
         return
     say_table(
-        ("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"),
+        ("NAME", "ID", "SIZE", "PROCESSOR", "AT MOST", "CONTEXT", "UNTIL"),
         [
             (
                 model["name"],
                 str(model.get("digest", "")).removeprefix("sha256:")[:12],
                 format_size(model.get("size", 0)),
                 _processor(model),
+                at_most(model),
                 model.get("context_length", ""),
                 _until(model.get("expires_at")),
             )

@@ -7,8 +7,6 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sllm_store.waking import wake_gpu
-
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -59,6 +57,8 @@ def _open_engine(path: Path, settings: Settings) -> Engine:
 
 def _wake(device: str) -> None:
     """Have a GPU open while PyTorch is being imported; a name that is wrong is told later."""
+    from sllm_store.waking import wake_gpu
+
     found = re.fullmatch(r"auto|cuda(?::([0-9]{1,3}))?", device)
     if found is not None:
         wake_gpu(int(found[1] or 0))

@@ -127,6 +127,25 @@ def test_smollm2_answers_with_the_golden_ids(smollm2: Path) -> None:
     engine.close()
 
 
+def test_an_engine_says_where_weights_lie_and_what_bounds_it(saved: Path, smollm2: Path) -> None:
+    engine = open_engine(smollm2, EngineOptions(device="cpu", context_tokens=64))
+    state = engine.state()
+    engine.close()
+    assert state.forecast is not None
+    assert state.forecast.stored.device == state.weight_bytes == state.forecast.read_bytes
+    assert state.forecast.bound == "device"
+    assert state.forecast.tokens_per_s
+    budget = _budget(saved, context_tokens=64)
+    options = EngineOptions(device="cpu", context_tokens=64, device_budget_bytes=budget)
+    streaming = open_engine(saved, options)
+    state = streaming.state()
+    streaming.close()
+    assert state.forecast is not None
+    assert state.forecast.stored.disk == state.forecast.fetched_bytes > 0
+    assert state.forecast.stored.device + state.forecast.stored.disk == state.weight_bytes
+    assert state.forecast.crossing_bytes == 0
+
+
 def test_opening_a_model_imports_no_framework_but_pytorch(saved: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from sllm.backends.local import *; "

@@ -34,6 +34,7 @@ class FakeOllama:
     token: str | None = None
     models: set[str] = field(default_factory=lambda: {"tiny"})
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    forecast: dict[str, Any] | None = None
     left: threading.Event = field(default_factory=threading.Event)
 
     def bodies(self, path: str) -> list[dict[str, Any]]:
@@ -73,6 +74,8 @@ class _Handler(BaseHTTPRequestHandler):
             "/api/tags": {"models": [{"name": name} for name in sorted(self.fake.models)]},
             "/api/ps": {"models": [{**loaded, "context_length": 64, "expires_at": None}]},
         }
+        if self.fake.forecast is not None:
+            answers["/api/ps"]["models"][0]["forecast"] = self.fake.forecast
         self._finish(answers[self.path])
 
     def do_POST(self) -> None:

@@ -29,7 +29,10 @@ def test_figures_are_told_as_json_and_as_a_table(run: Callable[..., Result]) -> 
     found = json.loads(run("bench", "real", "--json", *SHORT).stdout)
     assert (found["model"], found["runs"], found["batch"]) == ("real", 1, 2)
     assert found["prompt_tokens"] >= 5
-    assert all(value > 0 for key, value in found.items() if key != "model")
+    assert all(value > 0 for key, value in found.items() if key not in {"model", "bound"})
+    assert found["bound"] == "device"
+    rate, most = found["answer_tokens_per_s"], found["bound_tokens_per_s"]
+    assert found["share_of_bound"] == pytest.approx(rate / most)
     lines = run("bench", "real", *SHORT).stdout.splitlines()
     assert [line.split("  ")[0] for line in lines[1:]] == [
         "load",
@@ -38,6 +41,7 @@ def test_figures_are_told_as_json_and_as_a_table(run: Callable[..., Result]) -> 
         "answer",
         "2 answers with their prompts",
     ]
+    assert "that memory allows" in lines[4]
 
 
 def test_what_is_not_there_is_not_measured(run: Callable[..., Result]) -> None:

@@ -44,7 +44,7 @@ def test_what_is_loaded_is_listed_and_unloaded(
     run: Callable[..., Result], ollama: FakeOllama
 ) -> None:
     lines = [line.split() for line in run("ps", "--host", ollama.url).stdout.splitlines()]
-    assert lines[0] == ["NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"]
+    assert lines[0] == ["NAME", "ID", "SIZE", "PROCESSOR", "AT", "MOST", "CONTEXT", "UNTIL"]
     assert lines[1][:5] == ["tiny", "a" * 12, "2.0", "KB", "75%/25%"]
     assert run("stop", "tiny", "--host", ollama.url).stdout == "unloaded tiny\n"
     assert ollama.bodies("/api/generate") == [{"model": "tiny", "keep_alive": 0}]

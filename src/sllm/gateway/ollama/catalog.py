@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +24,7 @@ from sllm.library.modelfile import format_modelfile, format_parameters
 if TYPE_CHECKING:
     from sllm.gateway.host import Resident
     from sllm.library.model import Model
+    from sllm.runtime.weights.forecast import Forecast
 
 FOR_EVER = timedelta(days=365 * 100)  # No client of Ollama's knows a model without an end.
 _UNITS = ((1_000_000_000, "B"), (1_000_000, "M"), (1000, "K"))
@@ -219,4 +221,29 @@ def _resident(resident: Resident) -> dict[str, Any]:
         "size_vram": 0 if state.device == "cpu" else state.device_bytes,
         "expires_at": expires_at.isoformat(),
         "context_length": state.context_tokens,
+        **_forecast(state.forecast),
+    }
+
+
+def _forecast(forecast: Forecast | None) -> dict[str, Any]:
+    """Return what the plan says: a field of our own, which Ollama's clients pass over."""
+    if forecast is None:
+        return {}
+    return {
+        "forecast": {
+            "bound": forecast.bound,
+            "tokens_per_s": forecast.tokens_per_s,
+            "stored_bytes": asdict(forecast.stored),
+            "token_bytes": {
+                "device": round(forecast.read_bytes),
+                "host": round(forecast.crossing_bytes),
+                "disk": round(forecast.fetched_bytes),
+            },
+            "bytes_per_s": {
+                "device": forecast.rates.memory,
+                "host": forecast.rates.link,
+                "disk": forecast.rates.disk,
+            },
+            "expert_hit_rate": forecast.hit_rate,
+        }
     }
