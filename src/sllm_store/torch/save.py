@@ -1,7 +1,8 @@
 """save_dict: a state dict as a checkpoint, with every storage written once.
 
-Tensors on the host are written from where they are. Those on a device are copied to the host one
-storage at a time, so a save needs no more memory than the largest storage.
+Tensors on the host are written from where they are. Those on a device are copied to the host
+storage by storage, the next one while one is written: B bytes take what the disk needs for them, as
+long as the link is faster, and memory for two storages.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils.dlpack import from_dlpack
 
+from sllm_store import native
 from sllm_store.checkpoint.dtype import ITEM_SIZES
 from sllm_store.checkpoint.source import plan_ranges
 from sllm_store.checkpoint.writer import CheckpointWriter, Source
@@ -24,12 +27,13 @@ from sllm_store.units import parse_size
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 PROGRESS_INTERVAL_S = 0.1
 log = logging.getLogger(__name__)
 
 _NOT_YET = 1  # Address of a storage that is not on the host so far.
+_SLOTS = 2  # One is written, and one is copied to.
 
 
 def save_dict(
@@ -165,25 +169,69 @@ def _write(writer: CheckpointWriter, pieces: Iterable[_Piece]) -> None:
     groups: dict[object, list[_Piece]] = {}
     for piece in pieces:
         groups.setdefault(piece.source.storage, []).append(piece)
-    for group in groups.values():
-        if any(piece.is_staged for piece in group):
-            _write_staged(writer, group)
-        else:
-            _write_together(writer, group)
+    spans = {key: _Span(group) for key, group in groups.items() if any(p.is_staged for p in group)}
+    addresses = _copy_ahead(list(spans.values()))
+    for key, group in groups.items():
+        if key in spans:
+            address = next(addresses)
+            for piece in group:
+                # The storage would begin earlier; only what views span is read.
+                piece.source = replace(piece.source, address=address - spans[key].start)
+        _write_together(writer, group)
 
 
-def _write_staged(writer: CheckpointWriter, group: list[_Piece]) -> None:
-    """Copy what the views of one device storage span to the host, and write it."""
-    spans = [piece.source.span for piece in group if piece.is_staged]
-    start, end = min(first for first, _ in spans), max(last for _, last in spans)
-    tensor = group[0].tensor
-    on_device = torch.empty(0, dtype=torch.uint8, device=tensor.device)
-    on_device.set_(tensor.untyped_storage(), start, (end - start,), (1,))
-    staged = on_device.cpu()
-    for piece in group:
-        # The storage would begin `start` bytes earlier; only what views span is read.
-        piece.source = replace(piece.source, address=staged.data_ptr() - start)
-    _write_together(writer, group)
+class _Span:
+    """What the views of one device storage span."""
+
+    def __init__(self, group: list[_Piece]) -> None:
+        ends = [piece.source.span for piece in group if piece.is_staged]
+        self.start = min(first for first, _ in ends)
+        self.size_bytes = max(last for _, last in ends) - self.start
+        self.device = group[0].tensor.device
+        self._storage = group[0].tensor.untyped_storage()
+
+    def begin_copy(self, host: torch.Tensor) -> torch.cuda.Event | None:
+        """Copy to the host; on return that is done, or it will be by the time of an event."""
+        on_device = torch.empty(0, dtype=torch.uint8, device=self.device)
+        on_device.set_(self._storage, self.start, (self.size_bytes,), (1,))
+        may_go_on = self.device.type == "cuda"
+        host[: self.size_bytes].copy_(on_device, non_blocking=may_go_on)
+        if not may_go_on:
+            return None
+        done = torch.cuda.Event()
+        done.record(torch.cuda.current_stream(self.device))
+        return done
+
+
+def _copy_ahead(spans: Sequence[_Span]) -> Iterator[int]:
+    """Yield where each span is on the host, until the next is asked for; that is on its way."""
+    memory = [_host_memory(spans[turn::_SLOTS]) for turn in range(min(_SLOTS, len(spans)))]
+    coming = spans[0].begin_copy(memory[0])
+    try:
+        for number in range(len(spans)):
+            done, after = coming, number + 1
+            if after < len(spans):
+                coming = spans[after].begin_copy(memory[after % _SLOTS])
+            if done is not None:
+                done.synchronize()
+            yield memory[number % _SLOTS].data_ptr()
+    finally:
+        if coming is not None:
+            coming.synchronize()  # Memory that a copy still goes to must not go.
+
+
+def _host_memory(spans: Sequence[_Span]) -> torch.Tensor:
+    """Return memory for any of some spans: pinned, so that a copy goes on by itself, if it can."""
+    largest = max(spans, key=lambda span: span.size_bytes)
+    if largest.device.type == "cuda":
+        try:
+            native.device_memory(
+                largest.device.index
+            )  # So that it is pinned in this GPU's context.
+            return from_dlpack(native.HostBuffer(largest.size_bytes, pinned=True))
+        except native.CudaError as error:
+            log.info("a save stages in memory that is not pinned, which is slower: %s", error)
+    return from_dlpack(native.HostBuffer(largest.size_bytes))
 
 
 def _write_together(writer: CheckpointWriter, pieces: list[_Piece]) -> None:

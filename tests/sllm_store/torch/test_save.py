@@ -265,9 +265,10 @@ def test_a_nonsense_shard_size_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.gpu
-def test_gpu_tensors_are_staged_one_at_a_time_and_stay_where_they_are(tmp_path: Path) -> None:
+def test_gpu_tensors_are_staged_one_after_another_and_stay_where_they_are(tmp_path: Path) -> None:
     base = torch.arange(64.0, device="cuda")
     state = {"a": base[3:], "b": base.reshape(8, 8).T, "c": torch.ones(3)}
+    state |= {f"x{i}": torch.randn(i * 300_000 + 1, device="cuda") for i in range(9)}
     found = round_trip(state, tmp_path / "c")
     require_equal(found, {name: tensor.cpu() for name, tensor in state.items()})
     assert state["a"].is_cuda
