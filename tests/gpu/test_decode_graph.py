@@ -46,7 +46,11 @@ def _answer(
         if turn == len(TURNS):  # A prompt in between, after which sequence 0 needs more pages.
             piece = Piece(sequence=sequences[0], tokens=random_tokens(600, seed=99))
             found.append(decoder.forward(Batch.of([piece], DEVICE), memory))
-        pieces = [Piece(sequence=sequences[i], tokens=[5 + i + turn]) for i in asked]
+        given = [[5 + i + turn] * (1 + i % 3) for i in asked]  # Steps, and guesses after some.
+        pieces = [
+            Piece(sequence=sequences[i], tokens=part, outputs=len(part))
+            for i, part in zip(asked, given, strict=True)
+        ]
         found.append(decoder.forward(Batch.of(pieces, DEVICE), memory))
     return found
 

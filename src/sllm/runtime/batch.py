@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from sllm.runtime.cache.sequence import CachedSequence
 
 
+SHORT_TOKENS = 17
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
     """What a request puts into a batch: the next tokens of its sequence.
@@ -45,6 +48,11 @@ class Span:
         return self.start + self.count
 
     @property
+    def is_short(self) -> bool:
+        """Whether it may be a step of decoding, perhaps with guesses after it."""
+        return self.count <= SHORT_TOKENS
+
+    @property
     def rows(self) -> slice:
         """Return the span's rows of the batch."""
         return slice(self.first_row, self.first_row + self.count)
@@ -64,8 +72,9 @@ class Batch:
 
     @property
     def is_steps(self) -> bool:
-        """Whether every span is one token, and its logits are wanted."""
-        return len(self.spans) == len(self.ids) == len(self.output_rows)
+        """Whether every span is short, and the logits of all its tokens are wanted."""
+        whole = len(self.ids) == len(self.output_rows)
+        return whole and all(span.is_short for span in self.spans)
 
     @cached_property
     def tokens(self) -> torch.Tensor:

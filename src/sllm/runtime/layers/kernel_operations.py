@@ -42,6 +42,6 @@ class KernelOperations:
         return between.gate_up(gate, up)
 
     def line_up(self, spans: Sequence[Span], device: torch.device) -> PagedSteps | None:
-        """Have every span of one token attend in one launch."""
-        steps = [span for span in spans if span.count == 1]
-        return PagedSteps.of(steps, device) if steps else None
+        """Have the tokens of all short spans attend in one launch."""
+        short = [span for span in spans if span.is_short]
+        return PagedSteps.of(short, device) if short else None

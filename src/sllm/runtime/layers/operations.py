@@ -46,7 +46,7 @@ class Operations(Protocol):
         """Return silu(gate) * up."""
 
     def line_up(self, spans: Sequence[Span], device: torch.device) -> PagedSteps | None:
-        """Return the spans of one token, to attend all at once; None to attend span by span."""
+        """Return the short spans, to attend all at once; None to attend span by span."""
 
 
 class PlainOperations:

@@ -1,4 +1,8 @@
-"""PagedSteps: a batch's spans of one token, which attend to the cache's pages in one launch."""
+"""PagedSteps: tokens of a batch's short spans, which attend to the cache's pages in one launch.
+
+A span's keys and values are all in the cache before any of its tokens attends. So each token is a
+step by itself, of a sequence that ends with it.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ class PagedSteps:
     """Where the steps are in a batch, and whose pages they attend to; the same in every layer.
 
     rows: of the batch, one for each step. pages: (steps, columns), int32. lengths: (steps,), int32,
-    of each sequence with its step.
+    of each sequence up to its step.
     """
 
     rows: slice | torch.Tensor
@@ -33,16 +37,20 @@ class PagedSteps:
 
     @classmethod
     def of(cls, spans: Sequence[Span], device: torch.device) -> PagedSteps:
-        """Line up spans of one token."""
+        """Line up the tokens of some spans."""
         columns = count_columns(max(len(span.sequence.pages) for span in spans))
-        pages = [span.sequence.pages + [0] * (columns - len(span.sequence.pages)) for span in spans]
-        first = spans[0].first_row
-        rows = [span.first_row for span in spans]
-        joined = rows == list(range(first, first + len(rows)))
+        pages: list[list[int]] = []
+        rows: list[int] = []
+        for span in spans:
+            own = span.sequence.pages
+            pages += [own + [0] * (columns - len(own))] * span.count
+            rows += range(span.first_row, span.first_row + span.count)
+        lengths = [position + 1 for span in spans for position in range(span.start, span.end)]
+        joined = rows == list(range(rows[0], rows[0] + len(rows)))
         return cls(
-            slice(first, first + len(rows)) if joined else torch.tensor(rows, device=device),
+            slice(rows[0], rows[0] + len(rows)) if joined else torch.tensor(rows, device=device),
             torch.tensor(pages, dtype=torch.int32, device=device),
-            torch.tensor([span.end for span in spans], dtype=torch.int32, device=device),
+            torch.tensor(lengths, dtype=torch.int32, device=device),
         )
 
     def attend(

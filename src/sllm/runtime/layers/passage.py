@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Passage:
     """One batch on its way through the layers: its rotation, and where its tokens are cached.
 
-    places: of each token in the cache. steps: spans of one token that attend all at once, if they
+    places: of each token in the cache. steps: short spans, which attend all at once, if they
     do; `spans` has them too, and `alone` the others. Places are worked out once and used by every
     layer.
     """
@@ -57,7 +57,7 @@ class Passage:
         """Return the spans that attend one by one."""
         if self.steps is None:
             return self.spans
-        return [span for span in self.spans if span.count > 1]
+        return [span for span in self.spans if not span.is_short]
 
     def seen(self, span: Span, window: int | None) -> torch.Tensor:
         """Return the places of every token that some token of a span sees, oldest first."""

@@ -50,8 +50,8 @@ class RecordedSteps:
         self._recorded: dict[tuple[int, int], _Recorded] = {}
 
     def takes(self, batch: Batch) -> bool:
-        """Return whether a batch is one of steps alone, few enough, each with its output."""
-        return batch.is_steps and len(batch.spans) <= MOST_ROWS
+        """Return whether a batch is one of steps and guesses alone, and few enough of them."""
+        return batch.is_steps and len(batch.ids) <= MOST_ROWS
 
     def run(self, batch: Batch, memory: CacheMemory) -> torch.Tensor:
         """Return the logits of a batch that it takes, in memory of their own."""
@@ -59,7 +59,7 @@ class RecordedSteps:
             self._recorded.clear()
             self._memory = ref(memory)
         pages = max(len(span.sequence.pages) for span in batch.spans)
-        size = (count_rows(len(batch.spans)), count_columns(pages))
+        size = (count_rows(len(batch.ids)), count_columns(pages))
         found = self._recorded.get(size)
         if found is not None:
             found.inputs.fill(batch)
@@ -68,7 +68,7 @@ class RecordedSteps:
             inputs.fill(batch)
             compute = self._recorder.record(lambda: self._compute(inputs, memory))
             found = self._recorded[size] = _Recorded(inputs, compute)
-        return found.compute()[: len(batch.spans)].clone()
+        return found.compute()[: len(batch.ids)].clone()
 
 
 def count_rows(steps: int) -> int:

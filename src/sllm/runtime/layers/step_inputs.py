@@ -1,6 +1,6 @@
 """StepInputs: what a step of decoding is given, in tensors that stay where they are.
 
-A step of fewer requests than there are rows has dead rows after them: they read one token of the
+A batch of fewer tokens than there are rows has dead rows after them: they read one token of the
 cache and keep none, and nobody looks at what they compute.
 """
 
@@ -21,7 +21,7 @@ _ALIGNMENT = 32  # Numbers, so that every tensor begins where the widest loads m
 
 
 class StepInputs:
-    """Tokens, positions, places and pages of up to `rows` requests, each on up to `columns` pages.
+    """Tokens, positions, places and pages of up to `rows` steps, each on up to `columns` pages.
 
     All int32: one copy brings a step's.
     """
@@ -50,14 +50,15 @@ class StepInputs:
         """Take a batch of steps, of as many rows or fewer, to the device."""
         if self._copied is not None:
             self._copied.synchronize()  # The last copy may still be read from.
-        count, spans = len(batch.spans), batch.spans
+        count = len(batch.ids)
         assert 0 < count <= self._rows
         self._tokens[:count] = batch.ids
-        self._positions[:count] = [span.start for span in spans]
-        self._places[:count] = [span.sequence.places(span.start, span.end)[0] for span in spans]
-        self._lengths[:count] = [span.end for span in spans]
-        for row, span in zip(self._pages, spans, strict=False):
-            row[: len(span.sequence.pages)] = span.sequence.pages
+        for span in batch.spans:
+            pages = span.sequence.pages
+            self._positions[span.rows] = range(span.start, span.end)
+            self._lengths[span.rows] = range(span.start + 1, span.end + 1)
+            self._places[span.rows] = span.sequence.places(span.start, span.end)
+            self._pages[span.rows, : len(pages)] = pages
         for dead, value in zip(
             (self._tokens, self._positions, self._places, self._lengths, self._pages),
             (0, 0, -1, 1, 0),

@@ -21,7 +21,7 @@ def _recording(model: TinyModel, recorder: FakeRecorder) -> Decoder:
 
 
 def _answer(
-    model: TinyModel, decoder: Decoder, turns: list[list[int]], *, prompt: int = 3
+    model: TinyModel, decoder: Decoder, turns: list[list[int]], *, prompt: int, guesses: int
 ) -> list[torch.Tensor]:
     """Return the logits of steps of some of four sequences, after a prompt each."""
     memory = model.memory()
@@ -31,21 +31,26 @@ def _answer(
         model.decoder.forward(Batch.of([Piece(sequence=sequence, tokens=tokens)]), memory)
     found = []
     for turn, asked in enumerate(turns):
-        pieces = [Piece(sequence=sequences[i], tokens=[5 + i + turn]) for i in asked]
+        given = [[5 + i + turn] * (1 + guesses * (i % 2)) for i in asked]
+        pieces = [
+            Piece(sequence=sequences[i], tokens=part, outputs=len(part))
+            for i, part in zip(asked, given, strict=True)
+        ]
         found.append(decoder.forward(Batch.of(pieces), memory))
         assert all(sequences[i].length >= prompt + i + 1 for i in asked)
     return found
 
 
-@pytest.mark.parametrize("name", ["llama-tied", "mistral", "qwen3"])
-def test_recorded_steps_compute_what_steps_do(name: str) -> None:
+@pytest.mark.parametrize(("name", "guesses"), [("llama-tied", 0), ("mistral", 1), ("qwen3", 1)])
+def test_recorded_steps_compute_what_steps_do(name: str, guesses: int) -> None:
     model, recorder = make_model(name), FakeRecorder()
     turns = [[0, 1, 2], [2], [0, 1, 2], [3, 0, 1, 2]]
-    found = _answer(model, _recording(model, recorder), turns, prompt=14)
-    expected = _answer(model, model.decoder, turns, prompt=14)
+    recording = _recording(model, recorder)
+    found = _answer(model, recording, turns, prompt=14, guesses=guesses)
+    expected = _answer(model, model.decoder, turns, prompt=14, guesses=guesses)
     for ours, theirs in zip(found, expected, strict=True):
         assert float((ours - theirs).abs().max()) <= TOLERANCE
-    assert recorder.recorded == 2, "three requests and four share a size"
+    assert recorder.recorded == 2 + guesses, "three tokens and four share a size"
     assert recorder.replayed == len(turns)
 
 
@@ -78,12 +83,12 @@ def test_another_cache_and_a_longer_context_are_recorded_anew() -> None:
     assert recorder.recorded == 3
 
 
-def test_prompts_and_guesses_are_not_recorded() -> None:
+def test_prompts_and_what_has_no_outputs_are_not_recorded() -> None:
     model, recorder = make_model("llama"), FakeRecorder()
     decoder = _recording(model, recorder)
     memory = model.memory()
     sequence = memory.open()
-    decoder.forward(Batch.of([Piece(sequence=sequence, tokens=[9, 8], outputs=2)]), memory)
+    decoder.forward(Batch.of([Piece(sequence=sequence, tokens=[9, 8])]), memory)
     decoder.forward(Batch.of([Piece(sequence=sequence, tokens=[9], outputs=0)]), memory)
     assert recorder.recorded == 0
 
