@@ -8,7 +8,7 @@ wait for all. Threads do it over memory that nobody has written to: what is ther
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -75,13 +75,13 @@ def find_kinds(model: ModelGroups) -> dict[Kind, Matrix]:
 
 
 def _warm(matrix: Matrix, device: torch.device, dtype: torch.dtype) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     try:
-        there = _allocate(matrix, device)
-        for tokens in TOKENS:
-            there.linear(torch.zeros((tokens, matrix.shape[1]), dtype=dtype, device=device))
-        there.embed(torch.zeros(1, dtype=torch.long, device=device), dtype)
+        with current:  # A thread begins with the first device.
+            there = _allocate(matrix, device)
+            for tokens in TOKENS:
+                there.linear(torch.zeros((tokens, matrix.shape[1]), dtype=dtype, device=device))
+            there.embed(torch.zeros(1, dtype=torch.long, device=device), dtype)
     except torch.OutOfMemoryError:
         return  # There is no room to do it before the weights are there; they come first.
 
