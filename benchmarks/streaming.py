@@ -6,17 +6,21 @@ requests. Then experts of Qwen3.5-MoE-397B's shapes, in Q4_0, are leased by a ro
 cache on the device over pinned memory. The link and the disk are measured in the same run, with the
 same bytes; a fraction is the time that they need over the time that was needed. Tokens per second
 are those of a model with all of its layers. Files that were just written may be in the page cache,
-for the streams as for the rates. Without a GPU only the disk is streamed from.
+for the streams as for the rates. Without a GPU only the disk is streamed from. With --for-gpu the
+models are laid out first, as `gdsllm pull --for-gpu` does.
 
     python -m benchmarks.streaming --work DIR --out FILE.json [--layers 6] [--passes 8] [--small]
+        [--for-gpu]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +33,15 @@ from benchmarks.routing import Routing, route_tokens
 from sllm.runtime.batch import Batch, Piece
 from sllm.runtime.cache.memory import CacheMemory
 from sllm.runtime.decoder import Decoder
+from sllm.runtime.weights.laid_out import write_laid_out
 from sllm.runtime.weights.model_groups import ModelGroups
 from sllm.runtime.weights.opening import device_needs, open_weights
 from sllm_store.groups.ring import open_ring
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from sllm.runtime.weights.source import ExpertSource
     from sllm.runtime.weights.stored import StoredWeights
 
 BATCHES = (1, 16)
@@ -91,30 +97,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--passes", type=int, default=8)
     parser.add_argument("--small", action="store_true", help="small shapes, to try the program")
+    parser.add_argument("--for-gpu", action="store_true", help="lay weights out before")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     if options.layers <= BUFFERS:
         parser.error(f"--layers has to be more than the {BUFFERS} buffers that they go through")
     device = torch.device(options.device)
     shapes, experts = (SMALL, SMALL_MOE) if options.small else (LLAMA_70B, QWEN_397B)
-    path = write_model(options.work / "dense.gguf", shapes, options.layers)
     found: dict[str, Any] = {"device": _name(device), "layers": options.layers, "dense": []}
-    try:
+    laid_out_on = device if options.for_gpu else None
+    found["for_gpu"] = options.for_gpu
+    with _written(options.work / "dense.gguf", shapes, options.layers, laid_out_on) as path:
         for tier in ("host", "disk") if device.type == "cuda" else ("disk",):
             for batch in BATCHES:
                 run = Run(path, shapes, device=device, passes=options.passes)
                 found["dense"].append(run.measure(tier=tier, batch=batch))
-    finally:
-        path.unlink()
-    path = write_model(options.work / "moe.gguf", experts, 2)
-    try:
+    with _written(options.work / "moe.gguf", experts, 2, laid_out_on) as path:
         found["experts"] = [
             lease_experts(path, experts, device=device, slots=slots)
             for slots in sorted({2 * experts.chosen, experts.experts // 8, experts.experts // 4})
         ]
-    finally:
-        path.unlink()
     options.out.write_text(json.dumps(found, indent=2) + "\n")
+
+
+@contextmanager
+def _written(
+    path: Path, shapes: Shapes, layers: int, laid_out_on: torch.device | None
+) -> Iterator[Path]:
+    """Yield a model on disk, laid out if it is said on which device; remove it at the end."""
+    planes = path.with_suffix("")
+    try:
+        write_model(path, shapes, layers)
+        if laid_out_on is None:
+            yield path
+            return
+        write_laid_out(path, planes, device=laid_out_on)
+        path.unlink()
+        yield planes
+    finally:
+        path.unlink(missing_ok=True)
+        shutil.rmtree(planes, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +203,10 @@ class Run:
 def lease_experts(
     path: Path, shapes: Shapes, *, device: torch.device, slots: int, tokens: int = 200
 ) -> dict[str, Any]:
-    """Return what leases by a routing trace took, with so many slots per layer."""
+    """Return what leases by a routing trace took, with so many slots per layer.
+
+    On a GPU the experts are computed with as well, all that a token was sent to at once.
+    """
     model = ModelGroups.open(path)
     needs = device_needs(model) if device.type == "cuda" else model.needs()
     layers = len(model.config.layers)
@@ -190,6 +215,8 @@ def lease_experts(
     routing = Routing(experts=shapes.experts, chosen=shapes.chosen, layers=layers)
     warm, trace = tokens // 2, list(route_tokens(routing, tokens=tokens, seed=1))
     with open_weights(path, device=device, device_budget_bytes=budget) as source:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        x = torch.randn((1, shapes.hidden), device=device).to(dtype)
         counts = source.expert_counts
         assert counts is not None, "not all experts fit"
         started_s = 0.0
@@ -200,8 +227,7 @@ def lease_experts(
             for layer, numbers in enumerate(chosen.tolist()):
                 with source.layer(layer) as weights:
                     assert weights.experts is not None, "every layer has experts"
-                    with weights.experts.lease(numbers) as experts:
-                        dict(experts)
+                    _use(weights.experts, numbers, x)
             _synchronise(device)
         seconds = (time.perf_counter() - started_s) / (tokens - warm)
         missed = counts.misses / (tokens - warm)
@@ -218,6 +244,16 @@ def lease_experts(
         "fraction_of_bound": bound_s / seconds,
         "tokens_per_s_of_whole": 1 / (seconds / layers * shapes.layers_total),
     }
+
+
+def _use(experts: ExpertSource, numbers: list[int], x: torch.Tensor) -> None:
+    if experts.grouped is None:
+        with experts.lease(numbers) as leased:
+            dict(leased)
+        return
+    chosen = torch.tensor([numbers], device=x.device)
+    shares = torch.full(chosen.shape, 1 / len(numbers), dtype=x.dtype, device=x.device)
+    experts.grouped(x, chosen, shares)
 
 
 def copy_rate(device: torch.device, size_bytes: int) -> float | None:
