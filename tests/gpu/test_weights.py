@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from sllm.core.errors import BudgetError
+from sllm.runtime.quant.dense_device import DeviceDense
 from sllm.runtime.weights.lane import CudaLane
+from sllm.runtime.weights.laid_out import write_laid_out
 from sllm.runtime.weights.model_groups import ModelGroups
 from sllm.runtime.weights.opening import open_on_device, open_weights
 from sllm.runtime.weights.residency import Budgets, plan_residency
@@ -68,6 +70,16 @@ def test_every_tier_computes_the_same_bits(path: Path, *, pinned: int, slots: in
         assert torch.equal(_compute(source), expected)
         assert source.counts is not None
         assert source.counts.leased == 8 * 4
+
+
+def test_floats_laid_out_are_multiplied_by_the_kernel_for_few_tokens(
+    path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    planes = tmp_path_factory.mktemp("laid-out") / "planes"
+    write_laid_out(path, planes, device=torch.device("cuda"))
+    with open_weights(planes, device="cuda") as source, source.layer(0) as weights:
+        assert weights.matrices
+        assert all(isinstance(matrix, DeviceDense) for matrix in weights.matrices.values())
 
 
 def test_a_budget_is_kept_to_and_passes_allocate_no_weights(path: Path) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sllm.runtime.kernels.layout import Planes
     from sllm.runtime.quant.matrix import Matrix
 
+_LOAD_BYTES = 16
 _REPACKS: dict[type[BlockMatrix], Callable[[torch.Tensor], Planes]] = {
     Q4_0: repack.repack_q4_0,
     Q4_1: repack.repack_q4_1,
@@ -47,8 +48,11 @@ def move_matrix(matrix: Matrix, device: torch.device) -> Matrix:
 
 
 def place_dense(values: torch.Tensor) -> Dense:
-    """Return the matrix of floats that computes fastest where they are."""
-    if values.device.type != "cuda":
+    """Return the matrix of floats that computes fastest where they are.
+
+    In a published file rows may begin anywhere, and loads of 16 bytes want to begin at 16.
+    """
+    if values.device.type != "cuda" or values.data_ptr() % _LOAD_BYTES:
         return Dense(values)
     from sllm.runtime.kernels.products import fits_dense
     from sllm.runtime.quant.dense_device import DeviceDense

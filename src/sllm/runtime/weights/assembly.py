@@ -14,6 +14,7 @@ import torch
 
 from sllm.runtime.config.model import MoeConfig
 from sllm.runtime.quant.dense import Dense
+from sllm.runtime.quant.moving import place_dense
 from sllm.runtime.weights.expected import end_shapes, expert_shapes, is_vector, layer_shapes
 from sllm.runtime.weights.source import Expert, Weights
 from sllm_store.errors import InvalidCheckpointError
@@ -118,7 +119,7 @@ def _assemble(
         elif is_vector(name):
             vectors[name] = stored
         else:
-            matrices[name] = Dense(stored)
+            matrices[name] = place_dense(stored)
     for name in (name for name in matrices if is_vector(name)):
         raise InvalidCheckpointError(f"{where}: the tensor {name} is quantised; floats are needed")
     return Weights(matrices, vectors)

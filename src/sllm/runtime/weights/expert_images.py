@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sllm.runtime.quant.dense import Dense
+from sllm.runtime.quant.moving import place_dense
 from sllm.runtime.quant.planar import PlanarMatrix
 from sllm.runtime.weights.images import Image
 from sllm.runtime.weights.source import Expert
@@ -111,4 +112,4 @@ def _expert(tensors: Mapping[str, torch.Tensor | Matrix]) -> Expert:
 
 
 def _matrix(stored: torch.Tensor | Matrix) -> Matrix:
-    return Dense(stored) if isinstance(stored, torch.Tensor) else stored
+    return place_dense(stored) if isinstance(stored, torch.Tensor) else stored
