@@ -10,8 +10,8 @@ import torch
 
 from sllm.core.errors import BudgetError
 from sllm.runtime.quant.dense_device import DeviceDense
-from sllm.runtime.weights.lane import CudaLane
 from sllm.runtime.weights.laid_out import write_laid_out
+from sllm.runtime.weights.lane import CudaLane
 from sllm.runtime.weights.model_groups import ModelGroups
 from sllm.runtime.weights.opening import open_on_device, open_weights
 from sllm.runtime.weights.residency import Budgets, plan_residency
