@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +28,22 @@ _SORTED_FIRST = 1024
 _SORTED_GROWTH = 16
 
 
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The greatest of some logits, and the first token that has it."""
+
+    logit: float
+    token: int
+
+
+@on_one_thread
+def find_peaks(logits: torch.Tensor) -> list[Peak]:
+    """Return the peak of each row (tokens, vocabulary), for one wait for the device."""
+    values, tokens = logits.max(dim=-1)
+    found = torch.stack((values.double(), tokens.double())).tolist()
+    return [Peak(value, int(token)) for value, token in zip(*found, strict=True)]
+
+
 @on_one_thread
 def choose(
     logits: torch.Tensor,
@@ -35,24 +52,25 @@ def choose(
     prompt: Sequence[int],
     answer: Sequence[int],
     allowed: torch.Tensor | None = None,
+    peak: Peak | None = None,
 ) -> Choice:
     """Return the token that follows `prompt` and `answer`, given its logits (vocabulary,).
 
     allowed: a bool for each token, at least one of them true; the others are not chosen, and what
-    is reported of the model's probabilities does not change. Raises NumericalError for logits that
-    are not numbers.
+    is reported of the model's probabilities does not change. peak: of the logits, if it is known.
+    Raises NumericalError for logits that are not numbers.
     """
-    if not bool(logits.max().isfinite()):
+    peak = peak or find_peaks(logits.unsqueeze(0))[0]
+    if not math.isfinite(peak.logit):
         raise NumericalError(
             "the model's logits are not finite numbers: its weights are damaged, or it overflows "
             "in this dtype; compute in float32 or bfloat16"
         )
-    scores = logits.float()
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed, -math.inf)
-    scores = _penalise(scores, parameters, prompt, answer)
+    plain = logits.float()
+    masked = plain if allowed is None else plain.masked_fill(~allowed, -math.inf)
+    scores = _penalise(masked, parameters, prompt, answer)
     if parameters.temperature == 0:
-        token = int(scores.argmax())
+        token = peak.token if scores is plain else int(scores.argmax())
     else:
         position = len(prompt) + len(answer)
         token = _pick(_filter(scores, parameters), uniform(parameters.seed, position))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +20,7 @@ from transformers import (
 from sllm.core.errors import NumericalError
 from sllm.core.philox import uniform
 from sllm.core.sampling import SamplingParameters
-from sllm.runtime.sampler import choose
+from sllm.runtime.sampler import choose, find_peaks
 
 if TYPE_CHECKING:
     from sllm.core.requests import Choice
@@ -241,3 +242,29 @@ def _shares_by_sorting(
         ordered[before >= parameters.top_p * total] = 0
     shares = torch.zeros_like(shares).scatter_(0, ids, ordered)
     return torch.where(shares < parameters.min_p * shares.max(), 0.0, shares)
+
+
+def test_peaks_are_the_first_of_the_greatest_and_show_what_is_no_number() -> None:
+    rows = torch.tensor([[1.0, 7.0, 7.0], [3.0, -1.0, 2.0], [1.0, math.nan, 0.0]])
+    first, second, broken = find_peaks(rows)
+    assert (first.logit, first.token) == (7.0, 1)
+    assert (second.logit, second.token) == (3.0, 0)
+    assert math.isnan(broken.logit)
+    assert find_peaks(rows[:0]) == []
+
+
+@pytest.mark.parametrize(
+    "asked", [{}, {"logit_bias": {2: 9.0}}, {"repeat_penalty": 1.5}, {"presence_penalty": 1.0}]
+)
+def test_a_known_peak_changes_no_choice(asked: dict[str, Any]) -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    parameters = SamplingParameters(seed=1, max_tokens=5, temperature=0, **asked)
+    for row, peak in zip(logits, find_peaks(logits), strict=True):
+        said = (peak.token,)
+        for allowed in (None, torch.arange(50) != peak.token):
+            known, alone = (
+                choose(row, parameters, prompt=said, answer=said, allowed=allowed, peak=given)
+                for given in (peak, None)
+            )
+            assert known == alone
+            assert allowed is None or known.token != peak.token

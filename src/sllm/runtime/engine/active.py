@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from sllm.core.requests import Choice, Constraint, Step, TokenRequest
     from sllm.runtime.cache.sequence import CachedSequence
+    from sllm.runtime.sampler import Peak
 
 _log = logging.getLogger(__name__)
 
@@ -92,19 +93,22 @@ class ActiveRequest:
             return Finish.STOP
         return None if self.tokens_left else Finish.LENGTH
 
-    def draw(self, logits: torch.Tensor, guesses: Sequence[int]) -> Iterator[Choice]:
+    def draw(
+        self, logits: torch.Tensor, peaks: Sequence[Peak], guesses: Sequence[int]
+    ) -> Iterator[Choice]:
         """Yield the tokens that a pass brought: one, and one more for each guess that was right.
 
-        logits: a row for the last id, and one for each guess.
+        logits: a row for the last id, and one for each guess; peaks: theirs.
         """
         assert len(logits) == len(guesses) + 1
-        for row, guess in zip(logits, [*guesses, None], strict=True):
+        for row, peak, guess in zip(logits, peaks, [*guesses, None], strict=True):
             choice = choose(
                 row,
                 self.request.parameters,
                 prompt=self.request.prompt,
                 answer=self._answer,
                 allowed=self._allowed(row),
+                peak=peak,
             )
             self._advance(choice.token)
             self._answer.append(choice.token)

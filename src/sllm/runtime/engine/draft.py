@@ -9,7 +9,7 @@ from sllm.core.errors import CacheFullError, UnsupportedModelError
 from sllm.runtime.batch import Batch, Piece
 from sllm.runtime.config.model import AttentionConfig
 from sllm.runtime.engine.guesses import takes_back
-from sllm.runtime.sampler import choose
+from sllm.runtime.sampler import choose, find_peaks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,13 +104,15 @@ class Draft:
             ids = [*request.ids, *place.guesses] if place.guesses else request.ids
             pieces.append(Piece(sequence=place.sequence, tokens=ids[place.sequence.length :]))
         logits = self._forward(pieces)
-        for request, place, row in zip(requests, places, logits, strict=True):
+        peaks = find_peaks(logits)
+        for request, place, row, peak in zip(requests, places, logits, peaks, strict=True):
             prompt = request.request.prompt
             choice = choose(
                 row,
                 request.request.parameters,
                 prompt=prompt,
                 answer=[*request.ids[len(prompt) :], *place.guesses],
+                peak=peak,
             )
             place.guesses.append(choice.token)
 

@@ -15,6 +15,7 @@ from sllm.core.requests import Finish, Step
 from sllm.runtime.batch import Batch, Piece
 from sllm.runtime.engine.embedding import embed
 from sllm.runtime.engine.schedule import Schedule
+from sllm.runtime.sampler import find_peaks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sllm.runtime.engine.guesses import Guesser
     from sllm.runtime.engine.schedule import EngineLimits, Share
     from sllm.runtime.engine.throughput import Throughput
+    from sllm.runtime.sampler import Peak
 
 _log = logging.getLogger(__name__)
 
@@ -112,14 +114,18 @@ class Passes:
         try:
             shares = self._with_guesses(shares)
             logits = self._forward(shares)
+            peaks = find_peaks(logits)
         except Exception as error:  # noqa: BLE001 - whoever was in the pass is told
             _log.exception("a pass over %d requests failed, and they end", len(shares))
             for share in shares:
                 self._end(share.request, Step(error=error))
             return
         drawing = [share for share in shares if share.complete]
-        rows = logits.split([share.outputs for share in drawing])
-        tokens = sum(self._draw(share, part) for share, part in zip(drawing, rows, strict=True))
+        tokens, first = 0, 0
+        for share in drawing:
+            rows = slice(first, first + share.outputs)
+            tokens += self._draw(share, logits[rows], peaks[rows])
+            first = rows.stop
         self._throughput.note_pass(tokens, now_s=self._clock())
 
     def close(self) -> None:
@@ -155,13 +161,15 @@ class Passes:
         guessed = dict(zip(counts, found, strict=True))
         return [_add_guesses(share, guessed.get(place, [])) for place, share in enumerate(shares)]
 
-    def _draw(self, share: Share, rows: torch.Tensor) -> int:
+    def _draw(self, share: Share, rows: torch.Tensor, peaks: Sequence[Peak]) -> int:
         """Tell a request what its logits brought; return how many tokens that is."""
         request = share.request
         choices: list[Choice] = []
         finish, error = None, None
         try:
-            choices.extend(request.draw(rows, share.guesses))  # What comes before an error stays.
+            choices.extend(
+                request.draw(rows, peaks, share.guesses)
+            )  # What comes before an error stays.
             share.sequence.settle(len(request.ids) - 1)
             finish = request.finish()
         except Exception as raised:  # noqa: BLE001 - one request's trouble, and it is told
