@@ -18,6 +18,8 @@ from sllm.runtime.quant.affine import AffineQ4
 from sllm.runtime.quant.block_matrix import BlockMatrix
 from sllm.runtime.quant.dense import Dense
 from sllm.runtime.quant.host_rows import memory_of
+from sllm.runtime.weights.recurring import Recurring
+from sllm.runtime.weights.residency import SLOTS
 from sllm_store.decoder_layer import decoder_layer
 from sllm_store.products import WIDTHS
 
@@ -105,16 +107,12 @@ class HostLayers:
 
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
-        self._found: dict[int, tuple[Weights, HostLayer | None]] = {}
+        self._found: Recurring[Weights, HostLayer | None] = Recurring(len(config.layers) * SLOTS)
 
     def find(self, index: int, weights: Weights) -> HostLayer | None:
         """Return a layer over weights that are there now; None if PyTorch has to compute it."""
-        known = self._found.get(index)
-        if known is not None and known[0] is weights:
-            return known[1]
-        layer = self._make(index, self._config.layers[index], weights)
-        self._found[index] = weights, layer
-        return layer
+        layer = self._config.layers[index]
+        return self._found.get(weights, lambda found: self._make(index, layer, found))
 
     def _make(self, index: int, layer: LayerConfig, weights: Weights) -> HostLayer | None:
         config, mixer = self._config, layer.mixer

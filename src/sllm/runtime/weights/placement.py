@@ -54,12 +54,16 @@ class _HostLayers:
     def __init__(self, model: ModelGroups, ring: Ring[Any]) -> None:
         self._model = model
         self._ring = ring
+        self._views: dict[tuple[int, int], Tensors] = {}  # By group and buffer.
         self.counts = ring.counts
 
     @contextmanager
     def lease(self, group: int) -> Iterator[Tensors]:
         with self._ring.lease(group) as buffer:
-            yield self._model.view(group, from_dlpack(buffer))
+            place = group, buffer.address
+            if place not in self._views:
+                self._views[place] = self._model.view(group, from_dlpack(buffer))
+            yield self._views[place]
 
 
 def place_on_host(model: ModelGroups, residency: Residency) -> Placement:

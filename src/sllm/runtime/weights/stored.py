@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sllm.runtime.weights.model_groups import ENDS, ModelGroups
 from sllm.runtime.weights.placement import place_on_host
+from sllm.runtime.weights.recurring import Recurring
 from sllm.runtime.weights.residency import SLOTS, Budgets, plan_residency
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ class StoredWeights:
         self._model = model
         self._placement = placement
         self._ends = model.assemble_ends(placement.groups[ENDS])
+        self._streamed: Recurring[Mapping[str, torch.Tensor | Matrix], Weights] = Recurring(
+            max(1, len(residency.streamed) * residency.slots)
+        )
         self._resident = {
             index: self._assemble(index, placement.groups[index + 1])
             for index in residency.resident
@@ -106,7 +110,7 @@ class StoredWeights:
     def _stream(self, index: int) -> Iterator[Weights]:
         assert self._placement.layers is not None, "a layer is resident or streamed"
         with self._placement.layers.lease(index + 1) as tensors:
-            yield self._assemble(index, tensors)
+            yield self._streamed.get(tensors, lambda found: self._assemble(index, found))
 
     def _assemble(self, index: int, tensors: Mapping[str, torch.Tensor | Matrix]) -> Weights:
         return self._model.assemble_layer(index, tensors, self._placement.experts.layer(index))
