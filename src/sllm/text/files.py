@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sllm.core.errors import UnsupportedModelError
-from sllm_store.convert.text_files import TOKENIZER_FILE, read_text_files
+from sllm.text.kept_files import read_kept_files
+from sllm_store.convert.text_files import TOKENIZER_FILE
 from sllm_store.errors import InvalidCheckpointError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class ModelFiles:
         Raises UnsupportedModelError if it has no tokenizer.json, InvalidCheckpointError naming the
         file that cannot be used, and what read_text_files raises.
         """
-        texts = read_text_files(path)
+        texts = read_kept_files(path)
         if TOKENIZER_FILE not in texts:
             raise UnsupportedModelError(
                 f"{path} has no {TOKENIZER_FILE}, so it cannot be asked in text: get that file "
