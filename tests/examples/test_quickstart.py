@@ -29,6 +29,7 @@ from examples.quickstart import (
     running_store,
 )
 from sllm.library.models import Library
+from sllm.library.origins import Origins
 from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.client import SllmStoreClient, is_running
 from sllm_store.torch import load_dict, save_dict
@@ -179,24 +180,25 @@ def test_ctrl_c_stops_the_store_too(published: Path, tmp_path: Path, number: int
 
 
 def test_a_question_is_answered_by_gdsllm_too(smollm2: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", CHAT, str(smollm2.parent), QUESTION]
-    for _ in range(2):
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=_home(tmp_path),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        )
-        assert "gdsllm run smollm2:135m" in done.stdout
-        assert done.stdout.endswith("The capital of France is Paris.\n")
+    done = subprocess.run(
+        [sys.executable, "-c", CHAT, str(smollm2.parent), QUESTION],
+        cwd=ROOT,
+        env=_home(tmp_path),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "gdsllm run smollm2:135m" in done.stdout
+    assert done.stdout.endswith("The capital of France is Paris.\n")
     assert [model.name for model in Library(tmp_path / "models").list()] == [CHAT_MODEL]
 
 
 def test_on_a_terminal_there_is_a_chat_until_bye(smollm2: Path, tmp_path: Path) -> None:
+    """With a model that an earlier run has taken in, which stays as it is."""
+    library = Library(tmp_path / "models", origins=Origins(cache=smollm2.parent))
+    before = library.pull(CHAT_MODEL, lambda progress: None)
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-c", CHAT, str(smollm2.parent), ""],
@@ -216,6 +218,7 @@ def test_on_a_terminal_there_is_a_chat_until_bye(smollm2: Path, tmp_path: Path) 
         finally:
             process.kill()
             os.close(ours)
+    assert library.list() == [before]
 
 
 def _home(path: Path) -> dict[str, str]:

@@ -48,13 +48,13 @@ def test_planes_in_slots_compute_what_stored_blocks_do(path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize(("device", "host"), [(4, 3), (2, 5)])
 def test_groups_have_the_same_bits_from_any_tier(
-    path: Path, monkeypatch: pytest.MonkeyPatch, *, device: int, host: int
+    path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one_by_one = _compute(path)
     monkeypatch.setattr(device_placement, "has_kernels", lambda _: True)
     resident = _compute(path)
     assert not torch.equal(resident, one_by_one), "another order of sums"
     torch.testing.assert_close(resident, one_by_one, rtol=1e-3, atol=1e-3)
-    assert torch.equal(_compute(path, expert_slots=device, host_expert_slots=host), resident)
+    for device, host in ((4, 3), (2, 5)):
+        assert torch.equal(_compute(path, expert_slots=device, host_expert_slots=host), resident)
