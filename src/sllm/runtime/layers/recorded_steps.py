@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sllm.runtime.layers.recording import Recorder
 
 MOST_ROWS = 64
+MOST_RECORDED = 24
+"""Recordings that are kept: each has its logits, and what it computes with, on the device."""
 _ROWS_APART = 8
 
 
@@ -60,15 +62,20 @@ class RecordedSteps:
             self._memory = ref(memory)
         pages = max(len(span.sequence.pages) for span in batch.spans)
         size = (count_rows(len(batch.ids)), count_columns(pages))
-        found = self._recorded.get(size)
+        found = self._recorded.pop(size, None)
         if found is not None:
             found.inputs.fill(batch)
         else:
-            inputs = StepInputs(*size, self._device)
-            inputs.fill(batch)
-            compute = self._recorder.record(lambda: self._compute(inputs, memory))
-            found = self._recorded[size] = _Recorded(inputs, compute)
+            if len(self._recorded) == MOST_RECORDED:
+                del self._recorded[next(iter(self._recorded))]  # The one unused for longest.
+            found = self._record(StepInputs(*size, self._device), batch, memory)
+        self._recorded[size] = found
         return found.compute()[: len(batch.ids)].clone()
+
+    def _record(self, inputs: StepInputs, batch: Batch, memory: CacheMemory) -> _Recorded:
+        inputs.fill(batch)
+        compute = self._recorder.record(lambda: self._compute(inputs, memory))
+        return _Recorded(inputs, compute)
 
 
 def count_rows(steps: int) -> int:

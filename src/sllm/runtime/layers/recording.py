@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -9,6 +10,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_one_at_a_time = Lock()  # PyTorch records one graph of a process at a time.
 _WARM_RUNS = 2  # The first compiles, and takes what stays: neither may happen in a recording.
 
 
@@ -51,9 +53,10 @@ class GraphRecorder:
             outside.wait_stream(self._stream)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(
+            recording = torch.cuda.graph(
                 graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-            ):
+            )
+            with _one_at_a_time, recording:
                 found = compute()
 
         def replay() -> torch.Tensor:

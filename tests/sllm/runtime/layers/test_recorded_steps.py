@@ -8,6 +8,7 @@ import torch
 from sllm.runtime.batch import Batch, Piece
 from sllm.runtime.cache.memory import AttentionMemory
 from sllm.runtime.decoder import Decoder
+from sllm.runtime.layers import recorded_steps
 from sllm.runtime.layers.kernel_operations import KernelOperations
 from sllm.runtime.layers.operations import PlainOperations
 from sllm.runtime.layers.recorded_steps import count_rows
@@ -81,6 +82,19 @@ def test_another_cache_and_a_longer_context_are_recorded_anew() -> None:
     other = model.memory()
     decoder.forward(Batch.of([Piece(sequence=other.open(), tokens=[9])]), other)
     assert recorder.recorded == 3
+
+
+def test_the_recording_that_was_not_used_for_longest_makes_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recorded_steps, "MOST_RECORDED", 2)
+    model, recorder = make_model("llama"), FakeRecorder()
+    decoder, memory = _recording(model, recorder), model.memory()
+    sequences = [memory.open() for _ in range(3)]
+    for count, recorded in ((1, 1), (2, 2), (1, 2), (3, 3), (1, 3), (2, 4)):
+        pieces = [Piece(sequence=sequence, tokens=[9]) for sequence in sequences[:count]]
+        decoder.forward(Batch.of(pieces), memory)
+        assert recorder.recorded == recorded
 
 
 def test_prompts_and_what_has_no_outputs_are_not_recorded() -> None:
