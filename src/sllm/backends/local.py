@@ -140,7 +140,10 @@ def open_engine(path: Path, options: EngineOptions) -> LocalEngine:
         )
         draft_bytes = 0 if draft is None else draft.residency.device_bytes
         other_bytes = plan.size_bytes + draft_bytes
-        with short_turns(), site.warming(model):  # Other threads parse and compile meanwhile.
+        with (
+            short_turns(),
+            site.warming(model, plan.size_bytes),
+        ):  # Other threads parse and compile meanwhile.
             source = opened.enter_context(
                 place_weights(
                     model,
@@ -188,11 +191,14 @@ class _Site:
         """Return whether anything is compiled, or loaded by its first use."""
         return self.device.type != "cpu"
 
-    def warming(self, model: ModelGroups) -> AbstractContextManager[object]:
-        """Return a context beside which kernels for a model are made ready."""
+    def warming(self, model: ModelGroups, room_bytes: int) -> AbstractContextManager[object]:
+        """Return a context beside which kernels for a model are made ready.
+
+        room_bytes: memory of the device that nothing in the context takes.
+        """
         if not self.has_kernels:
             return nullcontext()
-        return warmed_products(model, device=self.device, dtype=self.dtype)
+        return warmed_products(model, device=self.device, dtype=self.dtype, room_bytes=room_bytes)
 
     def prepare(
         self, source: StoredWeights, plan: CachePlan, limits: EngineLimits

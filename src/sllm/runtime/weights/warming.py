@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from sllm.runtime.quant.matrix import Matrix
     from sllm.runtime.weights.model_groups import ModelGroups
 
-# One step, a few, a few guesses, a short prompt, and one that is multiplied in another way: each
-# has a kernel of its own.
-TOKENS = (1, 2, 4, 7, 96)
+# One step, a few, and a few guesses: each has a kernel of its own. Longer prompts are multiplied by
+# decoded rows, and a kernel decodes one, or some.
+TOKENS = (1, 2, 4, 7)
+ROWS = (1, 16)
 _THREADS = 4  # Compiling is partly Python's, whose lock they share.
 
 
@@ -40,15 +41,18 @@ class Kind(NamedTuple):
 
 @contextmanager
 def warmed_products(
-    model: ModelGroups, *, device: torch.device, dtype: torch.dtype
+    model: ModelGroups, *, device: torch.device, dtype: torch.dtype, room_bytes: int
 ) -> Iterator[frozenset[Kind]]:
     """Warm the products with every kind of matrix of a model, beside what the context does.
 
-    Takes memory on the device for one matrix a thread, or does without where there is none. Leaving
-    the context waits for the end, and raises what a kernel raised.
+    room_bytes: what the matrices may take on the device meanwhile, one for each thread; those that
+    are larger are left out. Leaving the context waits for the end, and raises what a kernel raised.
     """
-    kinds = find_kinds(model)
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="warming") as threads:
+    found = find_kinds(model)
+    kinds = {kind: matrix for kind, matrix in found.items() if matrix.size_bytes <= room_bytes}
+    largest = max((matrix.size_bytes for matrix in kinds.values()), default=0)
+    fitting = max(min(room_bytes // max(largest, 1), _THREADS), 1)
+    with ThreadPoolExecutor(fitting, thread_name_prefix="warming") as threads:
         jobs = [threads.submit(_warm, matrix, device, dtype) for matrix in kinds.values()]
         try:
             yield frozenset(kinds)
@@ -81,7 +85,8 @@ def _warm(matrix: Matrix, device: torch.device, dtype: torch.dtype) -> None:
             there = _allocate(matrix, device)
             for tokens in TOKENS:
                 there.linear(torch.zeros((tokens, matrix.shape[1]), dtype=dtype, device=device))
-            there.embed(torch.zeros(1, dtype=torch.long, device=device), dtype)
+            for rows in ROWS:
+                there.embed(torch.zeros(rows, dtype=torch.long, device=device), dtype)
     except torch.OutOfMemoryError:
         return  # There is no room to do it before the weights are there; they come first.
 

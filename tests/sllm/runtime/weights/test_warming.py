@@ -46,7 +46,7 @@ def test_all_kinds_are_computed_by_the_end_of_the_context(
         return x
 
     monkeypatch.setattr(Dense, "linear", linear)
-    with warmed_products(model, device=CPU, dtype=torch.float32) as kinds:
+    with warmed_products(model, device=CPU, dtype=torch.float32, room_bytes=1 << 30) as kinds:
         pass
     assert sorted(done) == sorted((t, (k.rows, k.columns)) for t in TOKENS for k in kinds)
 
@@ -60,7 +60,7 @@ def test_what_a_kernel_raises_is_raised(
     monkeypatch.setattr(Dense, "linear", refuse)
     with (
         pytest.raises(RuntimeError, match="no such instruction"),
-        warmed_products(model, device=CPU, dtype=torch.float32),
+        warmed_products(model, device=CPU, dtype=torch.float32, room_bytes=1 << 30),
     ):
         pass
 
@@ -72,7 +72,7 @@ def test_without_room_there_is_nothing_warm_and_nothing_wrong(
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Dense, "linear", refuse)
-    with warmed_products(model, device=CPU, dtype=torch.float32):
+    with warmed_products(model, device=CPU, dtype=torch.float32, room_bytes=1 << 30):
         pass
 
 
@@ -85,6 +85,18 @@ def test_a_load_that_fails_is_what_is_raised(
     monkeypatch.setattr(Dense, "linear", refuse)
     with (
         pytest.raises(ValueError, match="the load's own"),
-        warmed_products(model, device=CPU, dtype=torch.float32),
+        warmed_products(model, device=CPU, dtype=torch.float32, room_bytes=1 << 30),
     ):
         raise ValueError("the load's own")
+
+
+def test_a_matrix_that_there_is_no_room_for_is_left_out(model: ModelGroups) -> None:
+    sizes = {kind: matrix.size_bytes for kind, matrix in find_kinds(model).items()}
+    room = sorted(sizes.values())[len(sizes) // 2]
+    with warmed_products(model, device=CPU, dtype=torch.float32, room_bytes=room) as kinds:
+        pass
+    assert kinds == {kind for kind, size in sizes.items() if size <= room}
+    assert kinds
+    with warmed_products(model, device=CPU, dtype=torch.float32, room_bytes=0) as kinds:
+        pass
+    assert not kinds
