@@ -1,6 +1,7 @@
 """Images: how a group of tensors lies on a device, and how its stored bytes get there.
 
-Floats stay as they are stored. Quantised matrices are laid out in planes, a few rows at a time, by
+Floats stay as they are stored, but for those whose file has them where wide loads may not begin:
+they move. Quantised matrices are laid out in planes, a few rows at a time, by
 the device itself: that is quick there, and what it takes in between is bounded.
 """
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sllm_store.groups.layout import GroupLayout
 
 _ALIGNMENT = 256
+_LOAD_BYTES = 16
 _CHUNK_WEIGHTS = 1 << 25
 _META, _CPU = torch.device("meta"), torch.device("cpu")
 
@@ -104,7 +106,7 @@ class GroupImage:
         self.stored_bytes = layout.size_bytes
         nowhere = torch.empty(layout.size_bytes, dtype=torch.uint8, device=_META)
         self._image = Image(view_group(layout, nowhere))
-        self.is_stored = self._image.is_stored
+        self.is_stored = self._image.is_stored and _is_aligned(layout)
         self.size_bytes = layout.size_bytes if self.is_stored else self._image.size_bytes
 
     def view(self, image: torch.Tensor) -> dict[str, torch.Tensor | Matrix]:
@@ -117,6 +119,15 @@ class GroupImage:
             image[: len(raw)].copy_(raw)
             return
         self._image.write(image, view_group(self._layout, raw))
+
+
+def _is_aligned(layout: GroupLayout) -> bool:
+    """Return whether matrices begin where wide loads may: in a published file, any byte will do."""
+    return not any(
+        place % _LOAD_BYTES
+        for tensor, place in zip(layout.tensors, layout.places, strict=True)
+        if len(tensor.shape) > 1
+    )
 
 
 def _write_planes(target: Planes, stored: Matrix) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,19 @@ def test_planning_a_layout_imports_no_compiler_of_pytorch_s() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert "torch._dynamo" not in ran.stdout.split()
+
+
+def test_floats_move_to_where_wide_loads_may_begin() -> None:
+    values = torch.randn(4, 8)
+    stored = replace(_tensor("up.weight", "float32", (4, 8), values.numpy().tobytes()), offset=8)
+    layout = lay_out([stored])
+    image = GroupImage(layout)
+    raw = torch.zeros(layout.size_bytes, dtype=torch.uint8)
+    raw[layout.places[0] : layout.places[0] + 128] = values.view(-1).view(torch.uint8)
+    assert not image.is_stored
+    memory = torch.zeros(image.size_bytes, dtype=torch.uint8)
+    image.write(memory, raw)
+    found = image.view(memory)["up.weight"]
+    assert isinstance(found, torch.Tensor)
+    assert torch.equal(found, values)
+    assert found.storage_offset() * 4 % 16 == 0
