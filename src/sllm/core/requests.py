@@ -63,6 +63,7 @@ class TokenRequest:
     """One answer that is wanted.
 
     answer: the part of it that is there already. ends: tokens that end it; they are reported.
+    reports_prompt: whether the probabilities of the prompt's tokens are told as well.
     """
 
     prompt: tuple[int, ...]
@@ -70,6 +71,7 @@ class TokenRequest:
     answer: tuple[int, ...] = ()
     ends: frozenset[int] = frozenset()
     grammar: Grammar | None = None
+    reports_prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,13 +79,15 @@ class Step:
     """What one pass brought for one request: no token, one, or several guessed ones.
 
     finish: set with the last step of a request. error: what ended it instead. cached: tokens of
-    the prompt that needed no computing, in the first step.
+    the prompt that needed no computing, in the first step. prompt: in the first step too, the
+    prompt's tokens if they are to be reported; the first one has no probability.
     """
 
     choices: tuple[Choice, ...] = ()
     finish: Finish | None = None
     error: Exception | None = None
     cached: int = 0
+    prompt: tuple[Choice, ...] = ()
 
     @property
     def last(self) -> bool:

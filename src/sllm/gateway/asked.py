@@ -33,11 +33,16 @@ class Chat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plain:
-    """A text that is to be continued as it is, or ids of one; with `suffix`, filled in."""
+    """A text that is to be continued as it is, or ids of one; with `suffix`, filled in.
+
+    echo: whether the answer begins with it; alone: and ends with it.
+    """
 
     text: str = ""
     ids: tuple[int, ...] = ()
     suffix: str = ""
+    echo: bool = False
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,7 +94,9 @@ class Answer:
             prepared.request.parameters.stop,
             marks=self._parser.marks if self._parser else (),
             begins=False,
+            reports_ends=prepared.request.reports_prompt,
         )
+        self._echo, self._alone = prepared.echo, prepared.alone
         self._wake = wake
         self._lock = threading.Lock()
         self._steps: list[Step] = []
@@ -149,6 +151,13 @@ class Answer:
     def _read(self, step: Step, news: _News) -> Finish | None:
         """Take one step into the log, and what it shows into the news."""
         self._cached = self._cached or step.cached
+        if self._echo is not None and step.error is None:
+            news.parts.append(Content(self._echo))
+            news.logprobs += map(self._stream.report, step.prompt)
+            self._echo = None
+            if self._alone:
+                self.cancel()
+                return Finish.LENGTH
         for choice in step.choices:
             if self._first_s is None:
                 self._first_s = time.monotonic()

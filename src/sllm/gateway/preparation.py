@@ -27,17 +27,24 @@ _FIXED_ROLES = ("system", "developer")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """What an engine is given, and how its answer is to be read. parse: None for plain text."""
+    """What an engine is given, and how its answer is to be read. parse: None for plain text.
+
+    echo: what the answer begins with, if it is to tell the prompt. alone: whether that is all.
+    """
 
     request: TokenRequest
     text: TextModel
     parse: Callable[[], AnswerParser] | None
+    echo: str | None
+    alone: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Prompt:
     ids: tuple[int, ...]
     shown: str = ""
+    echo: str | None = None
+    alone: bool = False
 
 
 def prepare(
@@ -77,9 +84,12 @@ def prepare(
             parameters=parameters,
             ends=text.ends,
             grammar=_grammar(asked, text, prompt.shown, think=thinks),
+            reports_prompt=prompt.echo is not None and logprobs is not None,
         ),
         text=text,
         parse=parse,
+        echo=prompt.echo,
+        alone=prompt.alone,
     )
 
 
@@ -122,6 +132,15 @@ def _grammar(asked: Asked, text: TextModel, shown: str, *, think: bool) -> Gramm
 
 
 def _plain(prompt: Plain, text: TextModel) -> _Prompt:
+    found = _continued(prompt, text)
+    if not prompt.echo:
+        return found
+    table = text.token_bytes.table
+    echo = prompt.text or b"".join(table[token] for token in found.ids).decode(errors="replace")
+    return _Prompt(ids=found.ids, echo=echo, alone=prompt.alone)
+
+
+def _continued(prompt: Plain, text: TextModel) -> _Prompt:
     if prompt.ids:
         table = text.token_bytes.table
         unknown = next((token for token in prompt.ids if token not in table), None)

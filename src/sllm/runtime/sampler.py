@@ -61,11 +61,7 @@ def choose(
     Raises NumericalError for logits that are not numbers.
     """
     peak = peak or find_peaks(logits.unsqueeze(0))[0]
-    if not math.isfinite(peak.logit):
-        raise NumericalError(
-            "the model's logits are not finite numbers: its weights are damaged, or it overflows "
-            "in this dtype; compute in float32 or bfloat16"
-        )
+    _require_number(peak)
     plain = logits.float()
     masked = plain if allowed is None else plain.masked_fill(~allowed, -math.inf)
     scores = _penalise(masked, parameters, prompt, answer)
@@ -75,6 +71,23 @@ def choose(
         position = len(prompt) + len(answer)
         token = _pick(_filter(scores, parameters), uniform(parameters.seed, position))
     return _report(logits, token, parameters.logprobs)
+
+
+def report(logits: torch.Tensor, peak: Peak, token: int, count: int) -> Choice:
+    """Return a token that was not chosen, with what its logits say of it and of the likeliest ones.
+
+    Raises NumericalError for logits that are not numbers.
+    """
+    _require_number(peak)
+    return _report(logits, token, count)
+
+
+def _require_number(peak: Peak) -> None:
+    if not math.isfinite(peak.logit):
+        raise NumericalError(
+            "the model's logits are not finite numbers: its weights are damaged, or it overflows "
+            "in this dtype; compute in float32 or bfloat16"
+        )
 
 
 def _penalise(

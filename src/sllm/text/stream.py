@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TokenReport:
-    """A token with the logarithm of its probability; raw: its bytes, of which text is a reading."""
+    """A token with the logarithm of its probability; raw: its bytes, of which text is a reading.
+
+    logprob: None for the first token of a prompt, before which there is nothing.
+    """
 
     token: int
     text: str
     raw: bytes
-    logprob: float
+    logprob: float | None
     top: tuple[TokenReport, ...] = ()
 
 
@@ -40,7 +43,7 @@ class TextStream:
 
     marks: special tokens that have a text here, as AnswerParser.marks tells. begins: whether the
     answer is a text of its own, rather than the rest of one that the prompt began. Tokens of
-    `model.ends` have no text and are not reported.
+    `model.ends` have no text and are not reported, unless `reports_ends`.
     """
 
     def __init__(
@@ -50,12 +53,14 @@ class TextStream:
         *,
         marks: Collection[str] = (),
         begins: bool = True,
+        reports_ends: bool = False,
     ) -> None:
         table = model.token_bytes
         wanted = {mark.encode() for mark in marks}
         shown = frozenset(token for token in table.special if table.table[token] in wanted)
         tokens = replace(table, special=table.special - shown)
         self._ends = model.ends - shown
+        self._unreported = frozenset() if reports_ends else self._ends
         self._table = table.table
         self._detokenizer = Detokenizer(tokens, begins=begins)
         self._scanner = StopScanner(stop)
@@ -73,8 +78,8 @@ class TextStream:
         if self.stopped is not None:
             return Shown()
         text = "" if choice.token in self._ends else self._detokenizer.feed(choice.token)
-        if choice.logprob is not None and choice.token not in self._ends:
-            self._waiting.append((self._decoded, self._report(choice)))
+        if choice.logprob is not None and choice.token not in self._unreported:
+            self._waiting.append((self._decoded, self.report(choice)))
         return self._pass(self._scanner.feed(text), decoded=len(text), final=False)
 
     def flush(self) -> Shown:
@@ -94,11 +99,11 @@ class TextStream:
             self._waiting.clear()
         return Shown(text, tuple(tokens))
 
-    def _report(self, choice: Choice) -> TokenReport:
-        assert choice.logprob is not None
+    def report(self, choice: Choice) -> TokenReport:
+        """Return what is known of a token, which need not be of the answer."""
         top = tuple(self._entry(token, logprob) for token, logprob in choice.top)
         return replace(self._entry(choice.token, choice.logprob), top=top)
 
-    def _entry(self, token: int, logprob: float) -> TokenReport:
+    def _entry(self, token: int, logprob: float | None) -> TokenReport:
         raw = self._table.get(token, b"")
         return TokenReport(token, raw.decode(errors="replace"), raw, logprob)

@@ -191,7 +191,9 @@ class ScriptedEngine:
                 finish = Finish.STOP
             elif count + 1 == request.parameters.max_tokens:
                 finish = Finish.LENGTH
-            ticket.on_step(Step(choices=(choice,), finish=finish, cached=3 if first else 0))
+            told = self.script.reports(request) if first else ()
+            cached = 3 if first else 0
+            ticket.on_step(Step(choices=(choice,), finish=finish, cached=cached, prompt=told))
             first = False
             if finish is not None:
                 return
@@ -233,6 +235,15 @@ class Script:
     def prompts(self) -> list[str]:
         """Return the prompts of all requests."""
         return [text_of(request.prompt) for request in self.requests]
+
+    def reports(self, request: TokenRequest) -> tuple[Choice, ...]:
+        """Return the prompt's tokens with their probabilities, if they are asked for."""
+        if not request.reports_prompt:
+            return ()
+        return tuple(
+            Choice(token=token, logprob=-0.25 if place else None, top=((token, -0.25),))
+            for place, token in enumerate(request.prompt)
+        )
 
     def choices(self, request: TokenRequest) -> Iterator[Choice]:
         """Yield the tokens of an answer, with their probabilities if they are asked for."""

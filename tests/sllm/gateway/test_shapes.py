@@ -79,6 +79,7 @@ ANSWERS: dict[str, tuple[str, dict[str, tuple[dict[str, Any], str]]]] = {
             "whole": (PROMPTED, "Y"),
             "stream": (PROMPTED | {"stream": True} | USAGE, "Y"),
             "logprobs": (PROMPTED | {"logprobs": 1}, "Y"),
+            "echo": (PROMPTED | {"logprobs": 1, "echo": True}, "Y"),
         },
     ),
     "openai-responses": (

@@ -7,6 +7,7 @@ would, and cannot be honoured, are refused.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
@@ -163,6 +164,7 @@ class CompletionBody(Sampled):
     """POST /v1/completions."""
 
     prompt: str | Ids | list[str] | list[Ids]
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
     suffix: str | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
@@ -170,29 +172,31 @@ class CompletionBody(Sampled):
 
     def asked(self) -> list[Asked]:
         """Return what is asked for, one for each prompt."""
-        if self.echo:
-            raise InvalidRequestError("echo: it is not supported; put the prompt before the text")
+        if self.echo and self.suffix:
+            raise InvalidRequestError("echo: with a suffix there is no text to begin with")
+        if self.max_tokens == 0 and not self.echo:
+            raise InvalidRequestError("max_tokens: 0 tokens are an answer only with echo")
         if self.best_of is not None and self.best_of > (self.n or 1):
             raise InvalidRequestError("best_of: it is not supported; ask for n, and choose")
         return [
             Asked(
                 model=self.model,
                 prompt=plain,
-                options=self.options(16 if self.max_tokens is None else self.max_tokens),
+                options=self.options(16 if self.max_tokens is None else max(self.max_tokens, 1)),
                 defaults=OPENAI_DEFAULTS,
             )
             for plain in self._prompts()
         ]
 
     def _prompts(self) -> list[Plain]:
-        suffix = self.suffix or ""
+        shared = Plain(suffix=self.suffix or "", echo=bool(self.echo), alone=self.max_tokens == 0)
         whole = self.prompt
         single = isinstance(whole, str) or (bool(whole) and isinstance(whole[0], int))
         prompts: list[Any] = [whole] if single else list(whole)
         if not 0 < len(prompts) <= CHOICES_MAX:
             raise InvalidRequestError(f"prompt: {len(prompts)} prompts are not 1 to {CHOICES_MAX}")
         return [
-            Plain(text=one, suffix=suffix) if isinstance(one, str) else Plain(ids=tuple(one))
+            replace(shared, text=one) if isinstance(one, str) else replace(shared, ids=tuple(one))
             for one in prompts
         ]
 

@@ -99,6 +99,9 @@ def _logprobs(logprobs: Sequence[TokenReport], offset: int) -> dict[str, Any]:
     return {
         "tokens": [one.text for one in logprobs],
         "token_logprobs": [one.logprob for one in logprobs],
-        "top_logprobs": [{other.text: other.logprob for other in one.top} for one in logprobs],
+        "top_logprobs": [
+            None if one.logprob is None else {other.text: other.logprob for other in one.top}
+            for one in logprobs
+        ],
         "text_offset": offsets,
     }

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from sllm.core.errors import InvalidRequestError
-from sllm.core.requests import Finish
+from sllm.core.requests import Choice, Finish
 from sllm.runtime.cache.prefix import PageChain
 from sllm.runtime.engine.guesses import Pace
-from sllm.runtime.sampler import choose
+from sllm.runtime.sampler import choose, report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from sllm.core.requests import Choice, Constraint, Step, TokenRequest
+    from sllm.core.requests import Constraint, Step, TokenRequest
     from sllm.runtime.cache.sequence import CachedSequence
     from sllm.runtime.sampler import Peak
 
@@ -33,7 +33,8 @@ class ActiveRequest:
     sequence: its place in the cache while it runs. cached: tokens of its prompt that were in the
     cache when it first ran. ended: whether its last step was told. pace: how much is guessed for
     it. chain: the names of its pages. latest: the name of the last copy of its state, if it was
-    made while the answer grew.
+    made while the answer grew. prompt: the reports of the prompt's tokens so far, if they are asked
+    for.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class ActiveRequest:
         self.cached: int | None = None
         self.chain = PageChain()
         self.latest: bytes | None = None
+        self.prompt: list[Choice] = [Choice(request.prompt[0])] if request.reports_prompt else []
         self.started_s: float | None = None
         self.ended = False
         self.pace = Pace()
@@ -65,6 +67,11 @@ class ActiveRequest:
         """Tokens that are not in the cache yet."""
         assert self.sequence is not None, "only what runs has a place in the cache"
         return len(self.ids) - self.sequence.length
+
+    @property
+    def unreported(self) -> int:
+        """Tokens of the prompt that are still to be reported."""
+        return len(self.request.prompt) - len(self.prompt) if self.prompt else 0
 
     @property
     def tokens_left(self) -> int:
@@ -92,6 +99,12 @@ class ActiveRequest:
         if self._constraint is not None and self._constraint.finished:
             return Finish.STOP
         return None if self.tokens_left else Finish.LENGTH
+
+    def report_prompt(self, logits: torch.Tensor, peaks: Sequence[Peak]) -> None:
+        """Report the prompt's next tokens, given a row for the token before each, and its peak."""
+        for row, peak in zip(logits[: self.unreported], peaks, strict=False):
+            token = self.request.prompt[len(self.prompt)]
+            self.prompt.append(report(row, peak, token, self.request.parameters.logprobs or 0))
 
     def draw(
         self, logits: torch.Tensor, peaks: Sequence[Peak], guesses: Sequence[int]
@@ -123,7 +136,7 @@ class ActiveRequest:
             return False
         self.ended = step.last
         if self._first:
-            step = replace(step, cached=self.cached or 0)
+            step = replace(step, cached=self.cached or 0, prompt=tuple(self.prompt))
             self._first = False
         try:
             self._on_step(step)

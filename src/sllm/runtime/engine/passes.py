@@ -120,9 +120,8 @@ class Passes:
             for share in shares:
                 self._end(share.request, Step(error=error))
             return
-        drawing = [share for share in shares if share.complete]
         tokens, first = 0, 0
-        for share in drawing:
+        for share in [share for share in shares if share.outputs]:
             rows = slice(first, first + share.outputs)
             tokens += self._draw(share, logits[rows], peaks[rows])
             first = rows.stop
@@ -167,16 +166,18 @@ class Passes:
         choices: list[Choice] = []
         finish, error = None, None
         try:
-            choices.extend(
-                request.draw(rows, peaks, share.guesses)
-            )  # What comes before an error stays.
-            share.sequence.settle(len(request.ids) - 1)
-            finish = request.finish()
+            request.report_prompt(rows[: share.reports], peaks)
+            if share.complete:
+                last = slice(len(rows) - 1 - len(share.guesses), None)
+                drawn = request.draw(rows[last], peaks[last], share.guesses)
+                choices.extend(drawn)  # What comes before an error stays.
+                share.sequence.settle(len(request.ids) - 1)
+                finish = request.finish()
         except Exception as raised:  # noqa: BLE001 - one request's trouble, and it is told
             error = raised
         if finish is not None or error is not None:
             self._end(request, Step(choices=tuple(choices), finish=finish, error=error))
-        elif not request.tell(Step(choices=tuple(choices))):
+        elif choices and not request.tell(Step(choices=tuple(choices))):
             self._schedule.remove(request)
         if share.guesses:
             request.pace.note(

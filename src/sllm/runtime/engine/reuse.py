@@ -29,6 +29,8 @@ class Reuse:
     def open(self, request: ActiveRequest, tokens: int) -> CachedSequence | None:
         """Return a request's place, with room for so many tokens; None if there is none yet."""
         names = self._names(request)[: self._last_pages(request)]
+        if request.unreported:
+            names = ()  # What is reported of a token comes with computing the one before it.
         found = self._books.find(names)
         states = self._books.states
         if states is not None:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from sllm.runtime.engine.active import ActiveRequest
 
 
+_REPORTS_MAX = 64  # Tokens of one request in a pass with a row of logits each.
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:
     """How much an engine takes on.
@@ -48,6 +51,7 @@ class Share:
     """What a request has in a pass: its next ids, and perhaps guesses of what follows them.
 
     complete: whether all ids are in the cache after the pass, so that a token can be drawn.
+    reports: after how many of the tokens, the last ones, the prompt goes on with one to report.
     """
 
     request: ActiveRequest
@@ -55,16 +59,18 @@ class Share:
     tokens: tuple[int, ...]
     complete: bool
     guesses: tuple[int, ...] = ()
+    reports: int = 0
 
     @property
     def is_step(self) -> bool:
         """Whether it is a step of decoding."""
-        return self.complete and len(self.tokens) == 1 + self.sequence.again
+        new = len(self.tokens) - self.sequence.again
+        return self.complete and new == 1 and not self.reports
 
     @property
     def outputs(self) -> int:
         """Tokens after which logits are wanted, the last ones."""
-        return 1 + len(self.guesses) if self.complete else 0
+        return self.reports or (1 + len(self.guesses) if self.complete else 0)
 
 
 class Schedule:
@@ -164,10 +170,20 @@ def _share(request: ActiveRequest, limit: int) -> Share:
     """Return a request's next ids, up to a limit."""
     sequence = request.sequence
     assert sequence is not None
-    start = sequence.length
+    start, reports = sequence.length, 0
+    if request.unreported:
+        limit = min(limit, _REPORTS_MAX)
     tokens = tuple(request.ids[start : start + limit])
-    complete = start + len(tokens) == len(request.ids)
-    return Share(request=request, sequence=sequence, tokens=tokens, complete=complete)
+    end = start + len(tokens)
+    if request.unreported:
+        reports = max(end - len(request.prompt) + 1, 0)
+    return Share(
+        request=request,
+        sequence=sequence,
+        tokens=tokens,
+        complete=end == len(request.ids),
+        reports=reports,
+    )
 
 
 def _is_prompt(request: ActiveRequest) -> bool:

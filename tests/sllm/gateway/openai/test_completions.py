@@ -64,9 +64,68 @@ def test_probabilities_have_an_offset_each(openai_client: openai.OpenAI) -> None
     assert told.top_logprobs == [{"H": -0.5}, {"e": -0.5}]
 
 
+@pytest.mark.parametrize("prompt", ["Once", [79, 110, 99, 101]])
+def test_an_echo_begins_with_the_prompt(openai_client: openai.OpenAI, prompt: Any) -> None:
+    done = openai_client.completions.create(model="base", prompt=prompt, max_tokens=2, echo=True)
+    assert done.choices[0].text == "OnceHe"
+    assert done.choices[0].logprobs is None
+    assert done.usage is not None
+    assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (4, 2)
+
+
+def test_an_echo_s_probabilities_are_those_of_prompt_and_answer(
+    openai_client: openai.OpenAI,
+) -> None:
+    asked: Any = {"model": "base", "prompt": "On", "max_tokens": 1, "echo": True, "logprobs": 1}
+    told = openai_client.completions.create(**asked).choices[0].logprobs
+    assert told is not None
+    assert told.tokens == ["O", "n", "H"]
+    assert told.token_logprobs == [None, -0.25, -0.5]
+    assert told.top_logprobs == [None, {"n": -0.25}, {"H": -0.5}]
+    assert told.text_offset == [0, 1, 2]
+    with openai_client.completions.create(**asked, stream=True) as stream:
+        chunks = [chunk.choices[0] for chunk in stream]
+    assert "".join(chunk.text for chunk in chunks) == "OnH"
+    told_tokens = [
+        token for chunk in chunks if chunk.logprobs for token in chunk.logprobs.tokens or ()
+    ]
+    assert told_tokens == told.tokens
+
+
+def test_the_token_that_ends_an_answer_is_told_beside_an_echo(
+    openai_client: openai.OpenAI, script: Script
+) -> None:
+    script.answer = ""
+    done = openai_client.completions.create(model="base", prompt="On", echo=True, logprobs=1)
+    told = done.choices[0].logprobs
+    assert told is not None
+    assert len(told.tokens or ()) == 3, "whoever leaves the answer's out leaves one out"
+    assert done.choices[0].text == "On"
+
+
+def test_a_prompt_alone_may_be_asked_about(openai_client: openai.OpenAI) -> None:
+    done = openai_client.completions.create(
+        model="base", prompt=["On", "to"], max_tokens=0, echo=True, logprobs=0
+    )
+    assert [choice.text for choice in done.choices] == ["On", "to"]
+    assert [choice.finish_reason for choice in done.choices] == ["length", "length"]
+    told = done.choices[1].logprobs
+    assert told is not None
+    assert told.token_logprobs == [None, -0.25]
+    assert done.usage is not None
+    assert done.usage.completion_tokens == 0
+
+
 @pytest.mark.parametrize(
     "more",
-    [{"echo": True}, {"best_of": 3}, {"prompt": []}, {"suffix": "end"}, {"prompt": [999999]}],
+    [
+        {"max_tokens": 0},
+        {"echo": True, "suffix": "end"},
+        {"best_of": 3},
+        {"prompt": []},
+        {"suffix": "end"},
+        {"prompt": [999999]},
+    ],
 )
 def test_what_cannot_be_done_is_refused(openai_client: openai.OpenAI, more: Any) -> None:
     body = {"model": "base", "prompt": "x", **more}

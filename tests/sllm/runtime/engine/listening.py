@@ -49,7 +49,8 @@ class Listener:
 
 def make_request(prompt: list[int], **asked: Any) -> TokenRequest:
     """Return a request; what is not a field of it is a sampling parameter."""
-    fields = {name: asked.pop(name) for name in ("answer", "ends", "grammar") if name in asked}
+    named = ("answer", "ends", "grammar", "reports_prompt")
+    fields = {name: asked.pop(name) for name in named if name in asked}
     parameters = SamplingParameters(**{"seed": 3, "max_tokens": 16, **asked})
     return TokenRequest(prompt=tuple(prompt), parameters=parameters, **fields)
 

@@ -142,6 +142,30 @@ def test_an_answer_ends_by_its_token_its_length_or_the_context(llama: TinyModel)
         assert full.tokens[:16] == whole
 
 
+@pytest.mark.parametrize("limits", [{}, {"pass_tokens": 7, "parallel": 2}], ids=["whole", "cut"])
+def test_the_tokens_of_a_prompt_have_the_model_s_probabilities(
+    model: TinyModel, limits: Any
+) -> None:
+    prompts = [random_tokens(count, seed=count) for count in (1, 2, 70)]
+    with _open(model, tokens=CONTEXT, reserve_tokens=1, **limits) as engine:
+        for prompt in prompts:
+            plain = answer(engine, make_request(prompt, max_tokens=5))
+            asked = make_request(prompt, max_tokens=5, logprobs=2, reports_prompt=True)
+            listeners = [listen(engine, request)[0] for request in (asked, make_request(prompt))]
+            assert listeners[0].last.error is listeners[1].last.error is None
+            assert listeners[0].tokens == plain
+            told = listeners[0].steps[0].prompt
+            assert [choice.token for choice in told] == prompt
+            assert not any(step.prompt for step in listeners[0].steps[1:])
+            assert not listeners[1].steps[0].prompt
+            expected = model.expected(prompt).log_softmax(-1)
+            assert told[0].logprob is None
+            for place, choice in enumerate(told[1:]):
+                assert choice.logprob is not None
+                assert abs(choice.logprob - float(expected[place, choice.token])) <= 1e-4
+                assert [token for token, _ in choice.top] == expected[place].topk(2)[1].tolist()
+
+
 def test_what_cannot_be_computed_is_refused_at_once(llama: TinyModel) -> None:
     with _open(llama) as engine:
         with pytest.raises(ContextLengthError, match="shorten it by at least 5"):
