@@ -3,16 +3,19 @@
     python -m benchmarks.cold_ways --work /disk/directory --out cold_ways.json [--gib 4]
 
 One file, read from the disk by the native core in turns, in several ways that differ in one thing
-each: into memory for all of it or through a ring of some shape; from places that fit the disk's
-blocks or, as in published safetensors files, not (then every byte is copied once more); with a
-setting that stays, or with the search that looks for one; and, where there is a GPU, copied there.
+each: into memory for all of it or through a ring of some shape; in private memory or in shared, as
+the store's pool is, in huge pages or small ones; from places that fit the disk's blocks or, as in
+published safetensors files, not (then every byte is copied once more, or memory is shifted too);
+with a setting that stays, or with the search that looks for one; and, where there is a GPU, copied
+there. Then a GPU copies alone, from pinned memory that is aligned or shifted.
 
-Sketch: 12 ways at 4 GB/s take a second each for 4 GiB; three rounds take 40 s.
+Sketch: 20 ways at 4 GB/s take a second each for 4 GiB; three rounds take a minute.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +29,21 @@ from sllm_store import native
 
 THREADS = 14
 SHIFT_BYTES = 520  # What a header of a safetensors file shifts its tensors by, or so.
+PAGE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """One way to read the file. `slots` of 0 is memory for all of it; `setting` None learns."""
+    """One way to read the file. `slots` of 0 is memory for all of it; `setting` None learns.
+
+    What is shifted is read `in_place` if the memory is shifted as the file is. A way that is not
+    `cold` reads nothing.
+    """
 
     name: str
+    memory: str = "private"
+    in_place: bool = False
+    cold: bool = True
     slots: int = 16
     slot_bytes: int = 8 * MIB
     is_shifted: bool = False
@@ -48,6 +59,19 @@ WAYS = (
     Way(name="ring of 64 x 8 MiB", slots=64),
     Way(name="ring, shifted", is_shifted=True),
     Way(name="no ring, shifted", slots=0, is_shifted=True),
+    Way(name="ring, shifted as the file", is_shifted=True, in_place=True),
+    Way(name="pool in huge pages", memory="huge", slots=0, slot_bytes=32 * MIB),
+    Way(
+        name="pool in huge pages, shifted as the file",
+        memory="huge",
+        slots=0,
+        slot_bytes=32 * MIB,
+        is_shifted=True,
+        in_place=True,
+    ),
+    Way(name="pool in huge pages, shifted", memory="huge", slots=0, is_shifted=True),
+    Way(name="pool in small pages", memory="small", slots=0, slot_bytes=32 * MIB),
+    Way(name="pool in small pages, shifted", memory="small", slots=0, is_shifted=True),
     Way(name="ring, shifted, two threads", is_shifted=True, setting=(2, 16, MIB)),
     Way(name="ring, 64 reads of 512 KiB", setting=(1, 64, 512 * KIB)),
     Way(name="ring, four threads", setting=(4, 16, MIB)),
@@ -55,6 +79,16 @@ WAYS = (
     Way(name="ring, the search, shifted", setting=None, is_shifted=True),
     Way(name="ring, to the GPU", to_gpu=True),
     Way(name="ring, to the GPU, shifted", to_gpu=True, is_shifted=True),
+    Way(name="ring, to the GPU, shifted as the file", to_gpu=True, is_shifted=True, in_place=True),
+    Way(name="copies alone", to_gpu=True, cold=False, slots=0),
+    Way(
+        name="copies alone, shifted",
+        to_gpu=True,
+        cold=False,
+        slots=0,
+        is_shifted=True,
+        in_place=True,
+    ),
     Way(name="ring, to the GPU, the search, shifted", setting=None, to_gpu=True, is_shifted=True),
 )
 
@@ -63,11 +97,20 @@ class Reading:
     """Memory for the reads, touched, and the file."""
 
     def __init__(self, path: Path, *, on_gpu: bool) -> None:
-        """Map as much memory as the file has."""
+        """Map as much memory as the file has, of each kind, and a page for every chunk."""
         self._file = native.File(str(path))
-        self._memory = native.HostBuffer(self._file.size, pinned=on_gpu)
+        size = self._file.size + self._file.size // Way.slot_bytes * PAGE + PAGE
+        private = native.HostBuffer(size, pinned=on_gpu)
+        huge, small = native.SharedPool(size), native.SharedPool(size)
         if not on_gpu:
-            self._memory.populate(4)
+            private.populate(4)
+        huge.populate(THREADS)
+        ctypes.memset(small.address, 1, size)  # Page by page, as the kernel gives them.
+        self._memory: dict[str, native.HostBuffer | native.SharedPool] = {
+            "private": private,
+            "huge": huge,
+            "small": small,
+        }
         self._target = native.DeviceBuffer(0, self._file.size) if on_gpu else None
 
     def run(self, way: Way) -> dict[str, Any]:
@@ -77,18 +120,21 @@ class Reading:
         size = way.slot_bytes
         chunks = (self._file.size - shift) // size
         slots = way.slots or chunks
+        at = shift if way.in_place else 0
+        stride = size + (PAGE if way.in_place and way.slots else 0)
+        base = self._memory[way.memory].address
         steps = [
-            (self._memory.address + index % slots * size, index - slots if index >= slots else -1)
+            (base + index % slots * stride, index - slots if index >= slots else -1)
             for index in range(chunks)
         ]
-        reads = [(index, 0, shift + index * size, size, 0) for index in range(chunks)]
-        copies = [(index, 0, index * size, size, 0) for index in range(chunks) if way.to_gpu]
+        reads = [(index, 0, shift + index * size, size, at) for index in range(chunks)]
+        copies = [(index, 0, index * size, size, at) for index in range(chunks) if way.to_gpu]
         start = way.setting or (1, 16, MIB)
         tuner = native.Tuner(queued=True, start=start, learns=way.setting is None)
         report = native.run_transfer(
             [self._file],
             steps,
-            reads,
+            reads if way.cold else [],
             copies,
             [(0, self._target.address)] if way.to_gpu and self._target is not None else [],
             mode="auto",

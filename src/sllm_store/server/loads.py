@@ -16,6 +16,7 @@ from sllm_store import native
 from sllm_store.server.survey import describe_copies, describe_transfer, moved_bytes
 from sllm_store.tiers.host import Claim, HostTier, Patience
 from sllm_store.tiers.resident import plan_copies
+from sllm_store.tiers.ring_steps import alternate, find_cold
 from sllm_store.tiers.transfer import Moves, Target, TransferPlan, cut_targets, open_files, run_plan
 
 if TYPE_CHECKING:
@@ -217,6 +218,7 @@ class Loader:
                 self._host.end_fill(residency)
                 filling = False
             try:
+                claim = self._in_turn(entry, claim)
                 moved = self._transfer(entry, claim, cut or _Cut((), entry.chunked), job)
             except BaseException:
                 self._host.abandon(claim)
@@ -228,6 +230,13 @@ class Loader:
             if filling:
                 self._host.end_fill(residency)
             self._host.leave(residency)
+
+    def _in_turn(self, entry: Entry, claim: Claim) -> Claim:
+        """Let what the page cache has go through the ring beside what the disk delivers."""
+        if not claim.streamed:
+            return claim
+        cold = find_cold(entry.chunked, open_files(entry.checkpoint), self._means.mode)
+        return replace(claim, streamed=alternate(claim.streamed, cold))
 
     def _transfer(self, entry: Entry, claim: Claim, cut: _Cut, job: LoadJob) -> _Moved:
         """Run one static plan: ready chunks first (they only copy), then those to read."""

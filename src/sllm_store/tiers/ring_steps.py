@@ -6,6 +6,7 @@ What the page cache has waits for no disk: it passes through slots of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from sllm_store.tiers.transfer import TransferPlan
@@ -50,6 +51,17 @@ def find_cold(chunked: ChunkedImage, files: Sequence[File], mode: str) -> frozen
     return frozenset(chunk for chunk in read if _is_cold(chunked.reads[chunk], files))
 
 
+def alternate(chunks: Sequence[int], cold: frozenset[int]) -> tuple[int, ...]:
+    """Return chunks in turn from the disk and the page cache, each in order, then what is left.
+
+    In a ring whose slots are used in turn each kind so has slots of its own.
+    """
+    kinds = [[c for c in chunks if (c in cold) is is_cold] for is_cold in (True, False)]
+    both = min(map(len, kinds))
+    pairs = chain.from_iterable(zip(*kinds, strict=False))
+    return (*pairs, *kinds[0][both:], *kinds[1][both:])
+
+
 def plan_ring(
     chunked: ChunkedImage,
     moves: Sequence[Moves],
@@ -64,12 +76,12 @@ def plan_ring(
     used = {True: 0, False: 0}
     for chunk in moved:
         is_cold = chunk in cold
-        chain = chains[is_cold]
-        slot = used[is_cold] % len(chain)
+        slots = chains[is_cold]
+        slot = used[is_cold] % len(slots)
         used[is_cold] += 1
-        address, after = chain[slot]
+        address, after = slots[slot]
         step = transfer.add(address, after=after, reads=chunked.reads[chunk], moves=moves[chunk])
-        chain[slot] = address, step
+        slots[slot] = address, step
     return transfer
 
 

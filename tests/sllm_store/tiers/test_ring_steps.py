@@ -9,7 +9,7 @@ import pytest
 
 from sllm_store import native
 from sllm_store.checkpoint.layout import Image, Piece, Run
-from sllm_store.tiers.ring_steps import Ring, find_cold, plan_ring
+from sllm_store.tiers.ring_steps import Ring, alternate, find_cold, plan_ring
 from sllm_store.tiers.transfer import HOST_DEVICE, ChunkedImage, Target, cut_image, cut_targets
 
 if TYPE_CHECKING:
@@ -115,6 +115,16 @@ def test_the_disk_waits_for_nothing_that_the_page_cache_has(file: native.File) -
     for step, (_, after) in enumerate(plan.steps):
         assert after == -1 or (after in cold) == (step in cold)
     assert [plan.steps[half + number][1] for number in range(4)] == [-1, -1, -1, half]
+
+
+def test_in_a_ring_of_even_size_each_kind_has_slots_of_its_own_while_both_last() -> None:
+    cold = frozenset(range(10, 30))
+    turns = alternate(range(5, 20), cold)
+    assert sorted(turns) == list(range(5, 20))
+    assert turns[:10] == (10, 5, 11, 6, 12, 7, 13, 8, 14, 9)
+    assert turns[10:] == (15, 16, 17, 18, 19)
+    assert alternate((), cold) == ()
+    assert alternate(range(3), cold) == (0, 1, 2)
 
 
 class HalfCached:
