@@ -11,10 +11,15 @@ from sllm.runtime.decoder import Decoder
 from sllm.runtime.layers import recorded_steps
 from sllm.runtime.layers.kernel_operations import KernelOperations
 from sllm.runtime.layers.operations import PlainOperations
-from sllm.runtime.layers.recorded_steps import count_rows
+from sllm.runtime.layers.recorded_steps import RecordedSteps, count_rows
 from sllm.runtime.layers.recording import PlainRecorder, recorder_on
 from tests.sllm.runtime.layers.fake_recording import FakeRecorder
 from tests.sllm.runtime.tiny_models import TOLERANCE, TinyModel, make_model, random_tokens
+
+
+@pytest.fixture(scope="module")
+def llama() -> TinyModel:
+    return make_model("llama")
 
 
 def _recording(model: TinyModel, recorder: FakeRecorder) -> Decoder:
@@ -45,7 +50,7 @@ def _answer(
 @pytest.mark.parametrize(("name", "guesses"), [("llama-tied", 0), ("mistral", 1), ("qwen3", 1)])
 def test_recorded_steps_compute_what_steps_do(name: str, guesses: int) -> None:
     model, recorder = make_model(name), FakeRecorder()
-    turns = [[0, 1, 2], [2], [0, 1, 2], [3, 0, 1, 2]]
+    turns = [[0, 1, 2], [2], [3, 0, 1, 2]]
     recording = _recording(model, recorder)
     found = _answer(model, recording, turns, prompt=14, guesses=guesses)
     expected = _answer(model, model.decoder, turns, prompt=14, guesses=guesses)
@@ -55,10 +60,9 @@ def test_recorded_steps_compute_what_steps_do(name: str, guesses: int) -> None:
     assert recorder.replayed == len(turns)
 
 
-def test_dead_rows_change_nothing_in_the_cache_or_for_others() -> None:
-    model = make_model("llama")
-    decoder = _recording(model, FakeRecorder())
-    memory = model.memory()
+def test_dead_rows_change_nothing_in_the_cache_or_for_others(llama: TinyModel) -> None:
+    decoder = _recording(llama, FakeRecorder())
+    memory = llama.memory()
     sequences = [memory.open() for _ in range(3)]
     pieces = [Piece(sequence=sequence, tokens=[9]) for sequence in sequences]
     first = decoder.forward(Batch.of(pieces), memory)
@@ -69,31 +73,38 @@ def test_dead_rows_change_nothing_in_the_cache_or_for_others() -> None:
         assert used == sorted(sequence.places(0, 1)[0] for sequence in sequences)
 
 
-def test_another_cache_and_a_longer_context_are_recorded_anew() -> None:
-    model, recorder = make_model("llama"), FakeRecorder()
-    decoder = _recording(model, recorder)
-    memory = model.memory(tokens=1024)
+def _steps(recorder: FakeRecorder) -> RecordedSteps:
+    """Return steps whose logits are the tokens: nothing else is computed."""
+    return RecordedSteps(
+        lambda inputs, _: inputs.tokens.float().unsqueeze(-1), recorder, torch.device("cpu")
+    )
+
+
+def test_another_cache_and_a_longer_context_are_recorded_anew(llama: TinyModel) -> None:
+    recorder = FakeRecorder()
+    steps, memory = _steps(recorder), llama.memory(tokens=1024)
     sequence = memory.open()
-    step = Piece(sequence=sequence, tokens=[9])
-    decoder.forward(Batch.of([step]), memory)
-    sequence.reserve(513)
-    decoder.forward(Batch.of([step]), memory)
-    assert recorder.recorded == 2
-    other = model.memory()
-    decoder.forward(Batch.of([Piece(sequence=other.open(), tokens=[9])]), other)
+    for tokens, recorded in ((1, 1), (512, 1), (513, 2), (1024, 2)):
+        sequence.reserve(tokens)
+        batch = Batch.of([Piece(sequence=sequence, tokens=[9])])
+        assert steps.run(batch, memory).tolist() == [[9]]
+        assert recorder.recorded == recorded
+    other = llama.memory()
+    steps.run(Batch.of([Piece(sequence=other.open(), tokens=[9])]), other)
     assert recorder.recorded == 3
 
 
 def test_the_recording_that_was_not_used_for_longest_makes_room(
-    monkeypatch: pytest.MonkeyPatch,
+    llama: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorded_steps, "MOST_RECORDED", 2)
-    model, recorder = make_model("llama"), FakeRecorder()
-    decoder, memory = _recording(model, recorder), model.memory()
+    recorder = FakeRecorder()
+    steps, memory = _steps(recorder), llama.memory()
     sequences = [memory.open() for _ in range(3)]
     for count, recorded in ((1, 1), (2, 2), (1, 2), (3, 3), (1, 3), (2, 4)):
-        pieces = [Piece(sequence=sequence, tokens=[9]) for sequence in sequences[:count]]
-        decoder.forward(Batch.of(pieces), memory)
+        pieces = [Piece(sequence=s, tokens=[n]) for n, s in enumerate(sequences[:count])]
+        found = steps.run(Batch.of(pieces), memory)
+        assert found.flatten().tolist() == list(range(count))
         assert recorder.recorded == recorded
 
 
