@@ -140,10 +140,8 @@ def open_engine(path: Path, options: EngineOptions) -> LocalEngine:
         )
         draft_bytes = 0 if draft is None else draft.residency.device_bytes
         other_bytes = plan.size_bytes + draft_bytes
-        with (
-            short_turns(),
-            site.warming(model, plan.size_bytes),
-        ):  # Other threads parse and compile meanwhile.
+        # Other threads parse and compile meanwhile.
+        with short_turns(), site.warming(model, plan.size_bytes):
             source = opened.enter_context(
                 place_weights(
                     model,
