@@ -31,6 +31,7 @@
 #include "shim/cuda_device.hpp"
 #include "shim/cuda_memory.hpp"
 #include "stress_deliveries.hpp"
+#include "stress_products.hpp"
 
 namespace {
 
@@ -313,6 +314,7 @@ int main(int argc, char** argv) {
     for (const io::ReadMode mode : modes) check_ranges(file, bytes, mode);
     share_memory();
     code_segments(static_cast<unsigned>(round));
+    stress_products(static_cast<unsigned>(round));
     for (int i = 0; i < 3; ++i) {
       loads.emplace_back(
           [&, i] { stress_deliveries(directory, static_cast<unsigned>(round * 3 + i)); });
