@@ -9,9 +9,13 @@ from sllm.core.sampling import SamplingParameters
 from sllm.runtime.batch import Batch, Piece
 from sllm.runtime.cache.memory import CacheMemory
 from sllm.runtime.decoder import Decoder
+from sllm.runtime.engine.guesses import Lookup
+from sllm.runtime.engine.schedule import EngineLimits
+from sllm.runtime.engine.token_engine import TokenEngine
 from sllm.runtime.generation import generate
 from sllm.runtime.quant.schemes import find_scheme
 from sllm.runtime.weights.resident import ResidentWeights
+from tests.sllm.runtime.engine.listening import listen, make_request
 from tests.sllm.runtime.quant.block_cases import COLUMNS, ROWS, random_bytes
 from tests.sllm.runtime.tiny_models import CONFIGS, TinyModel, make_model, random_tokens
 
@@ -57,6 +61,26 @@ def test_blocks_decode_to_the_same_bits(name: str) -> None:
     here = scheme.of(raw, rows=ROWS, columns=COLUMNS).dequantize(torch.float32)
     there = scheme.of(raw.cuda(), rows=ROWS, columns=COLUMNS).dequantize(torch.float32)
     assert torch.equal(there.cpu(), here)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3-next"])
+def test_a_chat_is_answered_the_same_with_guesses_and_what_was_computed(name: str) -> None:
+    model = make_model(name)
+    on_gpu, alone = _on_gpu(model)
+    memory = CacheMemory(
+        model.config, tokens=512, sequences=2, spares=4, device=torch.device("cuda")
+    )
+    limits = EngineLimits(context_tokens=256, parallel=2)
+    said = random_tokens(40)
+    with TokenEngine(on_gpu, memory, limits, guesser=Lookup()) as engine:
+        for turn in range(3):
+            request = make_request(said, max_tokens=30, temperature=0)
+            listener, _ = listen(engine, request)
+            assert listener.last.error is None
+            assert (listener.steps[0].cached > 0) == (turn > 0)
+            expected = generate(on_gpu, alone, request.prompt, request.parameters)
+            assert listener.tokens == [choice.token for choice in expected]
+            said = [*said, *listener.tokens, 7]
 
 
 def test_an_answer_goes_on_as_it_would_have() -> None:

@@ -68,6 +68,30 @@ def test_a_published_model_answers_as_in_transformers(saved: Path) -> None:
     assert _answer(saved, options, temperature=0) == expected
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3-next"])
+def test_the_next_turn_of_a_chat_begins_with_what_was_computed(tmp_path: Path, name: str) -> None:
+    make_model(name).theirs.save_pretrained(tmp_path)
+    said = random_tokens(40)
+    turns: list[Listener] = []
+    engine = open_engine(tmp_path, EngineOptions(context_tokens=128))
+    for _ in range(2):
+        turns.append(Listener())
+        engine.submit(make_request(said, max_tokens=30, temperature=0), turns[-1])
+        assert turns[-1].last.finish is Finish.LENGTH
+        said = [*said, *turns[-1].tokens, 7]
+    engine.close()
+    assert turns[0].steps[0].cached == 0
+    assert turns[1].steps[0].cached >= 32, "at least the prompt's pages"
+    alone = Listener()
+    engine = open_engine(tmp_path, EngineOptions(context_tokens=128, speculate=False))
+    prompt = said[: 40 + 30 + 1]
+    engine.submit(make_request(prompt, max_tokens=30, temperature=0), alone)
+    assert alone.last.finish is Finish.LENGTH
+    engine.close()
+    assert turns[1].tokens == alone.tokens
+    assert alone.steps[0].cached == 0
+
+
 def test_its_state_says_what_it_holds(saved: Path) -> None:
     budget = _budget(saved, context_tokens=256)
     engine = open_engine(saved, EngineOptions(context_tokens=256, device_budget_bytes=budget))
