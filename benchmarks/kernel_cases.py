@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks.device_copy import copy_floats
-from sllm.runtime.kernels import products
+from sllm.runtime.kernels import nibble_products, products
 from sllm.runtime.kernels.attention import Paged, attend_paged, attend_plain
 from sllm.runtime.kernels.launch_book import book_of
 from sllm.runtime.kernels.launches import (
     GemmLaunch,
     GemvLaunch,
+    NibbleLaunch,
     candidate_denses,
     candidate_gemms,
     candidate_gemvs,
+    candidate_nibbles,
 )
 from sllm.runtime.kernels.layout import WIDTH, Format, Planes, numbers
 
@@ -69,18 +71,24 @@ class Case:
             return torch.nn.functional.linear(x, weight.to(x.dtype))
         if isinstance(weight, torch.Tensor):
             return products.multiply_dense(x, weight, launch)
+        if nibble_products.fits_nibbles(x, weight):
+            return nibble_products.multiply_nibbles(x, weight, launch)
         if self.is_tiled:
             return products.multiply_planar_tiles(x, weight, launch)
         return products.multiply_planar(x, weight, launch)
 
     @property
     def is_tiled(self) -> bool:
-        """Whether the matrix units compute it."""
+        """Whether tiles of numbers are multiplied."""
         return self.format in FORMATS and self.tokens > products.MOST_GEMV_TOKENS
 
-    def candidates(self) -> Iterator[GemvLaunch | GemmLaunch | None]:
+    def candidates(
+        self, x: torch.Tensor, weight: torch.Tensor | Planes
+    ) -> Iterator[GemvLaunch | GemmLaunch | NibbleLaunch | None]:
         """Yield the launches to try."""
-        if self.format == CUBLAS:
+        if isinstance(weight, Planes) and nibble_products.fits_nibbles(x, weight):
+            yield from candidate_nibbles(weight.low.shape[1], tokens=self.tokens)
+        elif self.format == CUBLAS:
             yield None
         elif self.format == BF16:
             yield from candidate_denses(self.columns // 8)
@@ -90,13 +98,17 @@ class Case:
         else:
             yield from candidate_gemvs(self.columns // FORMATS[self.format][0].group)
 
-    def remember(self, weight: torch.Tensor | Planes, launch: dict[str, int]) -> None:
+    def remember(
+        self, weight: torch.Tensor | Planes, launch: GemvLaunch | GemmLaunch | NibbleLaunch
+    ) -> None:
         """Keep a launch for the runtime."""
         if isinstance(weight, torch.Tensor):
             key, device = products.dense_key(weight, self.tokens), weight.device
+        elif isinstance(launch, NibbleLaunch):
+            key, device = nibble_products.nibble_key(weight, self.tokens), weight.low.device
         else:
             key, device = products.planar_key(weight, self.tokens), weight.low.device
-        book_of(device).remember(key, (GemmLaunch if self.is_tiled else GemvLaunch)(**launch))
+        book_of(device).remember(key, launch)
 
 
 def random_planes(case: Case, generator: torch.Generator) -> Planes:

@@ -80,8 +80,16 @@ def measure(
     error = error_of(x, first, case.multiply(x, first))
     if error > 0.02:
         raise AssertionError(f"{case}: wrong by {error}")
-    launches = list(case.candidates()) if sweep else [None]
-    rows = [
+    launches = list(case.candidates(x, first)) if sweep else [None]
+    timed = [
+        (seconds, launch)
+        for launch in launches
+        if (seconds := _seconds(case, x, weights, launch)) is not None
+    ]
+    timed.sort(key=lambda one: one[0])
+    if keep and timed[0][1] is not None:
+        case.remember(first, timed[0][1])
+    return [
         {
             **asdict(case),
             "launch": None if launch is None else asdict(launch),
@@ -90,13 +98,8 @@ def measure(
             "gb_s": size / seconds / 1e9,
             "error": error,
         }
-        for launch in launches
-        if (seconds := _seconds(case, x, weights, launch)) is not None
+        for seconds, launch in timed[:_SHOWN]
     ]
-    rows.sort(key=lambda row: -row["gb_s"])
-    if keep and rows[0]["launch"] is not None:
-        case.remember(first, rows[0]["launch"])
-    return rows[:_SHOWN]
 
 
 def _seconds(

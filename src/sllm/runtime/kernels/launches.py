@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 _WARP = 32
 _PROGRAMS_PER_PROCESSOR = 4  # Enough reads under way to keep the memory busy.
 _WARPS_ENOUGH = 16  # Of a processor, for the same where each reads 16 bytes a thread.
+_GROUPS_OF_WARP = 4  # On the matrix units, of a tile's rows.
+_ROWS_OF_TILE = 16
+_WORDS_AND_SCALES = 2  # Planes of a format that needs no other.
+_TOKENS_AT_ONCE = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +44,29 @@ class GemmLaunch:
     tokens: int = 16
     warps: int = 4
     shares: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NibbleLaunch:
+    """Warps of a program of 16 rows, programs that share them, and how words are brought.
+
+    ahead: into registers, a step before they are multiplied. stages: into as many buffers. soon:
+    into the cache, all at once. registers: at most, of a thread. chained: beginning while the
+    kernel before it ends.
+    """
+
+    warps: int
+    shares: int = 1
+    ahead: bool = False
+    soon: bool = False
+    stages: int = 1
+    registers: int | None = None
+    chained: bool = False
+
+    @property
+    def groups(self) -> int:
+        """Groups of each row that a program multiplies at a time: four by each warp."""
+        return _GROUPS_OF_WARP * self.warps
 
 
 def guess_gemm(rows: int, groups: int, *, tokens: int, processors: int) -> GemmLaunch:
@@ -80,6 +107,43 @@ def guess_gemv(rows: int, groups: int, *, tokens: int, processors: int) -> GemvL
         shares *= 2
     stages = 2 if shares < most else 1
     return GemvLaunch(rows=each, warps=warps, stages=stages, shares=shares)
+
+
+def guess_nibbles(
+    rows: int, groups: int, *, tokens: int, planes: int, processors: int
+) -> NibbleLaunch:
+    """Return a launch whose programs are all on the device at once, and nearly fill it.
+
+    A processor has room for 32 warps of 64 registers a thread, which are enough for scales alone
+    and two tokens. What does not fit at once would be a second round, with most of it empty.
+    """
+    lean = planes == _WORDS_AND_SCALES and tokens <= _TOKENS_AT_ONCE
+    most = 32 if lean else 24 if tokens <= _TOKENS_AT_ONCE else 16
+    tiles = -(-rows // _ROWS_OF_TILE)
+    warps = 16 if lean else 8
+    while warps > 4 and tiles * warps > most * processors:
+        warps //= 2
+    while warps > 1 and _GROUPS_OF_WARP * warps > groups:
+        warps //= 2
+    shares = 1
+    while (
+        2 * shares * _GROUPS_OF_WARP * warps <= groups
+        and 2 * tiles * shares * warps <= most * processors
+    ):
+        shares *= 2
+    return NibbleLaunch(warps=warps, shares=shares, registers=64 if lean else None)
+
+
+def candidate_nibbles(groups: int, *, tokens: int) -> Iterator[NibbleLaunch]:
+    """Yield the launches that are worth measuring; which are chained is not seen from one alone."""
+    for warps in (4, 8, 16):
+        for shares in (1, 2, 4):
+            if _GROUPS_OF_WARP * warps * shares > groups:
+                continue
+            for registers in (None, 64, 80) if tokens <= _TOKENS_AT_ONCE else (None,):
+                for soon in (False, True):
+                    yield NibbleLaunch(warps=warps, shares=shares, soon=soon, registers=registers)
+                yield NibbleLaunch(warps=warps, shares=shares, ahead=True, registers=registers)
 
 
 def guess_dense(rows: int, groups: int, *, processors: int) -> GemvLaunch:

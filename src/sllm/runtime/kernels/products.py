@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sllm.runtime.kernels.device.dense_gemv import dense_gemv
-from sllm.runtime.kernels.device.partial_sums import add_shares
 from sllm.runtime.kernels.device.planar_gemm import planar_gemm
 from sllm.runtime.kernels.device.planar_gemv import planar_gemv
 from sllm.runtime.kernels.device.planar_numbers import dequantize_planes
@@ -25,6 +24,7 @@ from sllm.runtime.kernels.launches import (
     guess_gemv,
     processors_of,
 )
+from sllm.runtime.kernels.shares import add_up, make_room, power_of_two, share_groups
 
 if TYPE_CHECKING:
     from sllm.runtime.kernels.layout import Planes
@@ -34,7 +34,6 @@ MOST_GEMM_TOKENS = 64
 MOST_DENSE_TOKENS = 8
 _LOAD_BYTES = 16
 ONE = 0x3F800000  # The bits of 1.0. An argument, so that it stays in a register.
-_ADDED_AT_ONCE = 256
 
 
 def multiply_planar(
@@ -46,8 +45,8 @@ def multiply_planar(
     assert x.shape[1] == planes.shape[1]
     if launch is None:
         launch = _found_gemv(planar_key(planes, tokens), (rows, groups), tokens, x.device)
-    each, shares = _share(groups, launch.shares, launch.groups)
-    partial = _empty(x, shares, rows)
+    each, shares = share_groups(groups, launch.shares, launch.groups)
+    partial = make_room(x, shares, rows)
     planar_gemv[(-(-rows // launch.rows), shares)](
         partial,
         x.contiguous(),
@@ -60,13 +59,13 @@ def multiply_planar(
         **compiled_for(planes),
         block_rows=launch.rows,
         block_groups=launch.groups,
-        block_tokens=_power_of_two(tokens),
+        block_tokens=power_of_two(tokens),
         even=groups % launch.groups == 0,
         stages=launch.stages,
         num_warps=launch.warps,
         enable_fp_fusion=True,
     )
-    return _add(partial, x.dtype)
+    return add_up(partial, x.dtype)
 
 
 def multiply_planar_tiles(
@@ -80,8 +79,8 @@ def multiply_planar_tiles(
     assert x.shape[1] == planes.shape[1]
     if launch is None:
         launch = _found_gemm(planar_key(planes, tokens), (rows, groups), tokens, x.device)
-    each, shares = _share(groups, launch.shares, launch.groups)
-    partial = _empty(x, shares, rows)
+    each, shares = share_groups(groups, launch.shares, launch.groups)
+    partial = make_room(x, shares, rows)
     planar_gemm[(-(-rows // launch.rows), -(-tokens // launch.tokens), shares)](
         partial,
         x.contiguous(),
@@ -99,7 +98,7 @@ def multiply_planar_tiles(
         num_warps=launch.warps,
         enable_fp_fusion=True,
     )
-    return _add(partial, x.dtype)
+    return add_up(partial, x.dtype)
 
 
 def multiply_dense(
@@ -116,8 +115,8 @@ def multiply_dense(
     groups = columns // width
     if launch is None:
         launch = _found_dense(dense_key(weights, tokens), (rows, groups), x.device)
-    each, shares = _share(groups, launch.shares, launch.groups)
-    partial = _empty(x, shares, rows)
+    each, shares = share_groups(groups, launch.shares, launch.groups)
+    partial = make_room(x, shares, rows)
     dense_gemv[(-(-rows // launch.rows), shares)](
         partial,
         x.contiguous(),
@@ -130,13 +129,13 @@ def multiply_dense(
         width=width,
         block_rows=launch.rows,
         block_groups=launch.groups,
-        block_tokens=_power_of_two(tokens),
+        block_tokens=power_of_two(tokens),
         even=groups % launch.groups == 0,
         stages=launch.stages,
         num_warps=launch.warps,
         enable_fp_fusion=True,
     )
-    return _add(partial, x.dtype)
+    return add_up(partial, x.dtype)
 
 
 def fits_dense(weights: torch.Tensor) -> bool:
@@ -168,7 +167,7 @@ def dequantize(planes: Planes, dtype: torch.dtype) -> torch.Tensor:
 def planar_key(planes: Planes, tokens: int) -> str:
     """Return what a launch for planes is remembered by; as many tokens as fit share one."""
     tiled = "tiles" if tokens > MOST_GEMV_TOKENS else "gemv"
-    return f"{tiled} {format_key(planes)} {_power_of_two(tokens)}"
+    return f"{tiled} {format_key(planes)} {power_of_two(tokens)}"
 
 
 def format_key(planes: Planes) -> str:
@@ -180,7 +179,7 @@ def format_key(planes: Planes) -> str:
 def dense_key(weights: torch.Tensor, tokens: int) -> str:
     """Return what a launch for floats is remembered by."""
     rows, columns = weights.shape
-    return f"dense {weights.element_size()} {rows}x{columns} {_power_of_two(tokens)}"
+    return f"dense {weights.element_size()} {rows}x{columns} {power_of_two(tokens)}"
 
 
 def planes_in_order(planes: Planes) -> tuple[torch.Tensor | None, ...]:
@@ -215,29 +214,3 @@ def _found_gemm(key: str, shape: tuple[int, int], tokens: int, device: torch.dev
     rows, groups = shape
     guess = guess_gemm(rows, groups, tokens=tokens, processors=processors_of(device))
     return book_of(device).find(GemmLaunch, key) or guess
-
-
-def _share(groups: int, shares: int, step: int) -> tuple[int, int]:
-    """Return the groups of each share, a multiple of a step, and how many shares there are."""
-    each = -(-groups // (shares * step)) * step
-    return each, -(-groups // each)
-
-
-def _empty(x: torch.Tensor, shares: int, rows: int) -> torch.Tensor:
-    """Return room for each share's sums; the result itself where one program has it all."""
-    dtype = x.dtype if shares == 1 else torch.float32
-    return torch.empty((shares, len(x), rows), dtype=dtype, device=x.device)
-
-
-def _add(partial: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return the sum of the shares."""
-    if len(partial) == 1:
-        return partial[0]
-    out = torch.empty(partial.shape[1:], dtype=dtype, device=partial.device)
-    blocks = -(-out.numel() // _ADDED_AT_ONCE)
-    add_shares[(blocks,)](out, partial, len(partial), out.numel(), block=_ADDED_AT_ONCE)
-    return out
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()

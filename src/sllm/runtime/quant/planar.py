@@ -77,9 +77,9 @@ class KernelArithmetic:
     """Triton's kernels: which one depends on how many tokens there are."""
 
     def __init__(self) -> None:
-        from sllm.runtime.kernels import products
+        from sllm.runtime.kernels import nibble_products, products
 
-        self._products = products
+        self._products, self._nibbles = products, nibble_products
 
     def multiply(self, x: torch.Tensor, matrix: PlanarMatrix) -> torch.Tensor:
         """Read the planes once for few tokens; for many, decode what stays in the cache."""
@@ -87,8 +87,11 @@ class KernelArithmetic:
         flat = x.reshape(-1, x.shape[-1])
         if not 0 < len(flat) <= products.MOST_GEMM_TOKENS:
             return functional.linear(x, matrix.dequantize(x.dtype))
-        if len(flat) > products.MOST_GEMV_TOKENS:
-            found: torch.Tensor = products.multiply_planar_tiles(flat, matrix.planes)
+        found: torch.Tensor
+        if self._nibbles.fits_nibbles(flat, matrix.planes):
+            found = self._nibbles.multiply_nibbles(flat, matrix.planes)
+        elif len(flat) > products.MOST_GEMV_TOKENS:
+            found = products.multiply_planar_tiles(flat, matrix.planes)
         else:
             found = products.multiply_planar(flat, matrix.planes)
         return found.view(*x.shape[:-1], -1)

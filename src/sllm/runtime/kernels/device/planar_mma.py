@@ -1,0 +1,230 @@
+"""A few tokens of 16 bits times a matrix of nibbles on the matrix units, the planes read once.
+
+A program has sixteen rows and a share of the groups; its warps take four groups each at a time.
+See `fragments` for what a lane has. Products are exact in float32, and sums are taken in an order
+that depends on the shape and the launch alone.
+
+Where launches are chained, a program begins while the kernel before it in the stream ends: weights
+may be read then, as that kernel wrote none; nothing else is read or written before the wait.
+"""
+
+import triton
+import triton.language as tl
+
+from sllm.runtime.kernels.device.fragments import (
+    BASE_BFLOAT16,
+    BASE_FLOAT16,
+    SOON,
+    STEP_BFLOAT16,
+    STEP_FLOAT16,
+    STEP_OPERANDS,
+    SUMS_BFLOAT16,
+    SUMS_FLOAT16,
+    SUMS_OPERANDS,
+)
+
+try:
+    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+except ImportError:  # Triton before 3.4; products are not chained then.
+    gdc_launch_dependents = gdc_wait = None
+
+CAN_CHAIN = gdc_wait is not None
+
+
+@triton.jit
+def planar_mma(
+    out, x, low, scales, offsets, steps, floors, rows, groups, groups_each, tokens,
+    zero: tl.constexpr, span: tl.constexpr, scaled: tl.constexpr, half: tl.constexpr,
+    pairs: tl.constexpr, warps: tl.constexpr, even: tl.constexpr, ahead: tl.constexpr,
+    soon: tl.constexpr, stages: tl.constexpr, chained: tl.constexpr,
+):  # fmt: skip
+    """Write the sums over groups_each groups from axis 1 on: out (shares, tokens, rows).
+
+    x: as 32-bit words. scales, offsets: bits of floats of type `scaled`, as 16-bit words; as 32-bit
+    words where each group has its own. steps and floors are 16-bit words. pairs: of tokens, to 4.
+    ahead: whether weights are in registers a step before they are multiplied, as scales always are.
+    soon: whether all of them are told to the cache at once, first of all.
+    """
+    share, first_row = tl.program_id(1), tl.program_id(0) * 16
+    lane = tl.arange(0, 32 * warps)[:, None]
+    g, q = lane % 32 // 4, lane % 4
+    row = tl.minimum(first_row + g, rows - 1).to(tl.int64)
+    below = tl.minimum(first_row + g + 8, rows - 1).to(tl.int64)
+    own = (row, below, g, q, tl.arange(0, 4)[None, :])
+    start, stop = share * groups_each, tl.minimum((share + 1) * groups_each, groups)
+    if soon:
+        _tell(low, first_row, rows, groups, start, stop, warps)
+    totals = _sum(
+        x, low, scales, offsets, steps, floors, own, lane // 32 * 4, groups, start, stop, tokens,
+        zero, span, scaled, half, pairs, 4 * warps, even, ahead, stages, chained,
+    )  # fmt: skip
+    _put(out, totals[0], 0, first_row, rows, tokens, share, warps)
+    if pairs > 1:
+        _put(out, totals[1], 2, first_row, rows, tokens, share, warps)
+    if pairs > 2:
+        _put(out, totals[2], 4, first_row, rows, tokens, share, warps)
+        _put(out, totals[3], 6, first_row, rows, tokens, share, warps)
+
+
+@triton.jit
+def _sum(
+    x, low, scales, offsets, steps, floors, own, first_group, groups, start, stop, tokens,
+    zero: tl.constexpr, span: tl.constexpr, scaled: tl.constexpr, half: tl.constexpr,
+    pairs: tl.constexpr, step: tl.constexpr, even: tl.constexpr, ahead: tl.constexpr,
+    stages: tl.constexpr, chained: tl.constexpr,
+):  # fmt: skip
+    """Return what each lane sums up over its warp's groups, for up to four pairs of tokens."""
+    group = start + first_group
+    inside = (group < stop) | even
+    held = _fetch_factors(scales, offsets, steps, floors, own, group, groups, inside, span)
+    if ahead:
+        words = _fetch_words(low, own, group, groups, inside)
+    if chained:
+        gdc_wait()
+        gdc_launch_dependents()
+    total = tl.zeros((first_group.shape[0], 4), tl.float32)
+    total_b, total_c, total_d = total, total, total
+    for first in tl.range(start, stop, step, num_stages=stages):
+        group = first + first_group
+        inside = (group < stop) | even
+        later = group + step
+        if ahead:
+            there = words
+            words = _fetch_words(low, own, later, groups, later < stop)
+        else:
+            there = _fetch_words(low, own, group, groups, inside)
+        factors = held
+        held = _fetch_factors(
+            scales, offsets, steps, floors, own, later, groups, later < stop, span
+        )
+        near = x + (group + own[3]) * 16 + own[4]
+        scale = _factor(factors, 0, own[4], span, scaled, steps is not None)
+        offset = scale
+        if offsets is not None:
+            offset = _factor(factors, 2, own[4], span, scaled, floors is not None)
+        both = (scale, offset)
+        wide: tl.constexpr = offsets is not None
+        total = _add(total, 0, near, there, both, own, groups, tokens, inside, zero, half, wide)
+        if pairs > 1:
+            total_b = _add(
+                total_b, 2, near, there, both, own, groups, tokens, inside, zero, half, wide
+            )
+        if pairs > 2:
+            total_c = _add(
+                total_c, 4, near, there, both, own, groups, tokens, inside, zero, half, wide
+            )
+            total_d = _add(
+                total_d, 6, near, there, both, own, groups, tokens, inside, zero, half, wide
+            )
+    return total, total_b, total_c, total_d
+
+
+@triton.jit
+def _tell(low, first_row, rows, groups, start, stop, warps: tl.constexpr):
+    """Have the words of the program's rows brought from memory, whoever reads them when."""
+    line = tl.arange(0, 32 * warps)
+    each: tl.constexpr = 2 * warps  # Lanes to a row, so that every warp tells of some.
+    row = first_row + line // each
+    size = tl.where((line % each == 0) & (row < rows), (stop - start) * 16, 0)
+    address = (low + (row.to(tl.int64) * groups + start) * 4).to(tl.int64, bitcast=True)
+    tl.inline_asm_elementwise(SOON, "=r,l,r", [address, size], tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def _fetch_words(low, own, group, groups, inside):
+    """Return a group's words, of two rows."""
+    row, below, _, q, word = own
+    at = (group + q) * 4 + word
+    above_words = tl.load(low + row * groups * 4 + at, mask=inside, other=0)
+    below_words = tl.load(low + below * groups * 4 + at, mask=inside, other=0)
+    return above_words, below_words
+
+
+@triton.jit
+def _fetch_factors(scales, offsets, steps, floors, own, group, groups, inside, span: tl.constexpr):
+    """Return what says the factors of two groups, of two rows; of what is not there, scales.
+
+    Two each: scales, offsets, and then steps and floors.
+    """
+    row, below, _, q, _ = own
+    reach: tl.constexpr = 2 if span == 1 else span
+    wide = (group + q % 2 * 2) // reach
+    narrow = group // 2 + q % 2
+    above_wide, below_wide = row * (groups // reach) + wide, below * (groups // reach) + wide
+    above_narrow, below_narrow = row * (groups // 2) + narrow, below * (groups // 2) + narrow
+    a = tl.load(scales + above_wide, mask=inside, other=0)
+    b = tl.load(scales + below_wide, mask=inside, other=0)
+    c, d, e, f, g, h = a, b, a, b, a, b
+    if offsets is not None:
+        c = tl.load(offsets + above_wide, mask=inside, other=0)
+        d = tl.load(offsets + below_wide, mask=inside, other=0)
+    if steps is not None:
+        e = tl.load(steps + above_narrow, mask=inside, other=0)
+        f = tl.load(steps + below_narrow, mask=inside, other=0)
+        g = tl.load(floors + above_narrow, mask=inside, other=0)
+        h = tl.load(floors + below_narrow, mask=inside, other=0)
+    return a, b, c, d, e, f, g, h
+
+
+@triton.jit
+def _factor(
+    factors, first: tl.constexpr, word,
+    span: tl.constexpr, scaled: tl.constexpr, stepped: tl.constexpr,
+):  # fmt: skip
+    """Return what a lane's four sums are multiplied by."""
+    both = tl.where(word < 2, factors[first], factors[first + 1])
+    if span == 1:
+        both = both >> (word % 2 * 16)
+    found = both.to(tl.int16).to(scaled, bitcast=True).to(tl.float32)
+    if stepped:
+        both = tl.where(word < 2, factors[first + 4], factors[first + 5]).to(tl.int32)
+        found = found * (both >> (word % 2 * 8) & 0xFF).to(tl.float32)
+    return found
+
+
+@triton.jit
+def _add(
+    total, first_token: tl.constexpr, near, words, factors, own, groups, tokens, inside,
+    zero: tl.constexpr, half: tl.constexpr, shifted: tl.constexpr,
+):  # fmt: skip
+    """Return the total and what a step adds to it, of two tokens."""
+    summing: tl.constexpr = SUMS_FLOAT16 if half else SUMS_BFLOAT16
+    multiplying: tl.constexpr = STEP_FLOAT16 if half else STEP_BFLOAT16
+    base: tl.constexpr = BASE_FLOAT16 if half else BASE_BFLOAT16
+    _, _, g, q, _ = own
+    token = first_token + g // 4
+    seen = inside & (g % 4 == q) & (token < tokens)
+    given = near + token * groups * 16
+    x0 = tl.load(given, mask=seen, other=0)
+    x1 = tl.load(given + 4, mask=seen, other=0)
+    x2 = tl.load(given + 8, mask=seen, other=0)
+    x3 = tl.load(given + 12, mask=seen, other=0)
+    plain = tl.inline_asm_elementwise(
+        summing, SUMS_OPERANDS, [x0, x1, x2, x3], tl.float32, is_pure=True, pack=4
+    )
+    found = tl.inline_asm_elementwise(
+        multiplying,
+        STEP_OPERANDS,
+        [words[0], words[1], x0, x1, x2, x3, plain * (-1.0 * (base + zero))],
+        tl.float32,
+        is_pure=True,
+        pack=4,
+    )
+    total += found * factors[0]
+    if shifted:
+        total += plain * factors[1]
+    return total
+
+
+@triton.jit
+def _put(
+    out, total, first_token: tl.constexpr, first_row, rows, tokens, share, warps: tl.constexpr
+):
+    """Write two tokens' sums; a lane's four are of rows g and g + 8, two groups each."""
+    found = tl.reshape(total, (warps, 8, 2, 2, 2, 2))  # warp, g, token, two groups, row, group
+    found = tl.sum(tl.sum(tl.sum(found, axis=5), axis=3), axis=0)
+    row = first_row + tl.arange(0, 8)[:, None, None] + 8 * tl.arange(0, 2)[None, None, :]
+    token = first_token + tl.arange(0, 2)[None, :, None]
+    kept = (row < rows) & (token < tokens)
+    place = (share * tokens + token) * rows + row
+    tl.store(out + place, found.to(out.dtype.element_ty), mask=kept)

@@ -1,0 +1,117 @@
+"""A model of the PTX that kernels have in them, for Triton's interpreter, which runs none."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+from triton import language
+from triton.runtime.interpreter import TensorHandle
+
+LANES, OWN = 32, 4  # Numbers of each tensor that a lane has.
+_TABLE_OF_AND_OR = "0xea"
+
+
+def model_asm(asm: Any, constraints: Any, args: Any, dtype: Any, **_kind: Any) -> Any:
+    """Stand in for `inline_asm_elementwise`: lane by row of tensors (lanes, 4)."""
+    text = getattr(asm, "value", asm)
+    lanes = args[0].handle.data.shape[0]
+    given = [np.broadcast_to(arg.handle.data, (lanes, OWN)) for arg in args]
+    assert len(getattr(constraints, "value", constraints).split(",")) == OWN * (len(given) + 1)
+    out = np.zeros((lanes, OWN), np.float32)
+    for first in range(0, lanes, LANES):
+        columns = [part[first : first + LANES].T for part in given]
+        operands = [_bits(one) for part in columns for one in part]
+        out[first : first + LANES] = _run(text, operands)
+    shape = language.block_type(language.float32, [lanes, OWN])
+    return language.core.tensor(TensorHandle(out, language.float32), shape)
+
+
+def _bits(values: Any) -> Any:
+    return np.ascontiguousarray(values).view(np.uint32)
+
+
+def _run(text: str, operands: list[Any]) -> Any:
+    """Return what a warp has in its first four operands, having run every line."""
+    registers = {f"${place}": value for place, value in enumerate(operands, OWN)}
+    for line in re.split(r"[;\n]+", text.strip("{} \n")):
+        name, _, rest = line.strip().partition(" ")
+        if name and name != ".reg":
+            _OPERATIONS[name.split(".")[0]](registers, name, rest)
+    return np.stack([registers[f"${place}"].view(np.float32) for place in range(OWN)], axis=1)
+
+
+def _value(registers: dict[str, Any], name: str) -> Any:
+    if name in registers:
+        return registers[name]
+    number = int(name[2:], 16) if name.startswith("0f") else int(name, 0)
+    return np.full(LANES, number, np.uint32)
+
+
+def _operands(registers: dict[str, Any], rest: str) -> tuple[str, list[Any]]:
+    target, *others = (part.strip() for part in rest.split(","))
+    return target, [_value(registers, other) for other in others]
+
+
+def _move(registers: dict[str, Any], _name: str, rest: str) -> None:
+    target, (value,) = _operands(registers, rest)
+    registers[target] = value
+
+
+def _shift(registers: dict[str, Any], name: str, rest: str) -> None:
+    target, (value, by) = _operands(registers, rest)
+    registers[target] = value >> by if name.startswith("shr") else value << by
+
+
+def _join(registers: dict[str, Any], _name: str, rest: str) -> None:
+    assert rest.endswith(_TABLE_OF_AND_OR)
+    target, (value, mask, more, _) = _operands(registers, rest)
+    registers[target] = (value & mask) | more
+
+
+def _permute(registers: dict[str, Any], _name: str, rest: str) -> None:
+    target, (low, high, picked) = _operands(registers, rest)
+    eight = [word >> np.uint32(8 * byte) & 0xFF for word in (low, high) for byte in range(4)]
+    found = np.zeros(LANES, np.uint32)
+    for byte in range(4):
+        found |= eight[int(picked[0]) >> 4 * byte & 7] << np.uint32(8 * byte)
+    registers[target] = found
+
+
+def _multiply(registers: dict[str, Any], name: str, rest: str) -> None:
+    """m16n8k16, by the page of PTX that says which lane has what."""
+    assert name.startswith("mma.sync.aligned.m16n8k16.row.col.f32.")
+    is_bfloat = ".bf16.bf16." in name
+    target, *given = ([p.strip() for p in part.split(",")] for part in re.findall("{(.*?)}", rest))
+    rows, columns, sums = ([_value(registers, part) for part in parts] for parts in given)
+    left, right, total = np.zeros((16, 16)), np.zeros((16, 8)), np.zeros((16, 8))
+    g, q = np.arange(LANES) // 4, np.arange(LANES) % 4
+    for half in range(2):
+        for place, pair in enumerate(rows):
+            left[g + place % 2 * 8, 2 * q + half + place // 2 * 8] = _half(pair, half, is_bfloat)
+        for place, pair in enumerate(columns):
+            right[2 * q + half + place * 8, g] = _half(pair, half, is_bfloat)
+    places = [(g + place // 2 * 8, 2 * q + place % 2) for place in range(OWN)]
+    for at, value in zip(places, sums, strict=True):
+        total[at] = value.view(np.float32)
+    found = (left @ right + total).astype(np.float32)
+    for register, at in zip(target, places, strict=True):
+        registers[register] = _bits(found[at])
+
+
+def _half(pair: Any, half: int, is_bfloat: bool) -> Any:  # noqa: FBT001 - one of two types
+    bits = pair >> np.uint32(16 * half) & np.uint32(0xFFFF)
+    if is_bfloat:
+        return (bits << np.uint32(16)).view(np.float32)
+    return bits.astype(np.uint16).view(np.float16)
+
+
+_OPERATIONS = {
+    "mov": _move,
+    "shr": _shift,
+    "shl": _shift,
+    "lop3": _join,
+    "prmt": _permute,
+    "mma": _multiply,
+}
