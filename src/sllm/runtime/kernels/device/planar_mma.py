@@ -53,7 +53,9 @@ def planar_mma(
     own = (row, below, g, q, tl.arange(0, 4)[None, :])
     start, stop = share * groups_each, tl.minimum((share + 1) * groups_each, groups)
     if soon:
-        _tell(low, first_row, rows, groups, start, stop, warps)
+        _tell_all(
+            low, scales, offsets, steps, floors, first_row, rows, groups, start, stop, span, warps
+        )
     totals = _sum(
         x, low, scales, offsets, steps, floors, own, lane // 32 * 4, groups, start, stop, tokens,
         zero, span, scaled, half, pairs, 4 * warps, even, ahead, stages, chained,
@@ -120,14 +122,38 @@ def _sum(
 
 
 @triton.jit
-def _tell(low, first_row, rows, groups, start, stop, warps: tl.constexpr):
-    """Have the words of the program's rows brought from memory, whoever reads them when."""
-    line = tl.arange(0, 32 * warps)
-    each: tl.constexpr = 2 * warps  # Lanes to a row, so that every warp tells of some.
-    row = first_row + line // each
-    size = tl.where((line % each == 0) & (row < rows), (stop - start) * 16, 0)
-    address = (low + (row.to(tl.int64) * groups + start) * 4).to(tl.int64, bitcast=True)
-    tl.inline_asm_elementwise(SOON, "=r,l,r", [address, size], tl.int32, is_pure=False, pack=1)
+def _tell_all(
+    low, scales, offsets, steps, floors, first_row, rows, groups, start, stop,
+    span: tl.constexpr, warps: tl.constexpr,
+):  # fmt: skip
+    """Have all that a program reads of the planes brought from memory, whoever reads it when."""
+    reach: tl.constexpr = 2 if span == 1 else span
+    _tell(low, first_row, rows, groups * 4, start * 4, stop * 4, warps)
+    _tell(scales, first_row, rows, groups // reach, start // reach, stop // reach, warps)
+    if offsets is not None:
+        _tell(offsets, first_row, rows, groups // reach, start // reach, stop // reach, warps)
+    if steps is not None:
+        _tell(steps, first_row, rows, groups // 2, start // 2, stop // 2, warps)
+        _tell(floors, first_row, rows, groups // 2, start // 2, stop // 2, warps)
+
+
+@triton.jit
+def _tell(plane, first_row, rows, each_row, start, stop, warps: tl.constexpr):
+    """Have a part of each row brought to the cache, as far as it is aligned as that asks for."""
+    lane = tl.arange(0, 32 * warps)
+    lanes: tl.constexpr = 2 * warps  # To a row, so that every warp tells of some.
+    row = first_row + lane // lanes
+    size = (stop - start) * (plane.dtype.element_ty.primitive_bitwidth // 8) // 16 * 16
+    address = (plane + row.to(tl.int64) * each_row + start).to(tl.int64, bitcast=True)
+    told = (lane % lanes == 0) & (row < rows) & (address % 16 == 0)
+    tl.inline_asm_elementwise(
+        SOON,
+        "=r,l,r",
+        [tl.where(told, address, 0), tl.where(told, size, 0)],
+        tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
