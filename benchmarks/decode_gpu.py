@@ -9,7 +9,7 @@ the profiler, where there is one), those that run longest, and the tokens per se
 with everything that is around a step.
 
     python -m benchmarks.decode_gpu --out FILE.json [--formats Q4_0,bf16] [--batches 1,8,32]
-        [--context 1024] [--steps 32] [--small]
+        [--context 1024] [--steps 32] [--ways graphs,launches] [--small]
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for batch in map(int, args.batches.split(",")):
             case = Case(batch=batch, context=args.context, steps=args.steps)
             for way, recorder in (("graphs", recorder_on(device)), ("launches", None)):
-                if way == "graphs" and recorder is None:
+                if way not in args.ways or (way == "graphs" and recorder is None):
                     continue
                 decoder = Decoder(
                     model.config, model.weights, dtype=dtype, device=device, recorder=recorder
@@ -233,9 +233,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--ways", default="graphs,launches")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--commit", default="")
     args = parser.parse_args(arguments)
+    args.ways = args.ways.split(",")
     if args.small:
         args.batches, args.context, args.steps = "1,3", 32, 4
     return args

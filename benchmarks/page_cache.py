@@ -17,7 +17,9 @@ _TRIES = 5
 
 
 def data_files(directory: Path) -> list[Path]:
-    """Return the files that hold a checkpoint's tensors."""
+    """Return the files that hold a checkpoint's tensors; it may be one file itself."""
+    if directory.is_file():
+        return [directory]
     named = {".safetensors", ".gguf"}
     return [
         path

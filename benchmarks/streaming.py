@@ -5,8 +5,8 @@ on a device whose budget holds no layer: out of pinned host memory, then from di
 requests. Then experts of Qwen3.5-MoE-397B's shapes, in Q4_0, are leased by a routing trace from a
 cache on the device over pinned memory. The link and the disk are measured in the same run, with the
 same bytes; a fraction is the time that they need over the time that was needed. Tokens per second
-are those of a model with all of its layers. Files that were just written may be in the page cache,
-for the streams as for the rates. Without a GPU only the disk is streamed from. With --for-gpu the
+are those of a model with all of its layers. Before anything is read from the disk, the page cache
+gives the files up. Without a GPU only the disk is streamed from. With --for-gpu the
 models are laid out first, as `gdsllm pull --for-gpu` does.
 
     python -m benchmarks.streaming --work DIR --out FILE.json [--layers 6] [--passes 8] [--small]
@@ -16,7 +16,6 @@ models are laid out first, as `gdsllm pull --for-gpu` does.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import time
@@ -29,6 +28,8 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 
+from benchmarks import page_cache
+from benchmarks.result import Result
 from benchmarks.routing import Routing, route_tokens
 from sllm.runtime.batch import Batch, Piece
 from sllm.runtime.cache.memory import CacheMemory
@@ -99,25 +100,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true", help="small shapes, to try the program")
     parser.add_argument("--for-gpu", action="store_true", help="lay weights out before")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--commit", default="")
     options = parser.parse_args(arguments)
     if options.layers <= BUFFERS:
         parser.error(f"--layers has to be more than the {BUFFERS} buffers that they go through")
     device = torch.device(options.device)
     shapes, experts = (SMALL, SMALL_MOE) if options.small else (LLAMA_70B, QWEN_397B)
-    found: dict[str, Any] = {"device": _name(device), "layers": options.layers, "dense": []}
+    question = (__doc__ or "").splitlines()[0]
+    result = Result(question, out=options.out, device=str(device), commit=options.commit)
+    result.describe(layers=options.layers, for_gpu=options.for_gpu)
     laid_out_on = device if options.for_gpu else None
-    found["for_gpu"] = options.for_gpu
     with _written(options.work / "dense.gguf", shapes, options.layers, laid_out_on) as path:
         for tier in ("host", "disk") if device.type == "cuda" else ("disk",):
             for batch in BATCHES:
                 run = Run(path, shapes, device=device, passes=options.passes)
-                found["dense"].append(run.measure(tier=tier, batch=batch))
+                _add(result, "layers", run.measure(tier=tier, batch=batch))
     with _written(options.work / "moe.gguf", experts, 2, laid_out_on) as path:
-        found["experts"] = [
-            lease_experts(path, experts, device=device, slots=slots)
-            for slots in sorted({2 * experts.chosen, experts.experts // 8, experts.experts // 4})
-        ]
-    options.out.write_text(json.dumps(found, indent=2) + "\n")
+        for slots in sorted({2 * experts.chosen, experts.experts // 8, experts.experts // 4}):
+            row = lease_experts(path, experts, device=device, slots=slots)
+            _add(result, "experts", row)
+
+
+def _add(result: Result, streamed: str, row: dict[str, Any]) -> None:
+    result.add({"streamed": streamed, **row})
+    where = f"from {row['tier']:5} batch {row['batch']:3}" if "tier" in row else ""
+    where = where or f"{row['slots_per_layer']:4} slots, {row['hit_rate']:.1%} hits"
+    print(
+        f"{streamed:8} {where:24} {row['fraction_of_bound']:6.1%} of the bound, "
+        f"{row['tokens_per_s_of_whole']:8.2f} tokens/s",
+        flush=True,
+    )
 
 
 @contextmanager
@@ -152,6 +164,7 @@ class Run:
         """Return what passes took, from 'host' memory or 'disk', and what they had to take."""
         model = ModelGroups.open(self.path)
         needs = device_needs(model) if self.device.type == "cuda" else model.needs()
+        page_cache.evict(self.path)
         layer_bytes = max(needs.layer_bytes)
         on_device = needs.ends_bytes + needs.other_bytes + BUFFERS * layer_bytes
         on_host = None if tier == "host" else BUFFERS * layer_bytes
@@ -369,10 +382,6 @@ def _seconds(run: Callable[[], None]) -> float:
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 if __name__ == "__main__":

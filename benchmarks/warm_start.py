@@ -2,15 +2,15 @@
 
 A process is started that imports what it needs, opens a model as an engine and answers 16 tokens,
 greedy. The first one finds Triton's cache empty and compiles; those after it find what it left.
-All find the model's file and Python's modules in the page cache: this reads the file once before,
-and runs one process that does not count. Seconds begin where the process is asked for. The text
-side (tokenizer, template) is opened beside the engine, as in the server.
+All find the model's file in the page cache: this reads it once before. Seconds begin where the
+process is asked for. The text side (tokenizer, template) is opened beside the engine, as in the
+server.
 
 Without --model, a GGUF of Llama 8B's layers is written, Q4_0, random, with a small vocabulary; the
 target for a second process is 2 s.
 
-    python -m benchmarks.warm_start --work DIR --out FILE.json [--model FILE] [--runs 3]
-        [--device cuda] [--small]
+    python -m benchmarks.warm_start --work DIR --out FILE.json [--model FILE] [--layers 32]
+        [--runs 3] [--device cuda] [--small]
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     path, written = options.model, None
     if path is None:
         shapes = SMALL if options.small else LLAMA_8B
-        path = written = write_model(options.work / "warm.gguf", shapes, shapes.layers_total)
+        layers = options.layers or shapes.layers_total
+        path = written = write_model(options.work / "warm.gguf", shapes, layers)
+        result.describe(layers=layers)
     try:
         _read(path)
         with tempfile.TemporaryDirectory(dir=options.work) as kernels:
-            for kind, count in (("uncounted", 1), ("second process", options.runs)):
+            for kind, count in (("first process", 1), ("second process", options.runs)):
                 for run in range(count):
                     _add(result, kind, run, start(path, options.device, Path(kernels)))
-        with tempfile.TemporaryDirectory(dir=options.work) as kernels:
-            _add(result, "first process", 0, start(path, options.device, Path(kernels)))
     finally:
         if written is not None:
             written.unlink()
@@ -84,7 +84,7 @@ def start(path: Path, device: str, kernels: Path) -> dict[str, Any]:
 def _add(result: Result, process: str, run: int, found: dict[str, Any]) -> None:
     result.add({"process": process, "run": run, **found})
     stages = ", ".join(f"{name} {seconds:.3f}" for name, seconds in found["stages"].items())
-    print(f"{process}: {found['first_token_s']:.3f} s ({stages})")
+    print(f"{process}: {found['first_token_s']:.3f} s ({stages})", flush=True)
 
 
 def _read(path: Path) -> None:
@@ -103,6 +103,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", type=Path, help="a checkpoint of any format")
+    parser.add_argument("--layers", type=int, help="of the model that is written")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--small", action="store_true", help="small shapes, to try the program")

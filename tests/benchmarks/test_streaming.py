@@ -25,12 +25,15 @@ def test_it_tells_what_was_streamed_and_what_that_was_bound_by(
     options = ["--small", "--layers", "4", "--passes", "1", "--device", "cpu", *more]
     streaming.main(["--work", str(tmp_path), "--out", str(out), *options])
     found = json.loads(out.read_text())
-    assert [(case["tier"], case["batch"]) for case in found["dense"]] == [("disk", 1), ("disk", 16)]
-    for case in (*found["dense"], *found["experts"]):
+    layers, experts = (
+        [row for row in found["rows"] if row["streamed"] == kind] for kind in ("layers", "experts")
+    )
+    assert [(case["tier"], case["batch"]) for case in layers] == [("disk", 1), ("disk", 16)]
+    for case in (*layers, *experts):
         assert case["fraction_of_bound"] > 0
         assert case["tokens_per_s_of_whole"] > 0
-    assert all(case["streamed_layers"] == 4 for case in found["dense"])
-    assert all(0 < case["hit_rate"] < 1 for case in found["experts"])
+    assert all(case["streamed_layers"] == 4 for case in layers)
+    assert all(0 < case["hit_rate"] < 1 for case in experts)
     assert list(tmp_path.iterdir()) == [out], "it cleans up"
 
 

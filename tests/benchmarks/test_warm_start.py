@@ -20,7 +20,7 @@ def test_stages_of_each_process_are_told(tmp_path: Path) -> None:
     warm_start.main(["--work", str(tmp_path), "--out", str(out), *options])
     found = json.loads(out.read_text())
     kinds = [row["process"] for row in found["rows"]]
-    assert kinds == ["uncounted", "second process", "first process"]
+    assert kinds == ["first process", "second process"]
     for row in found["rows"]:
         stages = row["stages"]
         assert {"import torch", "open: checkpoint", "open: weights", "first token"} <= set(stages)
