@@ -78,6 +78,11 @@ class Case:
         return products.multiply_planar(x, weight, launch)
 
     @property
+    def has_kernel(self) -> bool:
+        """Whether a kernel is there for it: of floats, more tokens than one are cuBLAS's."""
+        return self.format != BF16 or self.tokens == 1
+
+    @property
     def is_tiled(self) -> bool:
         """Whether tiles of numbers are multiplied."""
         return self.format in FORMATS and self.tokens > products.MOST_GEMV_TOKENS
@@ -103,7 +108,7 @@ class Case:
     ) -> None:
         """Keep a launch for the runtime."""
         if isinstance(weight, torch.Tensor):
-            key, device = products.dense_key(weight, self.tokens), weight.device
+            key, device = products.dense_key(weight), weight.device
         elif isinstance(launch, NibbleLaunch):
             key, device = nibble_products.nibble_key(weight, self.tokens), weight.low.device
         else:

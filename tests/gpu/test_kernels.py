@@ -34,9 +34,9 @@ def test_products_are_those_of_float32_to_the_type_s_rounding(
 ) -> None:
     for rows, columns in SHAPES:
         for tokens in (1, 2, 4, 7, 16, 33, 64):
-            if name == BF16 and (tokens > products.MOST_DENSE_TOKENS or dtype != torch.bfloat16):
-                continue
             case = Case(format=name, rows=rows, columns=columns, tokens=tokens)
+            if not case.has_kernel or (name == BF16 and dtype != torch.bfloat16):
+                continue
             weight = case.weight(device, seed=tokens)
             x = torch.randn(tokens, columns, device=device).to(dtype)
             error = error_of(x, weight, case.multiply(x, weight))
@@ -49,6 +49,8 @@ def test_every_launch_gives_the_same_bits_again(
     name: str, tokens: int, device: torch.device
 ) -> None:
     case = Case(format=name, rows=1024, columns=4096, tokens=tokens)
+    if not case.has_kernel:
+        pytest.skip("cuBLAS multiplies more than one token with floats")
     weight = case.weight(device, seed=1)
     x = torch.randn(tokens, case.columns, device=device, dtype=torch.bfloat16)
     first = case.multiply(x, weight)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 MOST_GEMV_TOKENS = 4
 MOST_GEMM_TOKENS = 64
-MOST_DENSE_TOKENS = 8
 _LOAD_BYTES = 16
 ONE = 0x3F800000  # The bits of 1.0. An argument, so that it stays in a register.
 
@@ -104,17 +103,17 @@ def multiply_planar_tiles(
 def multiply_dense(
     x: torch.Tensor, weights: torch.Tensor, launch: GemvLaunch | None = None
 ) -> torch.Tensor:
-    """Return x times the transpose, for up to MOST_DENSE_TOKENS tokens: (tokens, rows).
+    """Return one token's x times the transpose: (1, rows). Of more, cuBLAS takes no longer.
 
     Rows may be apart, but the columns of each are neighbours, and 16 bytes divide a row.
     """
-    tokens, (rows, columns) = len(x), weights.shape
+    rows, columns = weights.shape
     width = _LOAD_BYTES // weights.element_size()
-    assert 0 < tokens <= MOST_DENSE_TOKENS
+    assert x.shape == (1, columns)
     assert fits_dense(weights)
     groups = columns // width
     if launch is None:
-        launch = _found_dense(dense_key(weights, tokens), (rows, groups), x.device)
+        launch = _found_dense(dense_key(weights), (rows, groups), x.device)
     each, shares = share_groups(groups, launch.shares, launch.groups)
     partial = make_room(x, shares, rows)
     dense_gemv[(-(-rows // launch.rows), shares)](
@@ -124,12 +123,10 @@ def multiply_dense(
         rows,
         groups,
         each,
-        tokens,
         weights.stride(0),
         width=width,
         block_rows=launch.rows,
         block_groups=launch.groups,
-        block_tokens=power_of_two(tokens),
         even=groups % launch.groups == 0,
         stages=launch.stages,
         num_warps=launch.warps,
@@ -176,10 +173,10 @@ def format_key(planes: Planes) -> str:
     return f"{form.bits} {form.zero} {form.scale_columns} {len(planes.tensors)} {rows}x{columns}"
 
 
-def dense_key(weights: torch.Tensor, tokens: int) -> str:
+def dense_key(weights: torch.Tensor) -> str:
     """Return what a launch for floats is remembered by."""
     rows, columns = weights.shape
-    return f"dense {weights.element_size()} {rows}x{columns} {power_of_two(tokens)}"
+    return f"dense {weights.element_size()} {rows}x{columns}"
 
 
 def planes_in_order(planes: Planes) -> tuple[torch.Tensor | None, ...]:

@@ -83,7 +83,8 @@ def _warm(matrix: Matrix, device: torch.device, dtype: torch.dtype) -> None:
     try:
         with current:  # A thread begins with the first device.
             there = _allocate(matrix, device)
-            for tokens in TOKENS:
+            # Of floats, only one token's product is compiled; the others are cuBLAS's.
+            for tokens in (1,) if isinstance(matrix, Dense) else TOKENS:
                 there.linear(torch.zeros((tokens, matrix.shape[1]), dtype=dtype, device=device))
             for rows in ROWS:
                 there.embed(torch.zeros(rows, dtype=torch.long, device=device), dtype)

@@ -102,12 +102,11 @@ def test_dequantised_numbers_are_equal_in_every_bit(scheme: str, device: torch.d
     assert torch.equal(dequantize(planes, torch.float16), expected.half())
 
 
-@pytest.mark.parametrize("tokens", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_dense_weights_multiply_as_in_float32_rounded_once(
-    dtype: torch.dtype, tokens: int, device: torch.device
+def test_dense_weights_multiply_one_token_as_in_float32_rounded_once(
+    dtype: torch.dtype, device: torch.device
 ) -> None:
-    x = _random(tokens, device, dtype)[:, :200].contiguous()
+    x = _random(1, device, dtype)[:, :200].contiguous()
     weights = _random(11, device, dtype)[:, 40:240]
     found = multiply_dense(x, weights, GemvLaunch(rows=4, warps=1, shares=2))
     expected = x.float() @ weights.float().T

@@ -8,7 +8,7 @@ import torch
 from sllm.runtime.quant.dense_device import DeviceDense
 
 
-@pytest.mark.parametrize("tokens", [0, 1, 8, 9])
+@pytest.mark.parametrize("tokens", [0, 1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_products_are_those_of_the_values(tokens: int, dtype: torch.dtype) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
