@@ -138,7 +138,6 @@ def row(name: str, runs: list[Run]) -> dict[str, Any]:
         "way": name,
         "tokens_per_s_median": 1 / statistics.median(seconds),
         "tokens_per_s_of_runs": [1 / statistics.median(run.seconds) for run in runs],
-        "seconds": seconds,
     }
 
 

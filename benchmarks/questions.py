@@ -150,6 +150,75 @@ def _estimates(one: Result) -> str:
     return _table(["checkpoint", "from", ">loads", ">median error", ">worst"], rows)
 
 
+def _decode_gpu(one: Result) -> str:
+    return _table(
+        ["weights", "asked by", ">requests", ">tokens/s", ">step, ms", ">part of a copy's rate"],
+        [
+            [
+                row["format"],
+                row["way"],
+                str(row["batch"]),
+                f"{row['tokens_per_s']:.0f}",
+                f"{row['step_ms']:.2f}",
+                f"{row['of_copy']:.0%}",
+            ]
+            for row in one["rows"]
+        ],
+    )
+
+
+def _kernels(one: Result) -> str:
+    return _table(
+        ["weights", "shape", ">tokens", ">µs", ">GB/s", ">part of a copy's rate"],
+        [
+            [
+                row["format"],
+                f"{row['rows']} x {row['columns']}",
+                str(row["tokens"]),
+                f"{row['us']:.1f}",
+                f"{row['gb_s']:.0f}",
+                f"{row['of_copy']:.0%}",
+            ]
+            for row in one["rows"]
+        ],
+    )
+
+
+def _streaming(one: Result) -> str:
+    rows = []
+    for row in one["rows"]:
+        if row["streamed"] == "layers":
+            what = f"layers from {row['tier']}, {row['batch']} requests"
+        else:
+            what = f"experts, {row['slots_per_layer']} slots a layer, {row['hit_rate']:.0%} hits"
+        rate = f"{row['tokens_per_s_of_whole']:.2f}"
+        rows.append([what, rate, f"{row['fraction_of_bound']:.0%}"])
+    return _table(["what", ">tokens/s of the whole model", ">part of the bound"], rows)
+
+
+def _warm_start(one: Result) -> str:
+    rows = []
+    for row in one["rows"]:
+        stages = sorted(row["stages"].items(), key=lambda stage: -stage[1])
+        longest = ", ".join(f"{name} {seconds:.2f}" for name, seconds in stages[:4])
+        rows.append([row["process"], f"{row['first_token_s']:.2f}", longest])
+    return _table(["process", ">first token, s", "longest stages, s"], rows)
+
+
+def _decode_cpu(one: Result) -> str:
+    return _table(
+        ["way", ">tokens/s", ">part of the bound"],
+        [
+            [
+                row["way"],
+                f"{row['tokens_per_s_median']:.1f}",
+                f"{row['share_of_bound']:.0%}" if "share_of_bound" in row else "",
+            ]
+            for row in one["rows"]
+        ],
+    )
+
+
 _TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "resident": ("Models in GPU memory already", _resident),
     "links": ("Several links", _links),
@@ -159,4 +228,9 @@ _TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "raw_disk": ("The disk by itself", _raw_disk),
     "cold_ways": ("Ways to read a cold file", _cold_ways),
     "estimates": ("Estimates", _estimates),
+    "decode_gpu": ("Decoding on a GPU", _decode_gpu),
+    "kernels": ("Products with stored weights", _kernels),
+    "streaming": ("Weights streamed to a GPU", _streaming),
+    "warm_start": ("From nothing to a first token", _warm_start),
+    "decode_cpu": ("Decoding on a CPU", _decode_cpu),
 }

@@ -55,8 +55,7 @@ def load_times_of(results: Results) -> Results:
 
 def readme_part(results: Results) -> str:
     """Return the picture and the table of the main checkpoint."""
-    results = load_times_of(results)
-    name = next(name for name, one in results.items() if MAIN in one.get("checkpoints", {}))
+    name = f"{LOAD_TIME}-{MAIN}"
     picture = f"![Load times by loader and state](docs/figures/{picture_name(name, MAIN)})"
     return f"{picture}\n\n{_CAPTION}\n\n{load_times(results[name], MAIN)}"
 

@@ -82,16 +82,20 @@ class Columns:
 
 
 def verdicts(results: Results) -> list[Verdict]:
-    """Judge every target that the results have figures for."""
-    found: list[Verdict] = []
-    for judge, checkpoint in _JUDGES:
-        for one in results:
-            if checkpoint in one.get("checkpoints", {}):
-                found += judge(one)
-                break
+    """Judge every target that the results have figures for, each by the first that has them."""
+    judged = [
+        verdict
+        for judge, checkpoint in _JUDGES
+        for one in results
+        if checkpoint in one.get("checkpoints", {})
+        for verdict in judge(one)
+    ]
     for one in results:
-        found += [*_estimates(one), *_links(one), *_saves(one), *_busy(one), *_in_gpu_memory(one)]
-    return found
+        judged += [*_estimates(one), *_links(one), *_saves(one), *_busy(one), *_in_gpu_memory(one)]
+    first: dict[tuple[str, str], Verdict] = {}
+    for verdict in judged:
+        first.setdefault((verdict.column, verdict.target), verdict)
+    return list(first.values())
 
 
 def at_least(
