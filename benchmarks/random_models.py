@@ -9,11 +9,10 @@ import torch
 from benchmarks.kernel_cases import BF16, Case
 from sllm.runtime.config.families import parse_config
 from sllm.runtime.kernels.layout import Planes
-from sllm.runtime.quant.dense import Dense
-from sllm.runtime.quant.dense_device import DeviceDense
 from sllm.runtime.quant.planar import PlanarMatrix
 from sllm.runtime.weights.assembly import assemble_ends, assemble_layer
 from sllm.runtime.weights.expected import end_shapes, is_vector, layer_shapes
+from sllm.runtime.weights.images import Image
 from sllm.runtime.weights.resident import ResidentWeights
 
 if TYPE_CHECKING:
@@ -79,18 +78,23 @@ class RandomModel:
         return total + self.weights.ends.matrices["lm_head.weight"].size_bytes
 
     def _tensors(self, shapes: Shapes) -> dict[str, torch.Tensor | Matrix]:
-        return {
+        """Make tensors, and lay them out as a checkpoint's are on a device."""
+        made = {
             name: torch.ones(shape, device=self._device, dtype=torch.bfloat16)
             if is_vector(name)
             else self._matrix(*shape)
             for name, shape in shapes.items()
         }
+        image = Image(made)
+        memory = torch.empty(image.size_bytes, dtype=torch.uint8, device=self._device)
+        image.write(memory, made)
+        return image.view(memory)
 
-    def _matrix(self, rows: int, columns: int) -> Matrix:
+    def _matrix(self, rows: int, columns: int) -> torch.Tensor | Matrix:
         case = Case(format=self._format, rows=rows, columns=columns, tokens=1)
         self._made += 1
         weight = case.weight(self._device, seed=self._made)
         if isinstance(weight, Planes):
             return PlanarMatrix(weight)
         assert self._format == BF16
-        return DeviceDense(weight) if self._device.type == "cuda" else Dense(weight)
+        return weight

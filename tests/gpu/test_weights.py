@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from benchmarks.streaming import SMALL, write_model
 from sllm.core.errors import BudgetError
 from sllm.runtime.quant.dense_device import DeviceDense
 from sllm.runtime.weights.laid_out import write_laid_out
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Of gguf, which writes models.
 ]
 TOKENS = random_tokens(9)
 
@@ -70,6 +72,34 @@ def test_every_tier_computes_the_same_bits(path: Path, *, pinned: int, slots: in
         assert torch.equal(_compute(source), expected)
         assert source.counts is not None
         assert source.counts.leased == 8 * 4
+
+
+def test_planes_are_joined_wherever_they_come_from(tmp_path: Path) -> None:
+    path, planes = tmp_path / "model.gguf", tmp_path / "planes"
+    write_laid_out(write_model(path, SMALL, 4), planes)
+    found = []
+    for checkpoint in (path, planes):
+        with open_weights(checkpoint, device="cuda") as resident:
+            found.append(_compute(resident))
+        split = {"resident": (0,), "pinned": (1,), "disk": (2, 3)}
+        with _open(checkpoint, **split, slots=2, staging=1) as streamed:
+            found.append(_compute(streamed))
+            for index in range(4):
+                with streamed.layer(index) as weights:
+                    assert len(weights.joined) == 2
+    assert all(torch.equal(logits, found[0]) for logits in found)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 40, 90])
+def test_joined_projections_are_near_those_one_by_one(tmp_path: Path, tokens: int) -> None:
+    x = torch.randn(tokens, SMALL.hidden, device="cuda", dtype=torch.bfloat16)
+    path = write_model(tmp_path / "model.gguf", SMALL, 1)
+    with open_weights(path, device="cuda") as source, source.layer(0) as weights:
+        alone = replace(weights, joined={})
+        for names in weights.joined:
+            found, expected = weights.project_all(names, x), alone.project_all(names, x)
+            for ours, theirs in zip(found, expected, strict=True):
+                assert float((ours - theirs).abs().max()) <= 1e-2 * float(theirs.abs().max())
 
 
 def test_floats_laid_out_are_multiplied_by_the_kernel_for_few_tokens(

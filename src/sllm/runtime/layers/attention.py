@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from sllm.runtime.layers.passage import Passage
     from sllm.runtime.weights.source import Weights
 
+_PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+
 
 class Attention:
     """The attention of one layer."""
@@ -35,9 +37,10 @@ class Attention:
         memory = passage.memory.layers[self._index]
         assert isinstance(memory, AttentionMemory)
         config = self.config
-        query, gate = self._query(x, weights)
-        key = weights.project("self_attn.k_proj", x).unflatten(-1, (config.kv_heads, -1))
-        value = weights.project("self_attn.v_proj", x).unflatten(-1, (config.kv_heads, -1))
+        queries, keys, values = weights.project_all(_PROJECTIONS, x)
+        query, gate = self._part_query(queries)
+        key = keys.unflatten(-1, (config.kv_heads, -1))
+        value = values.unflatten(-1, (config.kv_heads, -1))
         query = passage.operations.place_heads(
             NewHeads(query=query, key=key, value=value),
             self._norms(weights) if config.qk_norm else None,
@@ -66,9 +69,9 @@ class Attention:
             mixed[span.rows] = self.attend_span(query[span.rows], memory, places, span)
         return mixed
 
-    def _query(self, x: torch.Tensor, weights: Weights) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _part_query(self, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return queries (tokens, heads, head_dim), and the gate (tokens, heads * head_dim)."""
-        query = weights.project("self_attn.q_proj", x).unflatten(-1, (self.config.heads, -1))
+        query = queries.unflatten(-1, (self.config.heads, -1))
         if not self.config.gated:
             return query, None
         query, gate = query.chunk(2, dim=-1)

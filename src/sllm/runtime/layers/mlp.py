@@ -15,10 +15,10 @@ class Mlp:
     """down(silu(gate(x)) * up(x)); `prefix` is the name of its three projections."""
 
     def __init__(self, prefix: str = "mlp") -> None:
-        self._prefix = prefix
+        self._inner = f"{prefix}.gate_proj", f"{prefix}.up_proj"
+        self._outer = f"{prefix}.down_proj"
 
     def __call__(self, x: torch.Tensor, weights: Weights, passage: Passage) -> torch.Tensor:
         """Return what the MLP adds to the residual stream."""
-        gate = weights.project(f"{self._prefix}.gate_proj", x)
-        up = weights.project(f"{self._prefix}.up_proj", x)
-        return weights.project(f"{self._prefix}.down_proj", passage.operations.gate_up(gate, up))
+        gate, up = weights.project_all(self._inner, x)
+        return weights.project(self._outer, passage.operations.gate_up(gate, up))

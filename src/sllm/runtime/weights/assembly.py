@@ -16,6 +16,7 @@ from sllm.runtime.config.model import MoeConfig
 from sllm.runtime.quant.dense import Dense
 from sllm.runtime.quant.moving import place_dense
 from sllm.runtime.weights.expected import end_shapes, expert_shapes, is_vector, layer_shapes
+from sllm.runtime.weights.joining import join_matrices
 from sllm.runtime.weights.source import Expert, Weights
 from sllm_store.errors import InvalidCheckpointError
 
@@ -83,7 +84,7 @@ def assemble_layer(
     others = {
         name: matrix for name, matrix in weights.matrices.items() if not name.startswith(_EXPERTS)
     }
-    return Weights(others, weights.vectors, ResidentExperts(resident))
+    return replace(weights, matrices=others, experts=ResidentExperts(resident))
 
 
 def assemble_expert(
@@ -122,7 +123,9 @@ def _assemble(
             matrices[name] = place_dense(stored)
     for name in (name for name in matrices if is_vector(name)):
         raise InvalidCheckpointError(f"{where}: the tensor {name} is quantised; floats are needed")
-    return Weights(matrices, vectors)
+    # A CPU computes products one by one: there, a launch costs nothing.
+    on_gpu = any(stored.device.type == "cuda" for stored in vectors.values())
+    return Weights(matrices, vectors, joined=join_matrices(matrices) if on_gpu else {})
 
 
 def _split_experts(

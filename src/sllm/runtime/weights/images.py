@@ -3,6 +3,7 @@
 Floats stay as they are stored, but for those whose file has them where wide loads may not begin:
 they move. Quantised matrices are laid out in planes, a few rows at a time, by
 the device itself: that is quick there, and what it takes in between is bounded.
+Planes of matrices that multiply the same x follow one another, so that they are planes of one.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from sllm.runtime.quant.affine import AffineQ4
 from sllm.runtime.quant.block_matrix import BlockMatrix
 from sllm.runtime.quant.moving import move_matrix
 from sllm.runtime.quant.planar import PlanarMatrix
+from sllm.runtime.weights.joining import find_families
 from sllm.runtime.weights.views import view_group
 from sllm_store.units import align_up
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from sllm.runtime.kernels.layout import Format
     from sllm.runtime.quant.matrix import Matrix
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 _ALIGNMENT = 256
 _LOAD_BYTES = 16
 _CHUNK_WEIGHTS = 1 << 25
+_FLOATS = "floats"  # What an unquantised tensor is called among planes.
 _META, _CPU = torch.device("meta"), torch.device("cpu")
 
 
@@ -65,17 +68,16 @@ class Image:
 
     def __init__(self, tensors: Mapping[str, torch.Tensor | Matrix]) -> None:
         """Plan where tensors go, which may be on the meta device."""
-        self._parts: dict[str, _Place | _Matrix] = {}
         self.size_bytes = 0
         self.is_stored = True
+        shapes: dict[str, torch.Tensor | Planes] = {}
         for name, stored in tensors.items():
-            if isinstance(stored, torch.Tensor):
-                self._parts[name] = self._place(stored)
-                continue
-            self.is_stored = self.is_stored and isinstance(stored, PlanarMatrix)
-            planes = _planes(stored, _META)
-            places = {key: self._place(plane) for key, plane in planes.tensors.items()}
-            self._parts[name] = _Matrix(planes.format, places)
+            is_float = isinstance(stored, torch.Tensor)
+            self.is_stored = self.is_stored and (is_float or isinstance(stored, PlanarMatrix))
+            shapes[name] = stored if isinstance(stored, torch.Tensor) else _planes(stored, _META)
+        self._parts: dict[str, _Place | _Matrix] = {}
+        for names in _neighbours(shapes):
+            self._parts.update(self._place(names, [shapes[name] for name in names]))
 
     def view(self, image: torch.Tensor) -> dict[str, torch.Tensor | Matrix]:
         """Return the tensors over an image; nothing is copied."""
@@ -92,10 +94,24 @@ class Image:
                 assert isinstance(part, _Matrix), "a matrix is laid out in planes"
                 _write_planes(part.view(image).planes, stored)
 
-    def _place(self, tensor: torch.Tensor) -> _Place:
-        offset = self.size_bytes
-        self.size_bytes = align_up(offset + tensor.nbytes, _ALIGNMENT)
-        return _Place(offset, tuple(tensor.shape), tensor.dtype)
+    def _place(
+        self, names: Sequence[str], shapes: Sequence[torch.Tensor | Planes]
+    ) -> Iterator[tuple[str, _Place | _Matrix]]:
+        """Yield where neighbours go; those of several planes are neighbours in each."""
+        planes = [_tensors(shape) for shape in shapes]
+        places = {key: self._place_rows([each[key] for each in planes]) for key in planes[0]}
+        for index, (name, shape) in enumerate(zip(names, shapes, strict=True)):
+            own = {key: rows[index] for key, rows in places.items()}
+            yield name, _Matrix(shape.format, own) if isinstance(shape, Planes) else own[_FLOATS]
+
+    def _place_rows(self, tensors: Sequence[torch.Tensor]) -> list[_Place]:
+        """Return places that follow one another."""
+        found: list[_Place] = []
+        for tensor in tensors:
+            found.append(_Place(self.size_bytes, tuple(tensor.shape), tensor.dtype))
+            self.size_bytes += tensor.nbytes
+        self.size_bytes = align_up(self.size_bytes, _ALIGNMENT)
+        return found
 
 
 class GroupImage:
@@ -119,6 +135,34 @@ class GroupImage:
             image[: len(raw)].copy_(raw)
             return
         self._image.write(image, view_group(self._layout, raw))
+
+
+def _neighbours(shapes: Mapping[str, torch.Tensor | Planes]) -> Iterator[tuple[str, ...]]:
+    """Yield all names, together those of matrices that can be joined."""
+    joined: set[str] = set()
+    for family in find_families(shapes):
+        names = tuple(f"{name}.weight" for name in family)
+        if _can_join([shapes[name] for name in names]):
+            yield names
+            joined.update(names)
+    yield from ((name,) for name in shapes if name not in joined)
+
+
+def _can_join(matrices: Sequence[torch.Tensor | Planes]) -> bool:
+    """Return whether matrices are alike but for their rows, and each may begin after another."""
+    kinds = {
+        (
+            matrix.format if isinstance(matrix, Planes) else None,
+            *((key, plane.dtype, plane.shape[1:]) for key, plane in _tensors(matrix).items()),
+        )
+        for matrix in matrices
+    }
+    planes = (plane for matrix in matrices for plane in _tensors(matrix).values())
+    return len(kinds) == 1 and not any(plane.nbytes % _LOAD_BYTES for plane in planes)
+
+
+def _tensors(matrix: torch.Tensor | Planes) -> dict[str, torch.Tensor]:
+    return matrix.tensors if isinstance(matrix, Planes) else {_FLOATS: matrix}
 
 
 def _is_aligned(layout: GroupLayout) -> bool:

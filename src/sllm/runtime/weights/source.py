@@ -6,7 +6,7 @@ the protocol decides where a layer comes from and how long it stays.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import torch
 
     from sllm.runtime.quant.matrix import Matrix
+
+
+# Products of more are not bound by launches, and decode a whole matrix into memory.
+_JOINED_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +59,33 @@ class ExpertSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Some tensors by name: matrices in their scheme, and vectors (norms, biases) as floats."""
+    """Some tensors by name: matrices in their scheme, and vectors (norms, biases) as floats.
+
+    joined: matrices over the rows of several, by the names of those linear layers.
+    """
 
     matrices: Mapping[str, Matrix]
     vectors: Mapping[str, torch.Tensor]
     experts: ExpertSource | None = None
+    joined: Mapping[tuple[str, ...], Matrix] = field(default_factory=dict)
 
     def project(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """Return x through the linear layer of this name, with its bias if it has one."""
-        y = self.matrices[f"{name}.weight"].linear(x)
+        return self._shift(name, self.matrices[f"{name}.weight"].linear(x))
+
+    def project_all(self, names: tuple[str, ...], x: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Return x through each of these linear layers, whose rows may be apart in memory.
+
+        They are one product where their matrices are joined and tokens are few.
+        """
+        matrix = self.joined.get(names) if len(x) <= _JOINED_TOKENS else None
+        if matrix is None:
+            return [self.project(name, x) for name in names]
+        rows = [self.matrices[f"{name}.weight"].shape[0] for name in names]
+        parts = matrix.linear(x).split(rows, dim=-1)
+        return [self._shift(name, y) for name, y in zip(names, parts, strict=True)]
+
+    def _shift(self, name: str, y: torch.Tensor) -> torch.Tensor:
         bias = self.vectors.get(f"{name}.bias")
         return y if bias is None else y + bias.to(y.dtype)
 

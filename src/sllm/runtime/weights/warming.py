@@ -17,6 +17,7 @@ from sllm.runtime.quant.dense import Dense
 from sllm.runtime.quant.moving import place_dense
 from sllm.runtime.quant.planar import PlanarMatrix
 from sllm.runtime.weights.images import GroupImage
+from sllm.runtime.weights.joining import join_matrices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,12 +71,22 @@ def find_kinds(model: ModelGroups) -> dict[Kind, Matrix]:
     for layout in model.reader.layouts[: len(model.config.layers) + 1]:
         image = GroupImage(layout)
         nowhere = torch.empty(image.size_bytes, dtype=torch.uint8, device="meta")
-        for tensor in image.view(nowhere).values():
-            if isinstance(tensor, PlanarMatrix):
-                found.setdefault(Kind(str(tensor.planes.format), *tensor.shape), tensor)
-            elif isinstance(tensor, torch.Tensor) and tensor.dim() == 2:
-                found.setdefault(Kind(str(tensor.dtype), *tensor.shape), Dense(tensor))
+        matrices: dict[str, Matrix] = {}
+        for name, tensor in image.view(nowhere).items():
+            if not isinstance(tensor, torch.Tensor):
+                matrices[name] = tensor
+            elif tensor.dim() == 2:
+                matrices[name] = Dense(tensor)
+        for matrix in (*matrices.values(), *join_matrices(matrices).values()):
+            found.setdefault(_kind_of(matrix), matrix)
     return found
+
+
+def _kind_of(matrix: Matrix) -> Kind:
+    if isinstance(matrix, PlanarMatrix):
+        return Kind(str(matrix.planes.format), *matrix.shape)
+    assert isinstance(matrix, Dense), "a matrix is quantised or not"
+    return Kind(str(matrix.values.dtype), *matrix.shape)
 
 
 def _warm(matrix: Matrix, device: torch.device, dtype: torch.dtype) -> None:

@@ -32,6 +32,8 @@ def test_every_shape_of_a_matrix_is_found_once(model: ModelGroups) -> None:
         for parameter in make_model("llama", num_hidden_layers=4).theirs.parameters()
         if parameter.dim() == 2
     }
+    # Transformers writes gate and up, of 64 rows each, next to each other: they are one as well.
+    shapes.add((128, 32))
     assert {(kind.rows, kind.columns) for kind in kinds} == shapes
     assert {matrix.shape for matrix in kinds.values()} == shapes
 
