@@ -16,6 +16,7 @@ import torch
 from benchmarks.device_copy import copy_floats
 from sllm.runtime.kernels import nibble_products, products
 from sllm.runtime.kernels.attention import Paged, attend_paged, attend_plain
+from sllm.runtime.kernels.chains import chained_launches
 from sllm.runtime.kernels.launch_book import book_of
 from sllm.runtime.kernels.launches import (
     GemmLaunch,
@@ -187,19 +188,22 @@ def measure_attention(
 
 
 def seconds_of(acts: list[Callable[[], Any]], device: torch.device) -> float:
-    """Return what one of several acts takes: the median of replays of all of them as one graph."""
+    """Return what one of several acts takes: the median of replays of all of them as one graph.
+
+    As in a recorded step, kernels of the graph make a chain.
+    """
     if device.type != "cuda":
         started_s = time.perf_counter()
         for act in acts:
             act()
         return (time.perf_counter() - started_s) / len(acts)
     stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
+    with torch.cuda.stream(stream), chained_launches(device):
         for act in acts[:2]:
             act()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph), chained_launches(device):
         for act in acts:
             act()
     graph.replay()

@@ -1,4 +1,4 @@
-"""Steps replayed as CUDA graphs compute the same bits as the same steps asked for one by one."""
+"""Steps replayed as CUDA graphs, in chains, compute the bits of those asked for one by one."""
 
 from __future__ import annotations
 

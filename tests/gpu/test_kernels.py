@@ -13,6 +13,7 @@ from sllm.runtime.kernels.layout import Planes, numbers
 from sllm.runtime.kernels.operands import HeadNorms, NewHeads, Norm, Places, Rotation
 from sllm.runtime.layers.kernel_operations import KernelOperations
 from sllm.runtime.layers.operations import PlainOperations
+from sllm.runtime.layers.recording import GraphRecorder
 
 pytestmark = [
     pytest.mark.gpu,
@@ -79,6 +80,29 @@ def test_products_are_captured_in_a_graph(device: torch.device) -> None:
     x.copy_(torch.randn_like(x))
     graph.replay()
     assert torch.equal(found, case.multiply(x, weight))
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_K", "Q6_K", BF16])
+def test_a_chain_has_the_bits_of_kernels_one_after_the_other(
+    name: str, device: torch.device
+) -> None:
+    case = Case(format=name, rows=8192, columns=4096, tokens=1)
+    weights = [case.weight(device, seed=seed) for seed in range(16)]
+    norm = Norm(weight=torch.rand(4096, device=device).bfloat16(), epsilon=1e-5, offset=0.0)
+    x = torch.randn(1, case.columns, device=device, dtype=torch.bfloat16)
+
+    def compute() -> torch.Tensor:
+        kernels = KernelOperations()
+        total, found = x, kernels.normalise(x, norm)
+        for weight in weights * 4:
+            gate, up = case.multiply(found, weight).split(4096, dim=1)
+            total, found = kernels.add_normalised(total, kernels.gate_up(gate, up), norm)
+        return found
+
+    expected = compute()
+    replay = GraphRecorder(device).record(compute)
+    for _ in range(20):
+        assert torch.equal(replay(), expected)
 
 
 @pytest.mark.parametrize("dtype", list(ROUNDED))

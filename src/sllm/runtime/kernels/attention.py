@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from sllm.runtime.kernels.chains import chain_options
 from sllm.runtime.kernels.device.paged_attention import attend_chunks, join_chunks
 from sllm.runtime.kernels.launches import processors_of
 
@@ -84,6 +85,7 @@ def attend_paged(query: torch.Tensor, paged: Paged, chunks: int | None = None) -
         precision="ieee" if query.dtype == torch.float32 else "tf32",
         num_warps=4,
         enable_fp_fusion=True,
+        **chain_options(),
     )
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     join_chunks[(requests * heads,)](
@@ -97,6 +99,7 @@ def attend_paged(query: torch.Tensor, paged: Paged, chunks: int | None = None) -
         block_chunks=1 << (chunks - 1).bit_length(),
         num_warps=4,
         enable_fp_fusion=True,
+        **chain_options(),
     )
     return out
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sllm.runtime.kernels.chains import chain_options
 from sllm.runtime.kernels.device.gating import gate_columns
 from sllm.runtime.kernels.device.head_places import place_one_head
 from sllm.runtime.kernels.device.norms import normalise_rows
@@ -53,6 +54,7 @@ def _normalise(
         sums=added is not None,
         shifted=norm.offset != 0,
         num_warps=8 if width > _WIDE_ROW else 4,
+        **chain_options(),
     )
     return total, out
 
@@ -94,6 +96,7 @@ def place_heads(
         normed=norms is not None,
         shifted=norms is not None and norms.query.offset != 0,
         num_warps=1,
+        **chain_options(),
     )
     return out
 
@@ -112,6 +115,7 @@ def gate_up(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         width,
         block=_GATED_AT_ONCE,
         num_warps=4,
+        **chain_options(),
     )
     return out
 

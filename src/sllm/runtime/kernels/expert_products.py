@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sllm.runtime.kernels.chains import chain_options
 from sllm.runtime.kernels.device.chosen_experts import add_chosen, down_chosen, gate_up_chosen
 from sllm.runtime.kernels.launch_book import book_of
 from sllm.runtime.kernels.launches import GemvLaunch, guess_gemv, processors_of
@@ -72,6 +73,7 @@ def multiply_gate_up(
         stages=launch.stages,
         num_warps=launch.warps,
         enable_fp_fusion=True,
+        **chain_options(),
     )
 
 
@@ -107,6 +109,7 @@ def multiply_down(
         stages=launch.stages,
         num_warps=launch.warps,
         enable_fp_fusion=True,
+        **chain_options(),
     )
 
 
@@ -116,7 +119,13 @@ def add_pairs(found: torch.Tensor, shares: torch.Tensor, dtype: torch.dtype) -> 
     out = torch.empty((tokens, columns), dtype=dtype, device=found.device)
     blocks = -(-columns // _ADDED_AT_ONCE)
     add_chosen[(blocks, tokens)](
-        out, found, shares.contiguous(), columns, chosen, block=_ADDED_AT_ONCE
+        out,
+        found,
+        shares.contiguous(),
+        columns,
+        chosen,
+        block=_ADDED_AT_ONCE,
+        **chain_options(),
     )
     return out
 

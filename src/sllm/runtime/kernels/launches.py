@@ -18,6 +18,7 @@ _GROUPS_OF_WARP = 4  # On the matrix units, of a tile's rows.
 _ROWS_OF_TILE = 16
 _WORDS_AND_SCALES = 2  # Planes of a format that needs no other.
 _TOKENS_AT_ONCE = 2
+_REGISTERS, _LEAN_REGISTERS = 65536, 72  # Of a processor, and of a thread with few sums.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,18 +51,13 @@ class GemmLaunch:
 class NibbleLaunch:
     """Warps of a program of 16 rows, programs that share them, and how words are brought.
 
-    ahead: into registers, a step before they are multiplied. stages: into as many buffers. soon:
-    into the cache, all at once. registers: at most, of a thread. chained: beginning while the
-    kernel before it ends.
+    ahead: into registers, a step before they are multiplied. registers: at most, of a thread.
     """
 
     warps: int
     shares: int = 1
     ahead: bool = False
-    soon: bool = False
-    stages: int = 1
     registers: int | None = None
-    chained: bool = False
 
     @property
     def groups(self) -> int:
@@ -114,10 +110,13 @@ def guess_nibbles(
 ) -> NibbleLaunch:
     """Return a launch whose programs are all on the device at once, and nearly fill it.
 
-    A processor has room for 32 warps of 64 registers a thread, which are enough for scales alone
-    and two tokens. What does not fit at once would be a second round, with most of it empty.
+    What does not fit at once would be a second round, with most of it empty. With scales alone and
+    one token or two, 72 registers a thread are enough, and 64 are for 32 warps of a processor; with
+    eight tokens 128 are, for 16. Where words are brought ahead, a chain has the first of them on
+    the way while the kernel before it ends.
     """
-    lean = planes == _WORDS_AND_SCALES and tokens <= _TOKENS_AT_ONCE
+    plain = planes == _WORDS_AND_SCALES
+    lean = plain and tokens <= _TOKENS_AT_ONCE
     most = 32 if lean else 24 if tokens <= _TOKENS_AT_ONCE else 16
     tiles = -(-rows // _ROWS_OF_TILE)
     warps = 16 if lean else 8
@@ -131,19 +130,24 @@ def guess_nibbles(
         and 2 * tiles * shares * warps <= most * processors
     ):
         shares *= 2
-    return NibbleLaunch(warps=warps, shares=shares, registers=64 if lean else None)
+    registers: int | None = None
+    if lean:
+        together = warps * -(-tiles * shares // processors)  # Of a processor, if all are there.
+        registers = 64 if together * _LEAN_REGISTERS * _WARP > _REGISTERS else None
+    elif plain and tokens > 2 * _TOKENS_AT_ONCE:
+        registers = 128
+    return NibbleLaunch(warps=warps, shares=shares, ahead=lean, registers=registers)
 
 
 def candidate_nibbles(groups: int, *, tokens: int) -> Iterator[NibbleLaunch]:
-    """Yield the launches that are worth measuring; which are chained is not seen from one alone."""
+    """Yield the launches that are worth measuring."""
     for warps in (4, 8, 16):
         for shares in (1, 2, 4):
             if _GROUPS_OF_WARP * warps * shares > groups:
                 continue
-            for registers in (None, 64, 80) if tokens <= _TOKENS_AT_ONCE else (None,):
-                for soon in (False, True):
-                    yield NibbleLaunch(warps=warps, shares=shares, soon=soon, registers=registers)
-                yield NibbleLaunch(warps=warps, shares=shares, ahead=True, registers=registers)
+            for registers in (None, 64) if tokens <= _TOKENS_AT_ONCE else (None, 128):
+                for ahead in (False, True):
+                    yield NibbleLaunch(warps=warps, shares=shares, ahead=ahead, registers=registers)
 
 
 def guess_dense(rows: int, groups: int, *, processors: int) -> GemvLaunch:

@@ -7,14 +7,14 @@ token or two, and that is as few as it takes to keep up with the memory.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from triton import language
 
-from sllm.runtime.kernels.device.planar_mma import CAN_CHAIN, planar_mma
+from sllm.runtime.kernels.chains import chain_options
+from sllm.runtime.kernels.device.planar_mma import planar_mma
 from sllm.runtime.kernels.launch_book import book_of
 from sllm.runtime.kernels.launches import NibbleLaunch, guess_nibbles, processors_of
 from sllm.runtime.kernels.products import format_key
@@ -28,7 +28,7 @@ _HALVES = {torch.float16: language.float16, torch.bfloat16: language.bfloat16}
 _ROWS = 16
 _GROUPS_AT_ONCE = 4  # Of a warp.
 _LOAD_BYTES, _WORD_BYTES = 16, 4
-_WITH_UNITS, _WITH_CHAINS = (8, 0), (9, 0)
+_WITH_UNITS = (8, 0)
 
 
 def fits_nibbles(x: torch.Tensor, planes: Planes) -> bool:
@@ -85,10 +85,10 @@ def multiply_nibbles(
         warps=launch.warps,
         even=groups % launch.groups == 0,
         ahead=launch.ahead,
-        soon=launch.soon,
-        stages=launch.stages,
-        chained=launch.chained,
-        **_options(launch),
+        num_warps=launch.warps,
+        enable_fp_fusion=True,
+        **({} if launch.registers is None else {"maxnreg": launch.registers}),
+        **chain_options(),
     )
     return add_up(partial, x.dtype)
 
@@ -110,25 +110,12 @@ def _found_by(
 ) -> NibbleLaunch:
     processors = processors_of(device)
     guess = guess_nibbles(*shape, tokens=tokens, planes=planes, processors=processors)
-    launch = book_of(device).find(NibbleLaunch, key) or guess
-    if _capability(device) >= _WITH_CHAINS:
-        return replace(launch, chained=launch.chained and CAN_CHAIN)
-    return replace(launch, chained=False, soon=False)
+    return book_of(device).find(NibbleLaunch, key) or guess
 
 
 @cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
-
-
-def _options(launch: NibbleLaunch) -> dict[str, Any]:
-    """Return what the compiler and the driver are told."""
-    options: dict[str, Any] = {"num_warps": launch.warps, "enable_fp_fusion": True}
-    if launch.registers is not None:
-        options["maxnreg"] = launch.registers
-    if launch.chained:
-        options["launch_pdl"] = True
-    return options
 
 
 def _aligned(x: torch.Tensor) -> torch.Tensor:

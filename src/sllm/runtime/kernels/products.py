@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sllm.runtime.kernels.chains import chain_options
 from sllm.runtime.kernels.device.dense_gemv import dense_gemv
 from sllm.runtime.kernels.device.planar_gemm import planar_gemm
 from sllm.runtime.kernels.device.planar_gemv import planar_gemv
@@ -63,6 +64,7 @@ def multiply_planar(
         stages=launch.stages,
         num_warps=launch.warps,
         enable_fp_fusion=True,
+        **chain_options(),
     )
     return add_up(partial, x.dtype)
 
@@ -131,6 +133,7 @@ def multiply_dense(
         stages=launch.stages,
         num_warps=launch.warps,
         enable_fp_fusion=True,
+        **chain_options(),
     )
     return add_up(partial, x.dtype)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from sllm.runtime.kernels.chains import chain_options
 from sllm.runtime.kernels.device.partial_sums import add_shares
 
 _ADDED_AT_ONCE = 256
@@ -27,7 +28,9 @@ def add_up(partial: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return partial[0]
     out = torch.empty(partial.shape[1:], dtype=dtype, device=partial.device)
     blocks = -(-out.numel() // _ADDED_AT_ONCE)
-    add_shares[(blocks,)](out, partial, len(partial), out.numel(), block=_ADDED_AT_ONCE)
+    add_shares[(blocks,)](
+        out, partial, len(partial), out.numel(), block=_ADDED_AT_ONCE, **chain_options()
+    )
     return out
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from sllm.runtime.kernels.chains import chained_launches
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -34,7 +36,10 @@ class PlainRecorder:
 
 
 class GraphRecorder:
-    """Records CUDA graphs, which share one pool of memory: they are replayed one at a time."""
+    """Records CUDA graphs, which share one pool of memory: they are replayed one at a time.
+
+    Kernels in a graph make a chain where the device can, so weights have to stay where they are.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -44,7 +49,7 @@ class GraphRecorder:
 
     def record(self, compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
         """Record a graph; other threads may use the device meanwhile."""
-        with torch.cuda.device(self._device):
+        with torch.cuda.device(self._device), chained_launches(self._device):
             outside = torch.cuda.current_stream()
             self._stream.wait_stream(outside)
             with torch.cuda.stream(self._stream):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from sllm.runtime.kernels.chains import can_chain, chained_launches
 from sllm.runtime.quant.dense import Dense
 from sllm.runtime.quant.moving import place_dense
 from sllm.runtime.quant.planar import PlanarMatrix
@@ -94,13 +95,20 @@ def _warm(matrix: Matrix, device: torch.device, dtype: torch.dtype) -> None:
     try:
         with current:  # A thread begins with the first device.
             there = _allocate(matrix, device)
-            # Of floats, only one token's product is compiled; the others are cuBLAS's.
-            for tokens in (1,) if isinstance(matrix, Dense) else TOKENS:
-                there.linear(torch.zeros((tokens, matrix.shape[1]), dtype=dtype, device=device))
+            _multiply(there, device, dtype)
+            if can_chain(device):  # Steps are compiled for themselves: see `kernels.chains`.
+                with chained_launches(device):
+                    _multiply(there, device, dtype)
             for rows in ROWS:
                 there.embed(torch.zeros(rows, dtype=torch.long, device=device), dtype)
     except torch.OutOfMemoryError:
         return  # There is no room to do it before the weights are there; they come first.
+
+
+def _multiply(matrix: Matrix, device: torch.device, dtype: torch.dtype) -> None:
+    # Of floats, only one token's product is compiled; the others are cuBLAS's.
+    for tokens in (1,) if isinstance(matrix, Dense) else TOKENS:
+        matrix.linear(torch.zeros((tokens, matrix.shape[1]), dtype=dtype, device=device))
 
 
 def _allocate(matrix: Matrix, device: torch.device) -> Matrix:

@@ -60,7 +60,7 @@ def test_some_tokens_are_multiplied_at_once(tokens: int, device: torch.device) -
     [
         NibbleLaunch(warps=1, ahead=True),
         NibbleLaunch(warps=2, ahead=True, shares=2),
-        NibbleLaunch(warps=4, stages=2),
+        NibbleLaunch(warps=4, registers=64),
         NibbleLaunch(warps=1, shares=3),
     ],
 )
@@ -90,20 +90,6 @@ def test_x_may_begin_anywhere(device: torch.device) -> None:
     assert torch.equal(multiply_nibbles(moved, planes), multiply_nibbles(x, planes))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: chains are of its stream")
-def test_a_chain_has_the_bits_of_its_products_one_after_the_other(device: torch.device) -> None:
-    planes = make_case("Q4_0", rows=COLUMNS).planes.map(lambda plane: plane.to(device))
-    x = _random(1, device, torch.bfloat16)
-    found = {}
-    for chained in (False, True):
-        launch = NibbleLaunch(warps=2, ahead=True, soon=True, chained=chained)
-        found[chained] = x
-        for _ in range(50):
-            product = multiply_nibbles(found[chained], planes, launch)
-            found[chained] = product / product.abs().max()
-    assert torch.equal(found[True], found[False])
-
-
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_only_nibbles_with_aligned_rows_are_taken(scheme: str, device: torch.device) -> None:
     planes = make_case(scheme).planes.map(lambda plane: plane.to(device))
@@ -121,6 +107,15 @@ def test_a_guess_fills_the_device_once_or_has_many_programs(rows: int, tokens: i
     warps = -(-rows // 16) * launch.warps * launch.shares
     assert launch.groups * launch.shares <= 128
     assert warps <= 32 * H200 or (launch.warps == 4 and launch.shares == 1)
+
+
+def test_registers_are_bounded_where_that_puts_all_programs_on_the_device() -> None:
+    def registers(rows: int, tokens: int) -> int | None:
+        return guess_nibbles(rows, 128, tokens=tokens, planes=2, processors=H200).registers
+
+    assert registers(8192, tokens=1) == 64  # Four programs of eight warps.
+    assert registers(14336, tokens=1) is None  # Seven of four warps have room for 72.
+    assert registers(8192, tokens=8) == 128
 
 
 @pytest.mark.parametrize("groups", [20, 128])

@@ -8,6 +8,7 @@ out: its expert is not there yet, and another launch computes it.
 import triton
 import triton.language as tl
 
+from sllm.runtime.kernels.device.chain_links import follow
 from sllm.runtime.kernels.device.planar_gemv import sum_rows
 
 
@@ -45,9 +46,10 @@ def gate_up_chosen(
     up_bits: tl.constexpr, up_zero: tl.constexpr, up_span: tl.constexpr,
     up_halves: tl.constexpr,
     block_rows: tl.constexpr, block_groups: tl.constexpr, even: tl.constexpr,
-    stages: tl.constexpr,
+    stages: tl.constexpr, chained: tl.constexpr,
 ):  # fmt: skip
     """Write silu(gate) * up of each pair: out (pairs, rows); x has a row for `chosen` pairs."""
+    follow(chained)
     pair = tl.program_id(1)
     slot = tl.load(slots + pair).to(tl.int64)
     if slot >= 0:
@@ -76,9 +78,10 @@ def down_chosen(
     out, x, slots, low, high, scales, offsets, steps, floors, slot_bytes, rows, groups, one,
     bits: tl.constexpr, zero: tl.constexpr, span: tl.constexpr, halves: tl.constexpr,
     block_rows: tl.constexpr, block_groups: tl.constexpr, even: tl.constexpr,
-    stages: tl.constexpr,
+    stages: tl.constexpr, chained: tl.constexpr,
 ):  # fmt: skip
     """Write the product of each pair: out (pairs, rows), x (pairs, columns)."""
+    follow(chained)
     pair = tl.program_id(1)
     slot = tl.load(slots + pair).to(tl.int64)
     if slot >= 0:
@@ -95,8 +98,9 @@ def down_chosen(
 
 
 @triton.jit
-def add_chosen(out, found, shares, columns, chosen, block: tl.constexpr):
+def add_chosen(out, found, shares, columns, chosen, block: tl.constexpr, chained: tl.constexpr):
     """Write each token's sum of its pairs by their shares, in order: out (tokens, columns)."""
+    follow(chained)
     token = tl.program_id(1)
     column = tl.program_id(0) * block + tl.arange(0, block)
     inside = column < columns

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from sllm.runtime.kernels.device.chain_links import follow
+
 
 @triton.jit
 def dense_gemv(
@@ -18,12 +20,14 @@ def dense_gemv(
     block_groups: tl.constexpr,
     even: tl.constexpr,
     stages: tl.constexpr,
+    chained: tl.constexpr,
 ):
     """Write the sums over groups_each groups from axis 1 on: out (shares, rows).
 
     A group is `width` neighbours: 16 bytes of weights, one load of a thread. As in planar_gemv,
     tensors have all dimensions from their addresses on: (rows, groups, width).
     """
+    follow(chained)
     share = tl.program_id(1)
     at_row = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
     row = tl.minimum(at_row, rows - 1).to(tl.int64)[:, None, None]

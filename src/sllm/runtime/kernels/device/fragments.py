@@ -73,8 +73,3 @@ STEP_BFLOAT16 = tl.constexpr(_step("bf16", "0x43004300", 0))
 STEP_FLOAT16 = tl.constexpr(_step("f16", "0x54005400", 4))
 SUMS_OPERANDS = tl.constexpr("=&f,=&f,=&f,=&f," + ",".join(["r"] * 16))
 STEP_OPERANDS = tl.constexpr("=&f,=&f,=&f,=&f," + ",".join(["r"] * 24 + ["f"] * 4))
-# What is told to be near soon: an address and how many bytes, none if there are none.
-SOON = tl.constexpr(
-    "{ .reg .pred p; setp.ne.u32 p, $2, 0; mov.u32 $0, 0;"
-    " @p cp.async.bulk.prefetch.L2.global [$1], $2; }"
-)

@@ -3,10 +3,15 @@
 import triton
 import triton.language as tl
 
+from sllm.runtime.kernels.device.chain_links import follow
+
 
 @triton.jit
-def gate_columns(out, gate, up, gate_stride, up_stride, width, block: tl.constexpr):
+def gate_columns(
+    out, gate, up, gate_stride, up_stride, width, block: tl.constexpr, chained: tl.constexpr
+):
     """Write silu(gate) * up of some columns of a row; rounds where the plain formulation does."""
+    follow(chained)
     row = tl.program_id(1).to(tl.int64)
     column = tl.program_id(0) * block + tl.arange(0, block)
     inside = column < width

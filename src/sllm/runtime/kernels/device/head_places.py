@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from sllm.runtime.kernels.device.chain_links import follow
 from sllm.runtime.kernels.device.norms import normalised, squares
 
 
@@ -12,12 +13,14 @@ def place_one_head(
     query_stride, head_stride, key_stride, value_stride, heads, kv_heads, epsilon, offset,
     width: tl.constexpr, block_width: tl.constexpr, half: tl.constexpr, block_half: tl.constexpr,
     interleaved: tl.constexpr, normed: tl.constexpr, shifted: tl.constexpr,
+    chained: tl.constexpr,
 ):  # fmt: skip
     """A program has one head of one token: of the queries, then the keys, then the values.
 
     out: queries (tokens, heads, width). keys, values: (places, kv_heads, width). `places` says
     where each token goes; a negative place is none. cos, sin: (tokens, half).
     """
+    follow(chained)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     place = tl.load(places + token).to(tl.int64)

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from sllm.runtime.kernels.device.chain_links import follow
+
 
 @triton.jit
 def normalise_rows(
@@ -17,11 +19,13 @@ def normalise_rows(
     block: tl.constexpr,
     sums: tl.constexpr,
     shifted: tl.constexpr,
+    chained: tl.constexpr,
 ):
     """Write x / rms(x) * (weight + offset) of a row, or of x + added, which `total` gets.
 
     Rounds where the plain formulation does.
     """
+    follow(chained)
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, block)
     inside = column < width

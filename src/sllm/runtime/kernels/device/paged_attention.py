@@ -7,6 +7,8 @@ values, which are read once. A second kernel joins the chunks in order.
 import triton
 import triton.language as tl
 
+from sllm.runtime.kernels.device.chain_links import follow
+
 
 @triton.jit
 def attend_chunks(
@@ -14,13 +16,14 @@ def attend_chunks(
     page_columns, chunks, kv_heads, window,
     sharing: tl.constexpr, width: tl.constexpr, block_width: tl.constexpr,
     block_heads: tl.constexpr, block_tokens: tl.constexpr, page_tokens: tl.constexpr,
-    precision: tl.constexpr,
+    precision: tl.constexpr, chained: tl.constexpr,
 ):  # fmt: skip
     """Write the sum, maximum and total of each chunk's softmax, which is not yet divided.
 
     sums: (requests, heads, chunks, width); maxima, totals without width. `scale` is for powers of
     two. No window is a window of 0.
     """
+    follow(chained)
     request = tl.program_id(0)
     kv_head = tl.program_id(1)
     chunk = tl.program_id(2)
@@ -77,8 +80,10 @@ def join_chunks(
     width: tl.constexpr,
     block_width: tl.constexpr,
     block_chunks: tl.constexpr,
+    chained: tl.constexpr,
 ):
     """Write the attention of one head: its chunks, each by its part of the whole softmax."""
+    follow(chained)
     head = tl.program_id(0)
     chunk = tl.arange(0, block_chunks)
     dimension = tl.arange(0, block_width)[None, :]

@@ -8,6 +8,7 @@ depends on the shape and the launch alone.
 import triton
 import triton.language as tl
 
+from sllm.runtime.kernels.device.chain_links import follow
 from sllm.runtime.kernels.device.numerals import one_plus, reach_of
 
 
@@ -35,12 +36,14 @@ def planar_gemv(
     block_tokens: tl.constexpr,
     even: tl.constexpr,
     stages: tl.constexpr,
+    chained: tl.constexpr,
 ):
     """Write the sums over groups_each groups from axis 1 on: out (shares, tokens, rows).
 
     Tensors have the dimensions (rows, tokens, groups, words) from their addresses on: what is
     loaded with a dimension missing would be moved between threads when it is added.
     """
+    follow(chained)
     share = tl.program_id(1)
     first = tl.program_id(0) * block_rows
     stop = tl.minimum((share + 1) * groups_each, groups)

@@ -4,17 +4,17 @@ A program has sixteen rows and a share of the groups; its warps take four groups
 See `fragments` for what a lane has. Products are exact in float32, and sums are taken in an order
 that depends on the shape and the launch alone.
 
-Where launches are chained, a program begins while the kernel before it in the stream ends: weights
-may be read then, as that kernel wrote none; nothing else is read or written before the wait.
+In a chain, a program begins while the kernel before it in the stream ends: weights may be read
+then, as that kernel wrote none; nothing else is read or written before the wait.
 """
 
 import triton
 import triton.language as tl
 
+from sllm.runtime.kernels.device.chain_links import follow
 from sllm.runtime.kernels.device.fragments import (
     BASE_BFLOAT16,
     BASE_FLOAT16,
-    SOON,
     STEP_BFLOAT16,
     STEP_FLOAT16,
     STEP_OPERANDS,
@@ -23,27 +23,19 @@ from sllm.runtime.kernels.device.fragments import (
     SUMS_OPERANDS,
 )
 
-try:
-    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-except ImportError:  # Triton before 3.4; products are not chained then.
-    gdc_launch_dependents = gdc_wait = None
-
-CAN_CHAIN = gdc_wait is not None
-
 
 @triton.jit
 def planar_mma(
     out, x, low, scales, offsets, steps, floors, rows, groups, groups_each, tokens,
     zero: tl.constexpr, span: tl.constexpr, scaled: tl.constexpr, half: tl.constexpr,
     pairs: tl.constexpr, warps: tl.constexpr, even: tl.constexpr, ahead: tl.constexpr,
-    soon: tl.constexpr, stages: tl.constexpr, chained: tl.constexpr,
+    chained: tl.constexpr,
 ):  # fmt: skip
     """Write the sums over groups_each groups from axis 1 on: out (shares, tokens, rows).
 
     x: as 32-bit words. scales, offsets: bits of floats of type `scaled`, as 16-bit words; as 32-bit
     words where each group has its own. steps and floors are 16-bit words. pairs: of tokens, to 4.
     ahead: whether weights are in registers a step before they are multiplied, as scales always are.
-    soon: whether all of them are told to the cache at once, first of all.
     """
     share, first_row = tl.program_id(1), tl.program_id(0) * 16
     lane = tl.arange(0, 32 * warps)[:, None]
@@ -52,13 +44,9 @@ def planar_mma(
     below = tl.minimum(first_row + g + 8, rows - 1).to(tl.int64)
     own = (row, below, g, q, tl.arange(0, 4)[None, :])
     start, stop = share * groups_each, tl.minimum((share + 1) * groups_each, groups)
-    if soon:
-        _tell_all(
-            low, scales, offsets, steps, floors, first_row, rows, groups, start, stop, span, warps
-        )
     totals = _sum(
         x, low, scales, offsets, steps, floors, own, lane // 32 * 4, groups, start, stop, tokens,
-        zero, span, scaled, half, pairs, 4 * warps, even, ahead, stages, chained,
+        zero, span, scaled, half, pairs, 4 * warps, even, ahead, chained,
     )  # fmt: skip
     _put(out, totals[0], 0, first_row, rows, tokens, share, warps)
     if pairs > 1:
@@ -73,7 +61,7 @@ def _sum(
     x, low, scales, offsets, steps, floors, own, first_group, groups, start, stop, tokens,
     zero: tl.constexpr, span: tl.constexpr, scaled: tl.constexpr, half: tl.constexpr,
     pairs: tl.constexpr, step: tl.constexpr, even: tl.constexpr, ahead: tl.constexpr,
-    stages: tl.constexpr, chained: tl.constexpr,
+    chained: tl.constexpr,
 ):  # fmt: skip
     """Return what each lane sums up over its warp's groups, for up to four pairs of tokens."""
     group = start + first_group
@@ -81,12 +69,10 @@ def _sum(
     held = _fetch_factors(scales, offsets, steps, floors, own, group, groups, inside, span)
     if ahead:
         words = _fetch_words(low, own, group, groups, inside)
-    if chained:
-        gdc_wait()
-        gdc_launch_dependents()
+    follow(chained)
     total = tl.zeros((first_group.shape[0], 4), tl.float32)
     total_b, total_c, total_d = total, total, total
-    for first in tl.range(start, stop, step, num_stages=stages):
+    for first in tl.range(start, stop, step, num_stages=1):
         group = first + first_group
         inside = (group < stop) | even
         later = group + step
@@ -119,41 +105,6 @@ def _sum(
                 total_d, 6, near, there, both, own, groups, tokens, inside, zero, half, wide
             )
     return total, total_b, total_c, total_d
-
-
-@triton.jit
-def _tell_all(
-    low, scales, offsets, steps, floors, first_row, rows, groups, start, stop,
-    span: tl.constexpr, warps: tl.constexpr,
-):  # fmt: skip
-    """Have all that a program reads of the planes brought from memory, whoever reads it when."""
-    reach: tl.constexpr = 2 if span == 1 else span
-    _tell(low, first_row, rows, groups * 4, start * 4, stop * 4, warps)
-    _tell(scales, first_row, rows, groups // reach, start // reach, stop // reach, warps)
-    if offsets is not None:
-        _tell(offsets, first_row, rows, groups // reach, start // reach, stop // reach, warps)
-    if steps is not None:
-        _tell(steps, first_row, rows, groups // 2, start // 2, stop // 2, warps)
-        _tell(floors, first_row, rows, groups // 2, start // 2, stop // 2, warps)
-
-
-@triton.jit
-def _tell(plane, first_row, rows, each_row, start, stop, warps: tl.constexpr):
-    """Have a part of each row brought to the cache, as far as it is aligned as that asks for."""
-    lane = tl.arange(0, 32 * warps)
-    lanes: tl.constexpr = 2 * warps  # To a row, so that every warp tells of some.
-    row = first_row + lane // lanes
-    size = (stop - start) * (plane.dtype.element_ty.primitive_bitwidth // 8) // 16 * 16
-    address = (plane + row.to(tl.int64) * each_row + start).to(tl.int64, bitcast=True)
-    told = (lane % lanes == 0) & (row < rows) & (address % 16 == 0)
-    tl.inline_asm_elementwise(
-        SOON,
-        "=r,l,r",
-        [tl.where(told, address, 0), tl.where(told, size, 0)],
-        tl.int32,
-        is_pure=False,
-        pack=1,
-    )
 
 
 @triton.jit
