@@ -13,6 +13,7 @@ import triton.language as tl
 
 _WORDS = range(4)
 _EVEN_NIBBLES = (0, 2)
+_ZERO = ".reg .f32 z; mov.f32 z, 0f00000000;"
 
 
 def _pairs(first: int) -> str:
@@ -26,36 +27,32 @@ def _pairs(first: int) -> str:
     return "\n".join(lines)
 
 
-def _multiply(kind: str, fragment: str, word: int, e: int, start: str) -> str:
-    """Return text that adds a product of 16 columns to the sums, or to what they start from."""
+def _multiply(kind: str, fragment: str, word: int, e: int) -> str:
+    """Return text that adds a product of 16 columns to the sums, which begin from z."""
     unit = f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32"
     sums = "$0, $1, $2, $3"
-    added = sums if word or e else start
+    added = sums if word or e else "z, z, z, z"
     return f"{unit} {{{sums}}}, {{{fragment}}}, {{p{word}{e}, p{word}{e + 1}}}, {{{added}}};"
 
 
 def _sums(kind: str, one: str) -> str:
     """Return text that adds x up: operands 4 to 19 are x."""
-    lines = [_pairs(4), f".reg .b32 o; mov.b32 o, {one};", ".reg .f32 z; mov.f32 z, 0f00000000;"]
-    lines += [
-        _multiply(kind, "o, o, o, o", word, e, "z, z, z, z")
-        for word in _WORDS
-        for e in _EVEN_NIBBLES
-    ]
+    lines = [_pairs(4), f".reg .b32 o; mov.b32 o, {one};", _ZERO]
+    lines += [_multiply(kind, "o, o, o, o", word, e) for word in _WORDS for e in _EVEN_NIBBLES]
     return "{\n" + "\n".join(lines) + "\n}"
 
 
 def _step(kind: str, magic: str, lowest: int) -> str:
-    """Return text that multiplies: operands 4 to 11 are words, 12 to 27 x, 28 to 31 the start.
+    """Return text that multiplies: operands 4 to 11 are words, 12 to 27 x.
 
     lowest: the bit of the number's mantissa that is 1.
     """
-    lines = [_pairs(12), f".reg .b32 a0, a1, a2, a3, m, s; mov.b32 m, {magic};"]
+    lines = [_pairs(12), f".reg .b32 a0, a1, a2, a3, m, s; mov.b32 m, {magic};", _ZERO]
     for word in _WORDS:
         for e in _EVEN_NIBBLES:
             for place, (rows, nibble) in enumerate(((4, e), (8, e), (4, e + 1), (8, e + 1))):
                 lines.append(_number(f"a{place}", f"${rows + word}", 4 * nibble - lowest, lowest))
-            lines.append(_multiply(kind, "a0, a1, a2, a3", word, e, "$28, $29, $30, $31"))
+            lines.append(_multiply(kind, "a0, a1, a2, a3", word, e))
     return "{\n" + "\n".join(lines) + "\n}"
 
 
@@ -72,4 +69,4 @@ SUMS_FLOAT16 = tl.constexpr(_sums("f16", "0x3c003c00"))
 STEP_BFLOAT16 = tl.constexpr(_step("bf16", "0x43004300", 0))
 STEP_FLOAT16 = tl.constexpr(_step("f16", "0x54005400", 4))
 SUMS_OPERANDS = tl.constexpr("=&f,=&f,=&f,=&f," + ",".join(["r"] * 16))
-STEP_OPERANDS = tl.constexpr("=&f,=&f,=&f,=&f," + ",".join(["r"] * 24 + ["f"] * 4))
+STEP_OPERANDS = tl.constexpr("=&f,=&f,=&f,=&f," + ",".join(["r"] * 24))

@@ -182,12 +182,12 @@ def _add(
     found = tl.inline_asm_elementwise(
         multiplying,
         STEP_OPERANDS,
-        [words[0], words[1], x0, x1, x2, x3, plain * (-1.0 * (base + zero))],
+        [words[0], words[1], x0, x1, x2, x3],
         tl.float32,
         is_pure=True,
         pack=4,
     )
-    total += found * factors[0]
+    total += (found - plain * (1.0 * (base + zero))) * factors[0]
     if shifted:
         total += plain * factors[1]
     return total
