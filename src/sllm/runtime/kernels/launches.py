@@ -111,9 +111,9 @@ def guess_nibbles(
     """Return a launch whose programs are all on the device at once, and nearly fill it.
 
     What does not fit at once would be a second round, with most of it empty. With scales alone and
-    one token or two, 72 registers a thread are enough, and 64 are for 32 warps of a processor; with
-    eight tokens 128 are, for 16. Where words are brought ahead, a chain has the first of them on
-    the way while the kernel before it ends.
+    one token or two, 72 registers a thread are enough, and 64 where that makes a round less; with
+    eight tokens 128 are, for 16 warps of a processor. Where words are brought ahead, a chain has the
+    first of them on the way while the kernel before it ends.
     """
     plain = planes == _WORDS_AND_SCALES
     lean = plain and tokens <= _TOKENS_AT_ONCE
@@ -132,11 +132,17 @@ def guess_nibbles(
         shares *= 2
     registers: int | None = None
     if lean:
-        together = warps * -(-tiles * shares // processors)  # Of a processor, if all are there.
-        registers = 64 if together * _LEAN_REGISTERS * _WARP > _REGISTERS else None
+        programs = -(-tiles * shares // processors)  # Of a processor.
+        fewer = _rounds(programs, warps, 64) < _rounds(programs, warps, _LEAN_REGISTERS)
+        registers = 64 if fewer else None
     elif plain and tokens > 2 * _TOKENS_AT_ONCE:
         registers = 128
     return NibbleLaunch(warps=warps, shares=shares, ahead=lean, registers=registers)
+
+
+def _rounds(programs: int, warps: int, registers: int) -> int:
+    """Return in how many rounds a processor has its programs, of so many registers a thread."""
+    return -(-programs // (_REGISTERS // (registers * _WARP * warps)))
 
 
 def candidate_nibbles(groups: int, *, tokens: int) -> Iterator[NibbleLaunch]:

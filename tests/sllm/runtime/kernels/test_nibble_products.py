@@ -109,12 +109,13 @@ def test_a_guess_fills_the_device_once_or_has_many_programs(rows: int, tokens: i
     assert warps <= 32 * H200 or (launch.warps == 4 and launch.shares == 1)
 
 
-def test_registers_are_bounded_where_that_puts_all_programs_on_the_device() -> None:
+def test_registers_are_bounded_where_that_makes_a_round_less() -> None:
     def registers(rows: int, tokens: int) -> int | None:
         return guess_nibbles(rows, 128, tokens=tokens, planes=2, processors=H200).registers
 
     assert registers(8192, tokens=1) == 64  # Four programs of eight warps.
     assert registers(14336, tokens=1) is None  # Seven of four warps have room for 72.
+    assert registers(28672, tokens=1) is None  # Fourteen are two rounds, whether of seven or eight.
     assert registers(8192, tokens=8) == 128
 
 
