@@ -112,8 +112,8 @@ def guess_nibbles(
 
     What does not fit at once would be a second round, with most of it empty. With scales alone and
     one token or two, 72 registers a thread are enough, and 64 where that makes a round less; with
-    eight tokens 128 are, for 16 warps of a processor. Where words are brought ahead, a chain has the
-    first of them on the way while the kernel before it ends.
+    eight tokens 128 are, for 16 warps of a processor. Where words are brought ahead, a chain has
+    the first of them on the way while the kernel before it ends.
     """
     plain = planes == _WORDS_AND_SCALES
     lean = plain and tokens <= _TOKENS_AT_ONCE
