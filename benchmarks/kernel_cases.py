@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks.device_copy import copy_floats
-from sllm.runtime.kernels import nibble_products, products
+from sllm.runtime.kernels import column_products, nibble_products, products
 from sllm.runtime.kernels.attention import Paged, attend_paged, attend_plain
 from sllm.runtime.kernels.chains import chained_launches
 from sllm.runtime.kernels.launch_book import book_of
 from sllm.runtime.kernels.launches import (
+    ColumnsLaunch,
     GemmLaunch,
     GemvLaunch,
     NibbleLaunch,
+    candidate_columns,
     candidate_denses,
     candidate_gemms,
     candidate_gemvs,
@@ -72,6 +74,8 @@ class Case:
             return torch.nn.functional.linear(x, weight.to(x.dtype))
         if isinstance(weight, torch.Tensor):
             return products.multiply_dense(x, weight, launch)
+        if column_products.fits_columns(x, weight):
+            return column_products.multiply_columns(x, weight, launch)
         if nibble_products.fits_nibbles(x, weight):
             return nibble_products.multiply_nibbles(x, weight, launch)
         if self.is_tiled:
@@ -90,9 +94,11 @@ class Case:
 
     def candidates(
         self, x: torch.Tensor, weight: torch.Tensor | Planes
-    ) -> Iterator[GemvLaunch | GemmLaunch | NibbleLaunch | None]:
+    ) -> Iterator[ColumnsLaunch | GemvLaunch | GemmLaunch | NibbleLaunch | None]:
         """Yield the launches to try."""
-        if isinstance(weight, Planes) and nibble_products.fits_nibbles(x, weight):
+        if isinstance(weight, Planes) and column_products.fits_columns(x, weight):
+            yield from candidate_columns(weight.low.shape[1])
+        elif isinstance(weight, Planes) and nibble_products.fits_nibbles(x, weight):
             yield from candidate_nibbles(weight.low.shape[1], tokens=self.tokens)
         elif self.format == CUBLAS:
             yield None
@@ -105,11 +111,15 @@ class Case:
             yield from candidate_gemvs(self.columns // FORMATS[self.format][0].group)
 
     def remember(
-        self, weight: torch.Tensor | Planes, launch: GemvLaunch | GemmLaunch | NibbleLaunch
+        self,
+        weight: torch.Tensor | Planes,
+        launch: ColumnsLaunch | GemvLaunch | GemmLaunch | NibbleLaunch,
     ) -> None:
         """Keep a launch for the runtime."""
         if isinstance(weight, torch.Tensor):
             key, device = products.dense_key(weight), weight.device
+        elif isinstance(launch, ColumnsLaunch):
+            key, device = column_products.columns_key(weight, self.tokens), weight.low.device
         elif isinstance(launch, NibbleLaunch):
             key, device = nibble_products.nibble_key(weight, self.tokens), weight.low.device
         else:

@@ -45,7 +45,7 @@ def test_products_are_those_of_float32_to_the_type_s_rounding(
 
 
 @pytest.mark.parametrize("name", [*FORMATS, BF16])
-@pytest.mark.parametrize("tokens", [1, 8])
+@pytest.mark.parametrize("tokens", [1, 8, 33])
 def test_every_launch_gives_the_same_bits_again(
     name: str, tokens: int, device: torch.device
 ) -> None:

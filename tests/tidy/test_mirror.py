@@ -64,6 +64,7 @@ TESTED_THROUGH = {
     "sllm/runtime/kernels/device/partial_sums.py": "runtime/kernels/test_products.py",
     "sllm/runtime/kernels/device/planar_gemv.py": "runtime/kernels/test_products.py",
     "sllm/runtime/kernels/device/fragments.py": "runtime/kernels/test_nibble_products.py",
+    "sllm/runtime/kernels/device/token_columns.py": "runtime/kernels/test_column_products.py",
     "sllm/runtime/kernels/device/planar_mma.py": "runtime/kernels/test_nibble_products.py",
     "sllm/runtime/kernels/shares.py": "runtime/kernels/test_products.py",
     "sllm/runtime/kernels/device/chosen_experts.py": "runtime/kernels/test_expert_products.py",

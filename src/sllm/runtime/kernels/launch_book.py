@@ -20,9 +20,9 @@ import triton
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sllm.runtime.kernels.launches import GemmLaunch, GemvLaunch, NibbleLaunch
+    from sllm.runtime.kernels.launches import ColumnsLaunch, GemmLaunch, GemvLaunch, NibbleLaunch
 
-_Launch = TypeVar("_Launch", "GemmLaunch", "GemvLaunch", "NibbleLaunch")
+_Launch = TypeVar("_Launch", "ColumnsLaunch", "GemmLaunch", "GemvLaunch", "NibbleLaunch")
 
 
 class LaunchBook:
@@ -40,7 +40,9 @@ class LaunchBook:
         except TypeError:
             return None
 
-    def remember(self, key: str, launch: GemmLaunch | GemvLaunch | NibbleLaunch) -> None:
+    def remember(
+        self, key: str, launch: ColumnsLaunch | GemmLaunch | GemvLaunch | NibbleLaunch
+    ) -> None:
         """Keep a launch, for this process and for later ones."""
         self._launches = {**_read(self._path), key: asdict(launch)}
         self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ _ROWS_OF_TILE = 16
 _WORDS_AND_SCALES = 2  # Planes of a format that needs no other.
 _TOKENS_AT_ONCE = 2
 _REGISTERS, _LEAN_REGISTERS = 65536, 72  # Of a processor, and of a thread with few sums.
+_TOKENS_OF_TILE = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,24 @@ class NibbleLaunch:
     def groups(self) -> int:
         """Groups of each row that a program multiplies at a time: four by each warp."""
         return _GROUPS_OF_WARP * self.warps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnsLaunch:
+    """Warps of a program, beside each other in rows and in groups, and programs that share rows.
+
+    tiles: of sixteen rows, of each warp.
+    """
+
+    tall: int
+    deep: int
+    tiles: int = 1
+    shares: int = 1
+
+    @property
+    def groups(self) -> int:
+        """Groups of each row that a program multiplies at a time: four by each warp."""
+        return _GROUPS_OF_WARP * self.deep
 
 
 def guess_gemm(rows: int, groups: int, *, tokens: int, processors: int) -> GemmLaunch:
@@ -154,6 +173,38 @@ def candidate_nibbles(groups: int, *, tokens: int) -> Iterator[NibbleLaunch]:
             for registers in (None, 64) if tokens <= _TOKENS_AT_ONCE else (None, 128):
                 for ahead in (False, True):
                     yield NibbleLaunch(warps=warps, shares=shares, ahead=ahead, registers=registers)
+
+
+def guess_columns(rows: int, groups: int, *, tokens: int, processors: int) -> ColumnsLaunch:
+    """Return a launch with two or three programs to a processor, of eight warps.
+
+    Tiles of a warp share x in registers, and warps beside each other in rows in the cache, so the
+    more tokens, the more of those; a row is shared where there would be too few programs.
+    """
+    each = 1 if tokens <= _TOKENS_OF_TILE else 2
+    tiles = -(-rows // (_ROWS_OF_TILE * each))
+    tall = 1 if tokens <= 2 * _TOKENS_OF_TILE else 2
+    while tall < 8 and tiles >= 6 * tall * processors:
+        tall *= 2
+    deep = 8 // tall
+    while deep > 1 and _GROUPS_OF_WARP * deep > groups:
+        deep //= 2
+    programs, shares = -(-tiles // tall), 1
+    while 2 * programs * shares <= 3 * processors and 2 * shares * _GROUPS_OF_WARP * deep <= groups:
+        shares *= 2
+    return ColumnsLaunch(tall=tall, deep=deep, tiles=each, shares=shares)
+
+
+def candidate_columns(groups: int) -> Iterator[ColumnsLaunch]:
+    """Yield the launches that are worth measuring."""
+    for warps in (4, 8, 16):
+        for tall in (1, 2, 4):
+            for shares in (1, 2, 4):
+                if _GROUPS_OF_WARP * warps // tall * shares <= groups:
+                    for tiles in (1, 2):
+                        yield ColumnsLaunch(
+                            tall=tall, deep=warps // tall, tiles=tiles, shares=shares
+                        )
 
 
 def guess_dense(rows: int, groups: int, *, processors: int) -> GemvLaunch:

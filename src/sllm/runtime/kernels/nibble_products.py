@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sllm.runtime.kernels.layout import Planes
 
 MOST_NIBBLE_TOKENS = 8
-_HALVES = {torch.float16: language.float16, torch.bfloat16: language.bfloat16}
+HALVES = {torch.float16: language.float16, torch.bfloat16: language.bfloat16}
 _ROWS = 16
 _GROUPS_AT_ONCE = 4  # Of a warp.
 _LOAD_BYTES, _WORD_BYTES = 16, 4
@@ -33,12 +33,12 @@ _WITH_UNITS = (8, 0)
 
 def fits_nibbles(x: torch.Tensor, planes: Planes) -> bool:
     """Return whether the device has these units, and x and the planes are what they take."""
-    return (
-        0 < len(x) <= MOST_NIBBLE_TOKENS
-        and x.dtype in _HALVES
-        and _capability(x.device) >= _WITH_UNITS
-        and has_nibbles(planes)
-    )
+    return 0 < len(x) <= MOST_NIBBLE_TOKENS and has_units(x) and has_nibbles(planes)
+
+
+def has_units(x: torch.Tensor) -> bool:
+    """Return whether the matrix units of x's device take its type."""
+    return x.dtype in HALVES and _capability(x.device) >= _WITH_UNITS
 
 
 def has_nibbles(planes: Planes) -> bool:
@@ -48,7 +48,7 @@ def has_nibbles(planes: Planes) -> bool:
     return (
         form.bits == 4
         and low.shape[1] % _GROUPS_AT_ONCE == 0
-        and scales.dtype in _HALVES
+        and scales.dtype in HALVES
         and (planes.offsets is None or planes.offsets.dtype == scales.dtype)
         and ((planes.steps is None and planes.floors is None) or _has_bytes(planes))
         and low.data_ptr() % _LOAD_BYTES == 0
@@ -72,14 +72,14 @@ def multiply_nibbles(
         partial,
         _aligned(x).view(torch.int32),
         planes.low,
-        *_as_words(planes),
+        *as_words(planes, narrow=torch.int16),
         rows,
         groups,
         each,
         tokens,
         zero=planes.format.zero,
         span=_span(planes),
-        scaled=_HALVES[planes.scales.dtype],
+        scaled=HALVES[planes.scales.dtype],
         half=x.dtype == torch.float16,
         pairs=power_of_two(-(-tokens // 2)),
         warps=launch.warps,
@@ -124,14 +124,14 @@ def _aligned(x: torch.Tensor) -> torch.Tensor:
     return x if x.data_ptr() % _LOAD_BYTES == 0 else x.clone()
 
 
-def _as_words(planes: Planes) -> tuple[torch.Tensor | None, ...]:
-    """Return scales, offsets, steps and floors as the kernel reads them: two in a word, or one."""
+def as_words(planes: Planes, *, narrow: torch.dtype) -> tuple[torch.Tensor | None, ...]:
+    """Return scales, offsets, steps and floors as kernels read them: two in a word, or one."""
     wide = torch.int32 if _span(planes) == 1 else torch.int16
     return (
         planes.scales.view(wide),
         None if planes.offsets is None else planes.offsets.view(wide),
-        None if planes.steps is None else planes.steps.view(torch.int16),
-        None if planes.floors is None else planes.floors.view(torch.int16),
+        None if planes.steps is None else planes.steps.view(narrow),
+        None if planes.floors is None else planes.floors.view(narrow),
     )
 
 

@@ -77,9 +77,10 @@ class KernelArithmetic:
     """Triton's kernels: which one depends on how many tokens there are."""
 
     def __init__(self) -> None:
-        from sllm.runtime.kernels import nibble_products, products
+        from sllm.runtime.kernels import column_products, nibble_products, products
 
         self._products, self._nibbles = products, nibble_products
+        self._columns = column_products
 
     def multiply(self, x: torch.Tensor, matrix: PlanarMatrix) -> torch.Tensor:
         """Read the planes once for few tokens; for many, decode what stays in the cache."""
@@ -88,7 +89,9 @@ class KernelArithmetic:
         if not 0 < len(flat) <= products.MOST_GEMM_TOKENS:
             return functional.linear(x, matrix.dequantize(x.dtype))
         found: torch.Tensor
-        if self._nibbles.fits_nibbles(flat, matrix.planes):
+        if self._columns.fits_columns(flat, matrix.planes):
+            found = self._columns.multiply_columns(flat, matrix.planes)
+        elif self._nibbles.fits_nibbles(flat, matrix.planes):
             found = self._nibbles.multiply_nibbles(flat, matrix.planes)
         elif len(flat) > products.MOST_GEMV_TOKENS:
             found = products.multiply_planar_tiles(flat, matrix.planes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from typing import Any
 
@@ -9,37 +10,49 @@ import numpy as np
 from triton import language
 from triton.runtime.interpreter import TensorHandle
 
-LANES, OWN = 32, 4  # Numbers of each tensor that a lane has.
+LANES, OWN = 32, 4
+_WORD_BYTES = 4
 _TABLE_OF_AND_OR = "0xea"
 
 
 def model_asm(asm: Any, constraints: Any, args: Any, dtype: Any, **_kind: Any) -> Any:
-    """Stand in for `inline_asm_elementwise`: lane by row of tensors (lanes, 4)."""
+    """Stand in for `inline_asm_elementwise`: of tensors (lanes, 4), or of (lanes,) each."""
     text = getattr(asm, "value", asm)
-    lanes = args[0].handle.data.shape[0]
-    given = [np.broadcast_to(arg.handle.data, (lanes, OWN)) for arg in args]
-    assert len(getattr(constraints, "value", constraints).split(",")) == OWN * (len(given) + 1)
-    out = np.zeros((lanes, OWN), np.float32)
-    for first in range(0, lanes, LANES):
+    places = getattr(constraints, "value", constraints).split(",")
+    results = sum(place.startswith("=") for place in places)
+    kinds = getattr(dtype, "value", dtype)
+    shape = args[0].handle.data.shape
+    given = [np.broadcast_to(arg.handle.data, shape).reshape(shape[0], -1) for arg in args]
+    assert len(places) == results + sum(part.shape[1] for part in given)
+    out = np.zeros((shape[0], results), np.uint32)
+    for first in range(0, shape[0], LANES):
         columns = [part[first : first + LANES].T for part in given]
         operands = [_bits(one) for part in columns for one in part]
-        out[first : first + LANES] = _run(text, operands)
-    shape = language.block_type(language.float32, [lanes, OWN])
-    return language.core.tensor(TensorHandle(out, language.float32), shape)
+        out[first : first + LANES] = _run(text, operands, results)
+    if len(shape) > 1:
+        return _tensor(out, kinds)
+    return tuple(_tensor(one, kind) for one, kind in zip(out.T, kinds, strict=True))
+
+
+def _tensor(bits: Any, kind: Any) -> Any:
+    data = np.ascontiguousarray(bits).view(np.float32 if kind.is_floating() else np.int32)
+    shape = language.block_type(kind, list(data.shape))
+    return language.core.tensor(TensorHandle(data, kind), shape)
 
 
 def _bits(values: Any) -> Any:
-    return np.ascontiguousarray(values).view(np.uint32)
+    whole = np.ascontiguousarray(values)
+    return whole.view(np.uint32) if whole.itemsize == _WORD_BYTES else whole  # Or an address.
 
 
-def _run(text: str, operands: list[Any]) -> Any:
-    """Return what a warp has in its first four operands, having run every line."""
-    registers = {f"${place}": value for place, value in enumerate(operands, OWN)}
+def _run(text: str, operands: list[Any], results: int) -> Any:
+    """Return what a warp has in its first operands, having run every line."""
+    registers = {f"${place}": value for place, value in enumerate(operands, results)}
     for line in re.split(r"[;\n]+", text.strip("{} \n")):
         name, _, rest = line.strip().partition(" ")
         if name and name != ".reg":
             _OPERATIONS[name.split(".")[0]](registers, name, rest)
-    return np.stack([registers[f"${place}"].view(np.float32) for place in range(OWN)], axis=1)
+    return np.stack([registers[f"${place}"] for place in range(results)], axis=1)
 
 
 def _value(registers: dict[str, Any], name: str) -> Any:
@@ -100,6 +113,14 @@ def _multiply(registers: dict[str, Any], name: str, rest: str) -> None:
         registers[register] = _bits(found[at])
 
 
+def _load(registers: dict[str, Any], name: str, rest: str) -> None:
+    assert name == "ld.global.v4.b32"
+    targets, (address,) = re.findall(r"[$]\d+", rest), re.findall(r"\[(.*?)\]", rest)
+    room = [(ctypes.c_uint32 * OWN).from_address(int(one)) for one in registers[address]]
+    for place, target in enumerate(targets[:OWN]):
+        registers[target] = np.array([four[place] for four in room], np.uint32)
+
+
 def _half(pair: Any, half: int, is_bfloat: bool) -> Any:  # noqa: FBT001 - one of two types
     bits = pair >> np.uint32(16 * half) & np.uint32(0xFFFF)
     if is_bfloat:
@@ -114,4 +135,5 @@ _OPERATIONS = {
     "lop3": _join,
     "prmt": _permute,
     "mma": _multiply,
+    "ld": _load,
 }

@@ -70,3 +70,35 @@ STEP_BFLOAT16 = tl.constexpr(_step("bf16", "0x43004300", 0))
 STEP_FLOAT16 = tl.constexpr(_step("f16", "0x54005400", 4))
 SUMS_OPERANDS = tl.constexpr("=&f,=&f,=&f,=&f," + ",".join(["r"] * 16))
 STEP_OPERANDS = tl.constexpr("=&f,=&f,=&f,=&f," + ",".join(["r"] * 24))
+
+
+def _numbers(magic: str, lowest: int) -> str:
+    """Return text that makes a word of two rows numbers: operands 8 and 9, of 32 columns' part."""
+    lines = [f".reg .b32 m, s; mov.b32 m, {magic};"]
+    for e in range(4):
+        for row in range(2):
+            place = e // 2 * 4 + e % 2 * 2 + row
+            lines.append(_number(f"${place}", f"${8 + row}", 4 * e - lowest, lowest))
+    return "{\n" + "\n".join(lines) + "\n}"
+
+
+def _columns(kind: str) -> str:
+    """Return text that multiplies numbers, operands 4 to 11, by 8 tokens' x, 12 to 15."""
+    unit = f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32"
+    sums = "$0, $1, $2, $3"
+    return (
+        "{\n.reg .f32 z; mov.f32 z, 0f00000000;\n"
+        f"{unit} {{{sums}}}, {{$4, $5, $6, $7}}, {{$12, $13}}, {{z, z, z, z}};\n"
+        f"{unit} {{{sums}}}, {{$8, $9, $10, $11}}, {{$14, $15}}, {{{sums}}};\n}}"
+    )
+
+
+# Where the unit's 8 columns are tokens: lane 4 * g + q has word q of a group of rows g and g + 8.
+NUMBERS_BFLOAT16 = tl.constexpr(_numbers("0x43004300", 0))
+NUMBERS_FLOAT16 = tl.constexpr(_numbers("0x54005400", 4))
+NUMBERS_OPERANDS = tl.constexpr(",".join(["=&r"] * 8 + ["r"] * 2))
+COLUMNS_BFLOAT16 = tl.constexpr(_columns("bf16"))
+COLUMNS_FLOAT16 = tl.constexpr(_columns("f16"))
+COLUMNS_OPERANDS = tl.constexpr(",".join(["=&f"] * 4 + ["r"] * 12))
+LOAD_FOUR = tl.constexpr("ld.global.v4.b32 {$0, $1, $2, $3}, [$4];")
+WORDS_LOADED, FLOATS_LOADED = tl.constexpr("=r,=r,=r,=r,l"), tl.constexpr("=f,=f,=f,=f,l")
