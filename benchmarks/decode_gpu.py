@@ -195,7 +195,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = _parse(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    result = Result(__doc__ or "", out=args.out, device=str(device), commit=args.commit)
+    result = Result(
+        (__doc__ or "").splitlines()[0], out=args.out, device=str(device), commit=args.commit
+    )
     result.limit(**measure_limits(device, 1 << 16 if args.small else COPY_BYTES))
     for name in args.formats.split(","):
         model = RandomModel(llama_8b(small=args.small), name, device)

@@ -46,7 +46,9 @@ def main() -> None:
     from benchmarks.kernel_cases import Case, measure_attention, measure_limits
 
     room = ALL_COPIES_BYTES if device.type == "cuda" else 1 << 16
-    result = Result(__doc__ or "", out=args.out, device=str(device), commit=args.commit)
+    result = Result(
+        (__doc__ or "").splitlines()[0], out=args.out, device=str(device), commit=args.commit
+    )
     result.limit(**measure_limits(device, room))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float16
     for requests, length in (tuple(map(int, one.split("x"))) for one in args.caches.split(",")):

@@ -21,6 +21,8 @@ def is_known(name: str) -> bool:
 def section(name: str, one: Result) -> list[str]:
     """Return the title, the question with its conditions, the table and the command."""
     title, table = _TABLES[_kind(name)]
+    part = name.partition("-")[2]
+    title += f", {part}" if part else ""
     gpus = one.get("gpus", 1)
     where = machine(one["hardware"], gpus=gpus) if "hardware" in one else f"{one['cores']} cores"
     asked = f"{one['question']} On {where}, commit {one['commit']}."

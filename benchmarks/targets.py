@@ -92,6 +92,7 @@ def verdicts(results: Results) -> list[Verdict]:
     ]
     for one in results:
         judged += [*_estimates(one), *_links(one), *_saves(one), *_busy(one), *_in_gpu_memory(one)]
+        judged += [*_decoding(one), *_products(one), *_streams(one), *_starts(one)]
     first: dict[tuple[str, str], Verdict] = {}
     for verdict in judged:
         first.setdefault((verdict.column, verdict.target), verdict)
@@ -229,6 +230,46 @@ def _in_gpu_memory(results: dict[str, Any]) -> Iterator[Verdict]:
             taken_ms = statistics.median(row["seconds"]) * 1000
             target = "16 GB in 291 tensors in 10 ms"
             yield from at_most("resident", target, taken_ms, 10.0, unit=" ms")
+
+
+def _share(column: str, target: str, got: float, wanted: float) -> Verdict:
+    """Judge a part of a limit, both as fractions."""
+    return Verdict(column=column, target=target, measured=f"{got:.0%}", margin=got / wanted - 1)
+
+
+def _decoding(results: dict[str, Any]) -> Iterator[Verdict]:
+    for row in _rows(results, "step_ms"):
+        column = f"decoding, Llama-8B shapes in {row['format']}, {row['batch']} requests"
+        if row["batch"] == 1:
+            yield _share(column, "70 % of a copy's rate", row["of_copy"], 0.7)
+        if (row["format"], row["batch"]) == ("Q4_0", 1):
+            measured = f"{row['tokens_per_s']:.0f}"
+            margin = row["tokens_per_s"] / 150 - 1
+            yield Verdict(column=column, target="150 tokens/s", measured=measured, margin=margin)
+        if (row["format"], row["batch"]) == ("bf16", 32):
+            yield _share(column, "60 % of a copy's rate", row["of_copy"], 0.6)
+
+
+def _products(results: dict[str, Any]) -> Iterator[Verdict]:
+    for row in _rows(results, "us"):
+        if (row["format"], row["rows"], row["columns"], row["tokens"]) == ("Q4_0", 8192, 8192, 1):
+            column = "product of 8192 x 8192 in Q4_0 and one token"
+            yield _share(column, "75 % of a copy's rate", row["of_copy"], 0.75)
+
+
+def _streams(results: dict[str, Any]) -> Iterator[Verdict]:
+    for row in _rows(results, "streamed"):
+        if row["streamed"] == "experts":
+            column = f"experts from the host, {row['slots_per_layer']} slots a layer"
+            yield _share(column, "80 % of the bound", row["fraction_of_bound"], 0.8)
+        else:
+            column = f"70B Q4_0 from the {row['tier']}, {row['batch']} requests"
+            yield _share(column, "90 % of the bound", row["fraction_of_bound"], 0.9)
+
+
+def _starts(results: dict[str, Any]) -> Iterator[Verdict]:
+    taken_s = results.get("second_process_s")
+    yield from at_most("warm start of a second process", "2 s", taken_s, 2.0, unit=" s")
 
 
 def _rows(results: dict[str, Any], figure: str) -> list[dict[str, Any]]:

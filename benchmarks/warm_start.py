@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write what came out."""
     options = _parse(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
-    result = Result("From nothing to a first token", out=options.out, device=options.device)
+    result = Result((__doc__ or "").splitlines()[0], out=options.out, device=options.device)
     path, written = options.model, None
     if path is None:
         shapes = SMALL if options.small else LLAMA_8B
