@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import signal
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from sllm.library.smollm2 import SMOLLM2, default_cache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Before any library that reads them at import is imported. Tests load no model by its hub name;
 # one that tries fails at once instead of waiting for a network.
@@ -41,3 +46,12 @@ def smollm2() -> Path:
     if not _SMOLLM2.is_file():
         pytest.skip(f"no {_SMOLLM2}: run python examples/fetch_smollm2.py")
     return _SMOLLM2
+
+
+@pytest.fixture(scope="module")
+def small_heap() -> Iterator[None]:
+    """Collections look at what a module's own tests made, not at all that the process holds."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

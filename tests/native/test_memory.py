@@ -19,6 +19,8 @@ import pytest
 
 from sllm_store import native
 
+pytestmark = pytest.mark.usefixtures("small_heap")
+
 PAGE = 4096
 MIB = 1 << 20
 

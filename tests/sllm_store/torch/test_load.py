@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("small_heap")
+
 
 @pytest.fixture(params=["in-process", "store"])
 def where(

@@ -23,6 +23,8 @@ from sllm_store.native import HostBuffer
 from sllm_store.torch.dtypes import dtype_named
 from sllm_store.torch.views import view_tensors
 
+pytestmark = pytest.mark.usefixtures("small_heap")
+
 
 def placed(name: str, dtype: str, shape: tuple[int, ...], offset: int, **more: Any) -> PlacedTensor:
     stride = more.pop("stride", None)
