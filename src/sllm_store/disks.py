@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 import threading
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sllm_store import native
+from sllm_store.user_cache import keep_text, user_cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -204,17 +204,7 @@ class DiskMemory:
     def _write(self, disk: Disk, known: _Record) -> None:
         record = {"version": VERSION, "disk": asdict(disk), **asdict(known)}
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=self._directory, prefix=".disk-", delete=False
-            ) as file:
-                try:
-                    json.dump(record, file)
-                    file.close()
-                    Path(file.name).replace(self._path(disk))
-                except OSError:
-                    Path(file.name).unlink(missing_ok=True)
-                    raise
+            keep_text(self._path(disk), json.dumps(record))
         except OSError as error:
             _log.debug("what was learnt about disk %s is not kept: %s", disk.name, error)
 
@@ -306,5 +296,4 @@ def memory_in(directory: Path) -> DiskMemory:
 
 def disk_memory(environ: Mapping[str, str]) -> DiskMemory:
     """Return the memory in the user's cache directory."""
-    cache_home = environ.get("XDG_CACHE_HOME") or f"{environ.get('HOME') or '/'}/.cache"
-    return memory_in(Path(cache_home) / "serverless-llm" / "disks")
+    return memory_in(user_cache(environ) / "disks")

@@ -12,7 +12,7 @@ import os
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,9 +20,11 @@ import torch
 
 from sllm.runtime.weights.forecast import Rates
 from sllm_store.disks import USES, disk_memory, disk_of
+from sllm_store.user_cache import keep_text, user_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 _VERSION = 1
 _MEMORY_BYTES = 1 << 28
@@ -33,13 +35,13 @@ _TURNS = 5
 def rates_for(path: Path, device: torch.device, environ: Mapping[str, str] = os.environ) -> Rates:
     """Return the rates that a model at a path has on a device; measure what is not remembered."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    home = environ.get("XDG_CACHE_HOME") or f"{environ.get('HOME') or '/'}/.cache"
     words = re.sub(r"[^A-Za-z0-9.]+", "-", f"{name}-{os.cpu_count()}-cpus")
-    file = Path(home) / "serverless-llm" / "rates" / f"{words}.json"
+    file = user_cache(environ) / "rates" / f"{words}.json"
     known = _recall(file)
     if known is None:
         known = _measure_gpu(device) if device.type == "cuda" else {"memory": _measure_host()}
-        _keep(file, known)
+        with suppress(OSError):  # It is measured again next time.
+            keep_text(file, json.dumps({"version": _VERSION, "rates": known}))
     return Rates(memory=known["memory"], link=known.get("link"), disk=disk_rate(path, environ))
 
 
@@ -94,13 +96,3 @@ def _recall(file: Path) -> dict[str, float] | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return found if "memory" in found and all(rate > 0 for rate in found.values()) else None
-
-
-def _keep(file: Path, rates: Mapping[str, float]) -> None:
-    beside = file.with_suffix(f".{os.getpid()}")
-    try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        beside.write_text(json.dumps({"version": _VERSION, "rates": rates}))
-        beside.replace(file)
-    except OSError:
-        return  # It is measured again next time.

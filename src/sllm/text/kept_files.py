@@ -11,13 +11,14 @@ import json
 import os
 from contextlib import suppress
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sllm_store.convert.text_files import read_text_files
+from sllm_store.user_cache import keep_text, user_cache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 KEPT = 16
 _VERSION = 1  # Of what is made of a GGUF; a change there changes this.
@@ -33,9 +34,8 @@ def read_kept_files(path: Path, environ: Mapping[str, str] = os.environ) -> dict
         return read_text_files(path)
     said = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns]
     mark = [_VERSION, version("serverless-llm"), str(path.absolute()), *said]
-    home = environ.get("XDG_CACHE_HOME") or f"{environ.get('HOME') or '/'}/.cache"
     name = hashlib.sha256(json.dumps(mark).encode()).hexdigest()
-    file = Path(home) / "serverless-llm" / "text" / f"{name}.json"
+    file = user_cache(environ) / "text" / f"{name}.json"
     kept = _recall(file, mark)
     if kept is not None:
         return kept
@@ -57,14 +57,7 @@ def _recall(file: Path, mark: list[object]) -> dict[str, str] | None:
 
 
 def _keep(file: Path, content: Mapping[str, object]) -> None:
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    beside = file.with_suffix(f".{os.getpid()}")
-    try:
-        beside.write_text(json.dumps(content), encoding="utf-8")
-        beside.replace(file)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
+    keep_text(file, json.dumps(content))
     others = sorted(file.parent.glob("*.json"), key=_changed_ns, reverse=True)
     for old in others[KEPT:]:
         old.unlink(missing_ok=True)

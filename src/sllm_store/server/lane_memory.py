@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import logging
 import math
-import tempfile
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sllm_store.disks import disk_of
 from sllm_store.server.lane_fit import WINDOW, Sample
+from sllm_store.user_cache import keep_text, user_cache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 VERSION = 1
 RECORD_BYTES_MAX = 1 << 20
@@ -59,30 +59,15 @@ class LaneMemory:
         }
         try:
             with self._lock:
-                self._write(json.dumps(record))
+                keep_text(self.path, json.dumps(record))
         except OSError as error:
             log.debug("what loads taught is not kept: %s", error)
-
-    def _write(self, text: str) -> None:
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=self.path.parent, prefix=".loads-", delete=False
-        ) as file:
-            written = Path(file.name)
-            try:
-                file.write(text)
-                file.close()
-                written.replace(self.path)
-            except OSError:
-                written.unlink(missing_ok=True)
-                raise
 
 
 def lane_memory(storage_path: Path, environ: Mapping[str, str]) -> LaneMemory:
     """Return the memory of the disk that holds the storage path. Raises OSError without one."""
-    cache_home = environ.get("XDG_CACHE_HOME") or f"{environ.get('HOME') or '/'}/.cache"
     disk = disk_of(storage_path)
-    return LaneMemory(Path(cache_home) / "serverless-llm" / "loads" / f"{disk.id}.json")
+    return LaneMemory(user_cache(environ) / "loads" / f"{disk.id}.json")
 
 
 def _parse(record: Any) -> Lanes:

@@ -11,14 +11,16 @@ import os
 import re
 from dataclasses import asdict
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import triton
 
+from sllm_store.user_cache import keep_text, user_cache
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from sllm.runtime.kernels.launches import ColumnsLaunch, GemmLaunch, GemvLaunch, NibbleLaunch
 
@@ -45,19 +47,15 @@ class LaunchBook:
     ) -> None:
         """Keep a launch, for this process and for later ones."""
         self._launches = {**_read(self._path), key: asdict(launch)}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self._path.with_suffix(f".{os.getpid()}")
-        beside.write_text(json.dumps(self._launches, indent=1, sort_keys=True))
-        beside.replace(self._path)
+        keep_text(self._path, json.dumps(self._launches, indent=1, sort_keys=True))
 
 
 @cache
 def book_of(device: torch.device) -> LaunchBook:
     """Return the book of a device's kind."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     file = re.sub(r"[^A-Za-z0-9.]+", "-", f"{name}-triton-{triton.__version__}.json")
-    return LaunchBook(Path(home) / "serverless-llm" / "launches" / file)
+    return LaunchBook(user_cache(os.environ) / "launches" / file)
 
 
 def _read(path: Path) -> Mapping[str, Mapping[str, Any]]:

@@ -1,0 +1,35 @@
+"""What a user's processes remember for later ones: small files under the user's cache directory.
+
+A file there is a hint: whoever reads it takes a damaged one for none.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def user_cache(environ: Mapping[str, str]) -> Path:
+    """Return the directory that belongs to this package; it need not be there."""
+    home = environ.get("XDG_CACHE_HOME") or f"{environ.get('HOME') or '/'}/.cache"
+    return Path(home) / "serverless-llm"
+
+
+def keep_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all, and the directory that it is in. Raises OSError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=".kept-", delete=False, encoding="utf-8"
+    ) as file:
+        written = Path(file.name)
+        try:
+            file.write(text)
+            file.close()
+            written.replace(path)
+        except OSError:
+            written.unlink(missing_ok=True)
+            raise
