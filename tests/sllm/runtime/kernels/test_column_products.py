@@ -4,37 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from triton import language
 
 from sllm.runtime.kernels.column_products import fits_columns, multiply_columns
 from sllm.runtime.kernels.launches import ColumnsLaunch, candidate_columns, guess_columns
 from sllm.runtime.kernels.layout import numbers
+from tests.sllm.runtime.kernels.nibble_cases import H200, NIBBLES, random_tokens, require_close
 from tests.sllm.runtime.kernels.plane_cases import make_case
-from tests.sllm.runtime.kernels.warp_model import model_asm
-from tests.sllm.runtime.quant.block_cases import COLUMNS
 
-NIBBLES = ("Q4_0", "Q4_1", "Q4_K", "affine-64", "affine-128")
-ROUNDINGS = 2  # Triton's interpreter cuts bfloat16 off where a GPU rounds.
-H200 = 132
-
-
-@pytest.fixture(autouse=True)
-def modelled(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have no PTX run where there is no GPU."""
-    if device.type == "cpu":
-        monkeypatch.setattr(language, "inline_asm_elementwise", model_asm)
-
-
-def _random(tokens: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(tokens)
-    return torch.randn(tokens, COLUMNS, generator=generator).to(device, dtype)
-
-
-def _require_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
-    assert found.dtype == dtype
-    assert found.shape == expected.shape
-    error = (found.float() - expected).abs().max() / expected.abs().max()
-    assert float(error) <= ROUNDINGS * torch.finfo(dtype).eps
+pytestmark = pytest.mark.usefixtures("modelled_ptx")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -43,16 +20,16 @@ def test_a_product_is_that_with_the_numbers_whatever_says_their_scales(
     scheme: str, dtype: torch.dtype, device: torch.device
 ) -> None:
     planes = make_case(scheme, rows=21).planes.map(lambda plane: plane.to(device))
-    x = _random(7, device, dtype)
-    _require_close(multiply_columns(x, planes), x.float() @ numbers(planes).T, dtype)
+    x = random_tokens(7, device, dtype)
+    require_close(multiply_columns(x, planes), x.float() @ numbers(planes).T, dtype)
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 8, 9, 16, 33, 64])
 def test_tokens_are_multiplied_by_eights(tokens: int, device: torch.device) -> None:
     planes = make_case("Q4_K", rows=17).planes.map(lambda plane: plane.to(device))
-    x = _random(tokens, device, torch.bfloat16)
+    x = random_tokens(tokens, device, torch.bfloat16)
     found = multiply_columns(x, planes)
-    _require_close(found, x.float() @ numbers(planes).T, torch.bfloat16)
+    require_close(found, x.float() @ numbers(planes).T, torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -70,15 +47,15 @@ def test_a_product_is_the_same_however_it_is_cut(
 ) -> None:
     planes = make_case(scheme, rows=40).planes.map(lambda plane: plane.to(device))
     planes = planes.map(lambda plane: plane.repeat(1, 3, *[1] * (plane.dim() - 2)))
-    x = _random(9, device, torch.float16).repeat(1, 3)
+    x = random_tokens(9, device, torch.float16).repeat(1, 3)
     found = multiply_columns(x, planes, launch)
-    _require_close(found, x.float() @ numbers(planes).T, torch.float16)
+    require_close(found, x.float() @ numbers(planes).T, torch.float16)
     assert torch.equal(found, multiply_columns(x, planes, launch))
 
 
 def test_a_token_s_bits_do_not_depend_on_its_neighbours(device: torch.device) -> None:
     planes = make_case("Q4_1").planes.map(lambda plane: plane.to(device))
-    x = _random(16, device, torch.bfloat16)
+    x = random_tokens(16, device, torch.bfloat16)
     launch = ColumnsLaunch(tall=1, deep=2)
     alone = torch.cat([multiply_columns(row, planes, launch) for row in x.split(1)])
     assert torch.equal(multiply_columns(x, planes, launch), alone)
@@ -86,7 +63,7 @@ def test_a_token_s_bits_do_not_depend_on_its_neighbours(device: torch.device) ->
 
 def test_x_may_begin_anywhere(device: torch.device) -> None:
     planes = make_case("Q4_0").planes.map(lambda plane: plane.to(device))
-    x = _random(3, device, torch.bfloat16)
+    x = random_tokens(3, device, torch.bfloat16)
     moved = torch.cat((x.new_zeros(3, 3), x), dim=1)[:, 3:]
     assert torch.equal(multiply_columns(moved, planes), multiply_columns(x, planes))
 
@@ -94,7 +71,7 @@ def test_x_may_begin_anywhere(device: torch.device) -> None:
 def test_only_some_tokens_of_16_bits_are_taken(device: torch.device) -> None:
     planes = make_case("Q4_0").planes.map(lambda plane: plane.to(device))
     capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    x = _random(64, device, torch.bfloat16)
+    x = random_tokens(64, device, torch.bfloat16)
     assert fits_columns(x, planes) == capable
     assert not fits_columns(x.float(), planes)
     assert not fits_columns(x[:2], planes)

@@ -4,37 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from triton import language
 
 from sllm.runtime.kernels.launches import NibbleLaunch, candidate_nibbles, guess_nibbles
 from sllm.runtime.kernels.layout import numbers
 from sllm.runtime.kernels.nibble_products import fits_nibbles, has_nibbles, multiply_nibbles
+from tests.sllm.runtime.kernels.nibble_cases import H200, NIBBLES, random_tokens, require_close
 from tests.sllm.runtime.kernels.plane_cases import SCHEMES, make_case
-from tests.sllm.runtime.kernels.warp_model import model_asm
-from tests.sllm.runtime.quant.block_cases import COLUMNS
 
-NIBBLES = ("Q4_0", "Q4_1", "Q4_K", "affine-64", "affine-128")
-ROUNDINGS = 2  # Triton's interpreter cuts bfloat16 off where a GPU rounds.
-H200 = 132
-
-
-@pytest.fixture(autouse=True)
-def modelled(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have no PTX run where there is no GPU."""
-    if device.type == "cpu":
-        monkeypatch.setattr(language, "inline_asm_elementwise", model_asm)
-
-
-def _random(tokens: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(tokens)
-    return torch.randn(tokens, COLUMNS, generator=generator).to(device, dtype)
-
-
-def _require_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
-    assert found.dtype == dtype
-    assert found.shape == expected.shape
-    error = (found.float() - expected).abs().max() / expected.abs().max()
-    assert float(error) <= ROUNDINGS * torch.finfo(dtype).eps
+pytestmark = pytest.mark.usefixtures("modelled_ptx")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -43,16 +20,16 @@ def test_a_product_is_that_with_the_numbers_whatever_says_their_scales(
     scheme: str, dtype: torch.dtype, device: torch.device
 ) -> None:
     planes = make_case(scheme, rows=21).planes.map(lambda plane: plane.to(device))
-    x = _random(1, device, dtype)
-    _require_close(multiply_nibbles(x, planes), x.float() @ numbers(planes).T, dtype)
+    x = random_tokens(1, device, dtype)
+    require_close(multiply_nibbles(x, planes), x.float() @ numbers(planes).T, dtype)
 
 
 @pytest.mark.parametrize("tokens", [2, 3, 4, 5, 8])
 def test_some_tokens_are_multiplied_at_once(tokens: int, device: torch.device) -> None:
     planes = make_case("Q4_K", rows=17).planes.map(lambda plane: plane.to(device))
-    x = _random(tokens, device, torch.bfloat16)
+    x = random_tokens(tokens, device, torch.bfloat16)
     found = multiply_nibbles(x, planes)
-    _require_close(found, x.float() @ numbers(planes).T, torch.bfloat16)
+    require_close(found, x.float() @ numbers(planes).T, torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -69,15 +46,15 @@ def test_a_product_is_the_same_however_it_is_cut(
 ) -> None:
     planes = make_case("Q4_1").planes.map(lambda plane: plane.to(device))
     planes = planes.map(lambda plane: plane.repeat(1, 3, *[1] * (plane.dim() - 2)))
-    x = _random(2, device, torch.float16).repeat(1, 3)
+    x = random_tokens(2, device, torch.float16).repeat(1, 3)
     found = multiply_nibbles(x, planes, launch)
-    _require_close(found, x.float() @ numbers(planes).T, torch.float16)
+    require_close(found, x.float() @ numbers(planes).T, torch.float16)
     assert torch.equal(found, multiply_nibbles(x, planes, launch))
 
 
 def test_a_token_s_bits_do_not_depend_on_its_neighbours(device: torch.device) -> None:
     planes = make_case("Q4_0").planes.map(lambda plane: plane.to(device))
-    x = _random(8, device, torch.bfloat16)
+    x = random_tokens(8, device, torch.bfloat16)
     launch = NibbleLaunch(warps=1)
     alone = torch.cat([multiply_nibbles(row, planes, launch) for row in x.split(1)])
     assert torch.equal(multiply_nibbles(x, planes, launch), alone)
@@ -85,7 +62,7 @@ def test_a_token_s_bits_do_not_depend_on_its_neighbours(device: torch.device) ->
 
 def test_x_may_begin_anywhere(device: torch.device) -> None:
     planes = make_case("Q4_0").planes.map(lambda plane: plane.to(device))
-    x = _random(1, device, torch.bfloat16)
+    x = random_tokens(1, device, torch.bfloat16)
     moved = torch.cat((x.new_zeros(1, 3), x), dim=1)[:, 3:]
     assert torch.equal(multiply_nibbles(moved, planes), multiply_nibbles(x, planes))
 
@@ -95,7 +72,7 @@ def test_only_nibbles_with_aligned_rows_are_taken(scheme: str, device: torch.dev
     planes = make_case(scheme).planes.map(lambda plane: plane.to(device))
     assert has_nibbles(planes) == (scheme in NIBBLES)
     assert not has_nibbles(planes.map(lambda plane: plane.flatten(1)[:, 1:].contiguous()))
-    x = _random(1, device, torch.float32)
+    x = random_tokens(1, device, torch.float32)
     assert not fits_nibbles(x, planes)
     assert not fits_nibbles(x.bfloat16().expand(9, -1), planes)
 
