@@ -67,12 +67,7 @@ def multiply_gate_up(
         ONE,
         **compiled_for(gate.first),
         **others,
-        block_rows=launch.rows,
-        block_groups=launch.groups,
-        even=groups % launch.groups == 0,
-        stages=launch.stages,
-        num_warps=launch.warps,
-        enable_fp_fusion=True,
+        **launch.options(groups),
         **chain_options(),
     )
 
@@ -103,12 +98,7 @@ def multiply_down(
         groups,
         ONE,
         **compiled_for(down.first),
-        block_rows=launch.rows,
-        block_groups=launch.groups,
-        even=groups % launch.groups == 0,
-        stages=launch.stages,
-        num_warps=launch.warps,
-        enable_fp_fusion=True,
+        **launch.options(groups),
         **chain_options(),
     )
 

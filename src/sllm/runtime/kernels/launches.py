@@ -36,6 +36,17 @@ class GemvLaunch:
         """Loads of 16 bytes that a program makes of a row at a time: one by each thread."""
         return _WARP * self.warps
 
+    def options(self, groups: int) -> dict[str, int]:
+        """Return what a kernel over so many groups is compiled and launched with."""
+        return {
+            "block_rows": self.rows,
+            "block_groups": self.groups,
+            "even": groups % self.groups == 0,
+            "stages": self.stages,
+            "num_warps": self.warps,
+            "enable_fp_fusion": True,
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GemmLaunch:

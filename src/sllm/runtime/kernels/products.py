@@ -57,13 +57,8 @@ def multiply_planar(
         tokens,
         ONE,
         **compiled_for(planes),
-        block_rows=launch.rows,
-        block_groups=launch.groups,
         block_tokens=power_of_two(tokens),
-        even=groups % launch.groups == 0,
-        stages=launch.stages,
-        num_warps=launch.warps,
-        enable_fp_fusion=True,
+        **launch.options(groups),
         **chain_options(),
     )
     return add_up(partial, x.dtype)
@@ -127,12 +122,7 @@ def multiply_dense(
         each,
         weights.stride(0),
         width=width,
-        block_rows=launch.rows,
-        block_groups=launch.groups,
-        even=groups % launch.groups == 0,
-        stages=launch.stages,
-        num_warps=launch.warps,
-        enable_fp_fusion=True,
+        **launch.options(groups),
         **chain_options(),
     )
     return add_up(partial, x.dtype)
