@@ -22,17 +22,12 @@ def forecast_of(client: ServerClient, model: str) -> dict[str, Any] | None:
 
 def bound_of(client: ServerClient, model: str) -> tuple[str, float] | None:
     """Return which tier bounds a model, and the tokens a second that this allows, if known."""
-    told = forecast_of(client, model) or {}
-    bound, rate = told.get("bound"), told.get("tokens_per_s")
-    return None if bound not in SAID or not rate else (bound, float(rate))
+    return _bound(forecast_of(client, model))
 
 
 def at_most(model: dict[str, Any]) -> str:
     """Return the bound of a loaded model in a few words."""
-    told = model.get("forecast") or {}
-    if told.get("bound") not in SAID or not told.get("tokens_per_s"):
-        return ""
-    return f"{told['tokens_per_s']:.1f} tokens/s by {SAID[told['bound']]}"
+    return _in_words(_bound(model.get("forecast")))
 
 
 def write_forecast(client: ServerClient, model: str) -> None:
@@ -44,7 +39,17 @@ def write_forecast(client: ServerClient, model: str) -> None:
     _line("a token takes", _sizes(told["token_bytes"], SAID))
     rates = {tier: rate for tier, rate in told["bytes_per_s"].items() if rate}
     _line("at", _sizes(rates, SAID, "/s"))
-    _line("so at most", at_most({"forecast": told}) or "not known: a rate was not measured yet")
+    _line("so at most", _in_words(_bound(told)) or "not known: a rate was not measured yet")
+
+
+def _bound(told: dict[str, Any] | None) -> tuple[str, float] | None:
+    told = told or {}
+    bound, rate = told.get("bound"), told.get("tokens_per_s")
+    return None if bound not in SAID or not rate else (bound, float(rate))
+
+
+def _in_words(bound: tuple[str, float] | None) -> str:
+    return "" if bound is None else f"{bound[1]:.1f} tokens/s by {SAID[bound[0]]}"
 
 
 def _sizes(sizes: dict[str, float], names: dict[str, str], unit: str = "") -> str:
