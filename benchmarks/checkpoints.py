@@ -21,7 +21,7 @@ from sllm_store import native
 from sllm_store.convert.importer import import_checkpoint
 from sllm_store.torch import load_dict
 
-KINDS = ("llama-8b", "weights", "many", "few", "smollm2")
+KINDS = ("llama-8b", "weights", "many", "few", "smollm2", "qwen-32b")
 FILE_BYTES = 5 * 10**9
 _STAGING_BYTES = 256 << 20
 _WRITERS = 4
@@ -39,6 +39,7 @@ class Llama:
     ffn: int
     kv: int
     vocab: int
+    heads: int = 32
 
     def shapes(self) -> Shapes:
         """Return its tensors."""
@@ -61,29 +62,32 @@ class Llama:
 
     def config(self) -> dict[str, object]:
         """Return its config.json: what transformers needs to load it."""
-        head_bytes = self.hidden // 32
+        head_size = self.hidden // self.heads
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
             "hidden_size": self.hidden,
             "intermediate_size": self.ffn,
             "num_hidden_layers": self.layers,
-            "num_attention_heads": 32,
-            "num_key_value_heads": self.kv // head_bytes,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv // head_size,
             "vocab_size": self.vocab,
             "dtype": "bfloat16",
             "tie_word_embeddings": False,
         }
 
 
+# As Qwen2.5-32B has them, but for its biases: 65 GB, what people split over GPUs.
+QWEN_32B = Llama(layers=64, hidden=5120, ffn=27648, kv=1024, vocab=152064, heads=40)
 LLAMA_8B = Llama(layers=32, hidden=4096, ffn=14336, kv=1024, vocab=128256)
 SMALL = Llama(layers=4, hidden=256, ffn=512, kv=64, vocab=1000)
+MODELS = {"llama-8b": LLAMA_8B, "weights": LLAMA_8B, "qwen-32b": QWEN_32B}
 
 
 def shapes_of(kind: str, *, small: bool = False) -> Shapes:
     """Return the tensors of a synthetic checkpoint, by name."""
-    if kind in {"llama-8b", "weights"}:
-        return (SMALL if small else LLAMA_8B).shapes()
+    if kind in MODELS:
+        return (SMALL if small else MODELS[kind]).shapes()
     many, few, numbers = (2000, 30, 1000) if small else (20_000, 300, 100_000)
     if kind == "many":
         return {f"layers.{i // 100}.t{i % 100}": (1, numbers) for i in range(many)}
@@ -112,8 +116,8 @@ def make_checkpoint(
         files |= dict.fromkeys(part, name)
     index = {"metadata": {"total_size": _numbers(shapes) * _ITEM_BYTES}, "weight_map": files}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    if kind in {"llama-8b", "weights"}:
-        config = (SMALL if small else LLAMA_8B).config()
+    if kind in MODELS:
+        config = (SMALL if small else MODELS[kind]).config()
         (directory / "config.json").write_text(json.dumps(config))
     return sums
 

@@ -1,42 +1,39 @@
 """How fast do several links load one split model, and one GPU by fan-in?
 
-The native engine alone copies a pinned pool to one GPU, to several at once, and to one over the
-links of several (raw bytes, and coded ones that are decoded there), and a GPU's arena to another.
-Then a store does the same with a checkpoint: `load_dict` from the call to synchronised tensors, in
-this process. Arenas are zeroed before the native engine fills them, and all bytes are compared
-afterwards; rates count bytes as they arrive, decoded.
+A store loads checkpoints that it has in its pool, over one link and over several: `load_dict` from
+the call to synchronised tensors, in this process. `weights` is loaded compressed too. `qwen-32b`
+has 65 GB, and wants a pool of 70 GB and as much room where DIR is.
+
+Then the native engine alone copies a pinned pool to one GPU, to several at once, and to one over
+the links of several (raw bytes, and coded ones that are decoded there), and a GPU's arena to
+another. Arenas are zeroed before the engine fills them, and all bytes are compared afterwards.
+Rates count bytes as they arrive, decoded. The store goes first: once a process has let GPUs reach
+one another's memory, as the engine's fan-in does, the driver maps all it allocates on each of them.
 
     python -m benchmarks.links --work DIR --out FILE.json [--gpus 4] [--size 16GB]
-        [--coded-size 4GB] [--runs 5] [--pool 20GB]
+        [--coded-size 4GB] [--runs 5] [--shapes llama-8b] [--pool 20GB] [--no-engine]
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import statistics
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.checksums import differing
-from benchmarks.load_time import make
+from benchmarks.checkpoints import MODELS
+from benchmarks.link_loads import StoreBench
 from benchmarks.result import Result
-from benchmarks.store import BenchStore
-from benchmarks.timed_load import SETTLE_S
 from sllm_store import native
-from sllm_store.torch import load_dict
 from sllm_store.units import align_up, parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from benchmarks.load_time import Made
+    from collections.abc import Sequence
 
 CHUNK_BYTES = 32 << 20
 THREADS = 16
@@ -210,7 +207,7 @@ class Bench:
         seconds = [transfer(plan, arenas, spans) for _ in range(self._args.runs)]
         for arena, span in zip(arenas, spans, strict=True):
             self._checker.require(arena, pool.expected(span), case)
-        self._add("native", case, seconds, sum(span.size_bytes for span in spans))
+        self.add("native", case, seconds, sum(span.size_bytes for span in spans))
 
     def between(self, case: str, pool: Pool, *, source: int, target: int) -> None:
         """Copy an arena from one GPU to another, or within one."""
@@ -225,35 +222,20 @@ class Bench:
         }
         seconds = [transfer(plan, [second], [span]) for _ in range(self._args.runs)]
         self._checker.require(second, pool.content, case)
-        self._add("native", case, seconds, pool.size_bytes)
+        self.add("native", case, seconds, pool.size_bytes)
 
-    def through_store(self, case: str, made: Made, load: Callable[[], Any]) -> None:
-        """Let a store load a checkpoint that it has in its pool."""
-        expected = json.loads(made.sums.read_text())
-        seconds = []
-        for _ in range(self._args.runs):
-            torch.cuda.empty_cache()
-            time.sleep(SETTLE_S)
-            started_s = time.perf_counter()
-            tensors = load()
-            for device in range(self._args.gpus):
-                torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - started_s)
-            wrong = differing(tensors, expected)
-            if wrong:
-                raise SystemExit(f"{case}: wrong bytes in {wrong[:3]}")
-            del tensors
-        self._add("store", case, seconds, made.size_bytes)
-
-    def _add(self, path: str, case: str, seconds: list[float], size_bytes: int) -> None:
+    def add(
+        self, path: str, case: str, seconds: list[float], size_bytes: int, **facts: str
+    ) -> None:
+        """Note what a case took, with what else is to be known of it."""
         rates = {
             "gb_per_s_first": size_bytes / seconds[0] / 1e9,
             "gb_per_s_median": size_bytes / statistics.median(seconds) / 1e9,
         }
-        self._result.add(
-            {"case": case, "path": path, "size_bytes": size_bytes, "seconds": seconds} | rates
-        )
-        print(f"{path:7} {case:32} {rates['gb_per_s_median']:8.2f} GB/s", flush=True)
+        row = {"case": case, "path": path, "size_bytes": size_bytes, "seconds": seconds}
+        self._result.add(row | facts | rates)
+        words = ", ".join([case, *facts.values()])
+        print(f"{path:7} {words:44} {rates['gb_per_s_median']:8.2f} GB/s", flush=True)
 
 
 def measure_native(bench: Bench, args: argparse.Namespace) -> None:
@@ -285,31 +267,6 @@ def measure_native(bench: Bench, args: argparse.Namespace) -> None:
         bench.native(f"{name}, coded", coded, [whole])
 
 
-def load_through(
-    address: str, directory: Path, device_map: str | dict[str, str]
-) -> dict[str, torch.Tensor]:
-    """Load a checkpoint through the store at an address."""
-    return dict(load_dict(directory, device_map, store=address))
-
-
-def measure_store(bench: Bench, args: argparse.Namespace) -> None:
-    """Measure the same through a store, without fan-in and with it."""
-    made = make("llama-8b", args)
-    names = list(json.loads(made.sums.read_text()))
-    split = {name: f"cuda:{i * args.gpus // len(names)}" for i, name in enumerate(names)}
-    neighbours = ",".join(str(gpu) for gpu in range(args.gpus))
-    for fan_in in ("", neighbours):
-        with BenchStore(args.work / "models", args.pool, fan_in=fan_in) as store:
-            store.fill(made.kind)
-
-            load = partial(load_through, store.address, made.directory)
-            one = f"fan-in over {args.gpus} links" if fan_in else "one link"
-            bench.through_store(one, made, partial(load, "cuda:0"))
-            lent = ", links lent" if fan_in else ""
-            spread = f"split over {args.gpus} GPUs{lent}"
-            bench.through_store(spread, made, partial(load, split))
-
-
 def parse_arguments() -> argparse.Namespace:
     """Return the command line."""
     parser = argparse.ArgumentParser(
@@ -321,10 +278,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=parse_size, default="16GB")
     parser.add_argument("--coded-size", type=parse_size, default="4GB")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--pool", default="20GB")
+    parser.add_argument("--shapes", default="llama-8b", help="checkpoints that a store loads")
+    parser.add_argument("--pool", default="20GB", help="holds the largest of them")
+    parser.add_argument("--engine", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--small", action="store_true", help="a checkpoint of a few megabytes")
     parser.add_argument("--commit", default="")
     args = parser.parse_args()
+    args.shapes = args.shapes.split(",")
+    if strange := set(args.shapes) - set(MODELS):
+        parser.error(f"--shapes {', '.join(sorted(strange))}: use {', '.join(MODELS)}")
     seen = native.device_count() if native.cuda_available() else 0
     args.gpus = min(args.gpus or seen, seen)
     if args.gpus < 2:
@@ -334,17 +296,18 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure the native engine, then a store; write the JSON."""
+    """Measure a store, then the native engine; write the JSON."""
     args = parse_arguments()
     question = (__doc__ or "").splitlines()[0]
     result = Result(question, out=args.out, device=args.device, commit=args.commit)
     result.describe(gpus=args.gpus)
     bench = Bench(args, result)
-    measure_native(bench, args)
     if torch.cuda.device_count() >= args.gpus:
-        measure_store(bench, args)
+        StoreBench(args, bench.add).measure()
     else:
         print("torch sees other GPUs than the native core: nothing is loaded through a store")
+    if args.engine:
+        measure_native(bench, args)
 
 
 if __name__ == "__main__":

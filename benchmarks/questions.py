@@ -63,13 +63,17 @@ def _links(one: Result) -> str:
         [
             [
                 row["case"],
-                "the engine" if row["path"] == "native" else "the store",
+                "the engine" if row["path"] == "native" else _by_store(row),
                 f"{row['gb_per_s_first']:.1f}",
                 f"{row['gb_per_s_median']:.1f}",
             ]
             for row in one["rows"]
         ],
     )
+
+
+def _by_store(row: dict[str, Any]) -> str:
+    return f"the store, {row['checkpoint']}" if "checkpoint" in row else "the store"
 
 
 def _codec_rate(one: Result) -> str:

@@ -200,13 +200,24 @@ def _estimates(results: dict[str, Any]) -> Iterator[Verdict]:
 
 def _links(results: dict[str, Any]) -> Iterator[Verdict]:
     """Judge several links by the one of the same run, for the largest number of them."""
-    rates = {(row["case"], row["path"]): row["gb_per_s_median"] for row in _rows(results, "case")}
+    rows = _rows(results, "case")
+    rates = {(row["case"], row["path"]): row["gb_per_s_median"] for row in rows}
     gpus = results.get("gpus", 0)
-    one_link = rates.get(("one link", "native"))
-    for case in (f"split over {gpus} GPUs", f"fan-in over {gpus} links"):
-        wanted = _scaled(one_link, 0.75 * gpus)
-        got = rates.get((case, "store"))
-        yield from at_least(f"{case}, store", f"{0.75 * gpus:g} times one link", got, wanted)
+    for checkpoint in dict.fromkeys(row.get("checkpoint", "") for row in rows):
+        loads = {
+            row["case"]: row["gb_per_s_median"]
+            for row in rows
+            if row["path"] == "store" and row.get("checkpoint", "") == checkpoint
+        }
+        one_link = rates.get(("one link", "native"), loads.get("one link"))
+        for case, times in (
+            (f"split over {gpus} GPUs", 0.75 * gpus),
+            (f"fan-in over {gpus} links", 0.75 * gpus),
+            (f"fan-in over {gpus} links, coded", float(gpus)),
+        ):
+            column = ", ".join(filter(None, (case, checkpoint, "store")))
+            wanted = _scaled(one_link, times)
+            yield from at_least(column, f"{times:g} times one link", loads.get(case), wanted)
     between = rates.get(("from GPU 0 to GPU 1", "native"))
     yield from at_least("between GPUs", "350 GB/s", between, 350.0)
 
