@@ -31,6 +31,7 @@ import torch
 from benchmarks import page_cache
 from benchmarks.checkpoints import KINDS, make_checkpoint, make_compressed, make_smollm2
 from benchmarks.peers import LOADERS, PREFETCH
+from benchmarks.raw_disk import read_limit
 from benchmarks.result import Result
 from benchmarks.store import BenchStore
 from sllm_store import native
@@ -113,8 +114,7 @@ class Run:
         """
         rows: dict[str, dict[str, Any]] = {}
         for number in range(self.args.cold_runs):
-            files = page_cache.data_files(made.directory)
-            raw = best(read_rates(files, direct=True, bytes_max=ROUND_READ_BYTES)) / 1e9
+            raw = disk_limit(made)
             self.result.limit(disk_gb_per_s=raw)
             print(f"{made.kind:10} {state:11} round {number + 1}, disk {raw:.2f} GB/s", flush=True)
             for loader in loaders:
@@ -305,12 +305,18 @@ def make(kind: str, args: argparse.Namespace, *, compressed: bool = False) -> Ma
 
 def measure_limits(made: Made, args: argparse.Namespace, result: Result) -> None:
     """Measure what the disk and the link can do, in the same run as the loads."""
-    rates = read_rates(page_cache.data_files(made.directory), direct=True)
-    if rates:
-        result.limit(disk_gb_per_s=best(rates) / 1e9)
+    if disk := disk_limit(made):
+        result.limit(disk_gb_per_s=disk)
     if args.device != "cpu":
         ordinal = torch.device(args.device).index or 0
         result.limit(link_gb_per_s=link_bytes_per_s(ordinal) / 1e9)
+
+
+def disk_limit(made: Made) -> float:
+    """Return the best rate of direct reads in GB/s, by queues or by threads; 0.0 without any."""
+    files = page_cache.data_files(made.directory)
+    by_threads = best(read_rates(files, direct=True, bytes_max=ROUND_READ_BYTES))
+    return max(read_limit(files, ROUND_READ_BYTES), by_threads / 1e9)
 
 
 def touch_memory(device: str) -> float:

@@ -16,18 +16,20 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import mmap
 import os
 import platform
 import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.result import command, find_commit
 from sllm_store import native
 from sllm_store.disks import disk_memory, disk_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 READS = [
@@ -43,6 +45,8 @@ WRITES = [
     (2, 16, MIB),
     (4, 1, 4 * MIB),
 ]
+# What any disk is likely to give most to: the few ways that are worth trying in every round.
+LIMIT_READS = [(1, 16, MIB), (1, 32, MIB), (1, 64, 512 * KIB), (4, 16, MIB)]
 _SETUP, _DESTROY, _GETEVENTS, _SUBMIT = 206, 207, 208, 209  # x86-64's numbers.
 _READ, _WRITE = 0, 1
 
@@ -172,43 +176,79 @@ class Sweep:
         flags = (os.O_RDWR if case.write else os.O_RDONLY) | os.O_DIRECT | os.O_CLOEXEC
         descriptor = os.open(self._path, flags)
         try:
-            parts = self._places(size_bytes, case)
-            workers = [_Worker(descriptor, case, part) for part in parts]
-            threads = [threading.Thread(target=worker.run) for worker in workers]
-            started_s = time.perf_counter()
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            if case.write:
-                os.fdatasync(descriptor)
-            elapsed_s = time.perf_counter() - started_s
+            places = [(descriptor, offset) for offset in self._offsets(size_bytes, case)]
+            return _run(case, places, sync=descriptor if case.write else None)
         finally:
             os.close(descriptor)
-        for worker in workers:
-            worker.close()
-        return size_bytes / elapsed_s / 1e9
 
-    def _places(self, size_bytes: int, case: Case) -> list[list[int]]:
-        """Deal the next offsets of the file out to the threads."""
+    def _offsets(self, size_bytes: int, case: Case) -> list[int]:
+        """Return the next offsets of the file."""
         count = size_bytes // case.size_bytes
         if self._at + size_bytes > self._file_bytes:
             self._at = 0
         offsets = [self._at + index * case.size_bytes for index in range(count)]
         self._at += size_bytes
-        return [offsets[thread :: case.threads] for thread in range(case.threads)]
+        return offsets
+
+
+def read_limit(paths: Sequence[Path], case_bytes: int) -> float:
+    """Return the best rate, in GB/s, of a few ways to read files directly; 0.0 where that fails.
+
+    Each way reads other parts of the files, so that what a disk keeps does not help the next.
+    """
+    descriptors: list[int] = []
+    rates = [0.0]
+    try:
+        flags = os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC
+        descriptors.extend(os.open(path, flags) for path in paths)
+        for number, (threads, depth, size_bytes) in enumerate(LIMIT_READS):
+            case = Case(write=False, threads=threads, depth=depth, size_bytes=size_bytes)
+            places = [
+                (descriptor, offset)
+                for descriptor in descriptors
+                for offset in range(0, os.fstat(descriptor).st_size - size_bytes + 1, size_bytes)
+            ]
+            start = len(places) * number // len(LIMIT_READS)
+            end = len(places) * (number + 1) // len(LIMIT_READS)
+            places = places[start:end][: max(case_bytes // size_bytes, 1)]
+            if places:
+                rates.append(_run(case, places))
+    except OSError:
+        return 0.0  # A file system without direct reads.
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    return max(rates)
+
+
+def _run(case: Case, places: Sequence[tuple[int, int]], *, sync: int | None = None) -> float:
+    """Return the rate at which threads share (descriptor, offset), in GB/s, the sync included."""
+    workers = [_Worker(case, places[thread :: case.threads]) for thread in range(case.threads)]
+    threads = [threading.Thread(target=worker.run) for worker in workers]
+    started_s = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if sync is not None:
+        os.fdatasync(sync)
+    elapsed_s = time.perf_counter() - started_s
+    for worker in workers:
+        worker.require_success()
+    return len(places) * case.size_bytes / elapsed_s / 1e9
 
 
 class _Worker:
-    """One thread with its own queue; its errors are raised by close()."""
+    """One thread with its own queue; its errors are raised by require_success().
 
-    def __init__(self, descriptor: int, case: Case, offsets: list[int]) -> None:
-        self._descriptor = descriptor
+    Its memory is in huge pages: a request into scattered small ones is split.
+    """
+
+    def __init__(self, case: Case, places: Sequence[tuple[int, int]]) -> None:
         self._case = case
-        self._offsets = offsets
-        self._memory = mmap.mmap(-1, case.depth * case.size_bytes)
-        self._memory.write(b"\x5a" * len(self._memory))  # The pages must be there.
-        self._view = ctypes.c_char.from_buffer(self._memory)
+        self._places = places
+        self._memory = native.HostBuffer(case.depth * case.size_bytes)
+        ctypes.memset(self._memory.address, 0x5A, self._memory.size)  # The pages must be there.
         self._failure: str | None = None
         self._call = ctypes.CDLL(None, use_errno=True).syscall
         self._call.restype = ctypes.c_long
@@ -223,21 +263,17 @@ class _Worker:
         finally:
             self._call(_DESTROY, ctypes.c_uint64(self._context.value))
 
-    def close(self) -> None:
-        del self._view
-        self._memory.close()
+    def require_success(self) -> None:
         if self._failure:
             raise OSError(self._failure)
 
     def _pump(self) -> None:
         case = self._case
-        base = ctypes.addressof(self._view)
         requests = [
             _Request(
                 data=slot,
                 opcode=_WRITE if case.write else _READ,
-                fd=self._descriptor,
-                address=base + slot * case.size_bytes,
+                address=self._memory.address + slot * case.size_bytes,
                 size=case.size_bytes,
             )
             for slot in range(case.depth)
@@ -247,12 +283,12 @@ class _Worker:
         context = ctypes.c_uint64(self._context.value)
         free = list(range(case.depth))
         in_flight = 0
-        following = iter(self._offsets)
-        left = len(self._offsets)
+        following = iter(self._places)
+        left = len(self._places)
         while left or in_flight:
             while free and left:
                 slot = free.pop()
-                requests[slot].offset = next(following)
+                requests[slot].fd, requests[slot].offset = next(following)
                 left -= 1
                 if self._call(_SUBMIT, context, 1, pointers[slot]) != 1:
                     self._failure = f"io_submit: {os.strerror(ctypes.get_errno())}"

@@ -18,6 +18,7 @@ from benchmarks.report import (
     with_part,
 )
 from benchmarks.tables import load_times
+from benchmarks.targets import in_rounds
 from tests.docs.documents import DOCUMENTS, without_blocks
 
 RATE = re.compile(r"\d+(\.\d+)?\s*(GB/s|GiB/s)")
@@ -47,6 +48,12 @@ def test_the_report_says_which_targets_are_met_and_by_how_much(results: dict[str
     text = page_part({"load_time": results})
     assert "| cold disk | the best peer | 1.0 of 3.0 GB/s | **misses** it by 67% |" in text
     assert "| cold disk | 95 % of the best raw direct rate | 1.0 of 3.8 GB/s |" in text
+
+
+def test_a_drifting_disk_is_compared_round_by_round_and_the_middle_one_counts() -> None:
+    (verdict,) = in_rounds("cold disk", "95 %", [4.0, 1.0, 3.0], [2.0, 1.6, 2.5])
+    assert verdict.measured == "3.0 of 2.5 GB/s"
+    assert list(in_rounds("cold disk", "95 %", [4.0], [])) == []
 
 
 def test_other_questions_are_answered_with_their_machine_and_their_command() -> None:
