@@ -22,6 +22,7 @@ CHAINED = True  # Whether there are chains at all.
 _WITH_CHAINS = (9, 0)
 _APART, _IN_A_CHAIN = {"chained": False}, {"chained": True, "launch_pdl": True}
 _options: ContextVar[Mapping[str, bool]] = ContextVar("chain_options", default=_APART)
+_broken: ContextVar[bool] = ContextVar("chain_broken", default=False)
 
 
 @contextmanager
@@ -36,7 +37,18 @@ def chained_launches(device: torch.device) -> Iterator[None]:
 
 def chain_options() -> Mapping[str, bool]:
     """Return what a kernel is compiled and launched with, that it is in a chain or is not."""
+    if _broken.get():
+        _broken.set(False)
+        return _APART
     return _options.get()
+
+
+def break_chain() -> None:
+    """Have the next kernel that this thread launches begin after all that it depends on.
+
+    That is for one that comes after kernels of several streams: a chain is of one.
+    """
+    _broken.set(True)
 
 
 @cache

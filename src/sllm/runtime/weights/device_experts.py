@@ -87,6 +87,11 @@ class DeviceFetcher:
         self._scratch = lane.allocate(images.scratch_bytes)
         self._last: DeviceFetch | None = None
 
+    @property
+    def slots(self) -> torch.Tensor:
+        """Return the bytes of all slots: (slots, bytes)."""
+        return self._memory.view(-1, self.slot_bytes)
+
     def slot(self, slot: int) -> torch.Tensor:
         """Return a slot's bytes."""
         return self._memory[slot * self.slot_bytes : (slot + 1) * self.slot_bytes]

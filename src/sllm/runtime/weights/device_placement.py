@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.dlpack import from_dlpack
 
+from sllm.runtime.weights.device_books import DeviceBooks
 from sllm.runtime.weights.device_experts import DeviceFetcher
 from sllm.runtime.weights.device_layers import DeviceLayers
 from sllm.runtime.weights.disk_experts import DiskFetcher
+from sllm.runtime.weights.eviction import ExpertKey
 from sllm.runtime.weights.expert_cache import ExpertCache
 from sllm.runtime.weights.expert_images import ExpertImages
 from sllm.runtime.weights.grouped import SlotProducts, has_kernels
@@ -30,13 +32,13 @@ if TYPE_CHECKING:
 
     import torch
 
-    from sllm.runtime.weights.eviction import ExpertKey
     from sllm.runtime.weights.images import GroupImage
     from sllm.runtime.weights.lane import Lane
     from sllm.runtime.weights.model_groups import ModelGroups
     from sllm.runtime.weights.residency import Residency
     from sllm.runtime.weights.source import Expert
 
+FETCHED_BY_DEVICE = False  # Whether a device may keep the books of its cache of experts.
 _LOADING = 2  # Buffers that resident groups go through: one is read into while one is copied.
 
 
@@ -145,13 +147,21 @@ def _open_experts(
     images = ExpertImages(model)
     fetcher = DeviceFetcher(lane, host, images, residency.expert_slots)
     closing.callback(fetcher.release)
-    table = SlotTable(residency.expert_slots, eviction_for(model, residency.expert_slots))
+    products = {layer: _products(images, layer, fetcher) for layer in numbers}
 
     def view(key: ExpertKey, slot: int) -> Expert:
         return images.view(key, fetcher.slot(slot))
 
+    if _keeps_books(model, residency, images, products):
+        rows = (disk.memory.view(host_slots, -1), fetcher.slots)
+        places = {
+            layer: [host_table.places[ExpertKey(layer, number)] for number in own]
+            for layer, own in numbers.items()
+        }
+        books = DeviceBooks(lane, places, rows, chosen=model.needs().experts_chosen)
+        return cached_experts(ExpertCache(books, fetcher, view), products, seats=books.seats)
+    table = SlotTable(residency.expert_slots, eviction_for(model, residency.expert_slots))
     cache = ExpertCache(table, fetcher, view, capacity=host.capacity)
-    products = {layer: _products(images, layer, fetcher) for layer in numbers}
     if not all_stay:
         return cached_experts(cache, products)
     resident = read_all(cache, numbers, products)
@@ -159,6 +169,25 @@ def _open_experts(
     lane.unpin(disk.memory)
     disk.close()
     return ModelExperts(resident)
+
+
+def _keeps_books(
+    model: ModelGroups,
+    residency: Residency,
+    images: ExpertImages,
+    products: Mapping[int, SlotProducts | None],
+) -> bool:
+    """Return whether the device keeps the books of its cache.
+
+    The host has every expert as it is used then, and each layer room for those of a token.
+    """
+    return (
+        FETCHED_BY_DEVICE
+        and residency.expert_slots < len(model.experts) <= residency.host_expert_slots
+        and residency.expert_slots // len(products) >= model.needs().experts_chosen
+        and images.are_stored
+        and None not in products.values()
+    )
 
 
 def _products(images: ExpertImages, layer: int, fetcher: DeviceFetcher) -> SlotProducts | None:

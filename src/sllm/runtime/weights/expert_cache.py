@@ -13,14 +13,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from sllm.runtime.weights.eviction import ExpertKey
-from sllm.runtime.weights.grouped import CachedGroup
+from sllm.runtime.weights.grouped import CachedGroup, SeatedGroup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from sllm.runtime.weights.grouped import SlotProducts
-    from sllm.runtime.weights.slots import CacheCounts, SlotTable
+    from sllm.runtime.weights.grouped import Seats, SlotProducts
+    from sllm.runtime.weights.slots import Counts, Slots
+    from sllm.runtime.weights.source import ExpertGroup
 
 _T = TypeVar("_T")
 
@@ -106,7 +107,7 @@ class ExpertCache(Generic[_T]):
 
     def __init__(
         self,
-        table: SlotTable,
+        table: Slots,
         fetcher: Fetcher,
         view: Callable[[ExpertKey, int], _T],
         *,
@@ -121,7 +122,7 @@ class ExpertCache(Generic[_T]):
         self._leased = False
 
     @property
-    def counts(self) -> CacheCounts:
+    def counts(self) -> Counts:
         """Return what has been asked for, and found."""
         return self._table.counts
 
@@ -160,15 +161,25 @@ class ExpertCache(Generic[_T]):
 
 
 class CachedExperts(Generic[_T]):
-    """The experts of one layer, by way of the cache of all. `products`: see SlotProducts."""
+    """The experts of one layer, by way of the cache of all. `products`: see SlotProducts.
+
+    seats: the layer's slots, where the device keeps the books of the cache.
+    """
 
     def __init__(
-        self, cache: ExpertCache[_T], layer: int, products: SlotProducts | None = None
+        self,
+        cache: ExpertCache[_T],
+        layer: int,
+        products: SlotProducts | None = None,
+        seats: Seats | None = None,
     ) -> None:
         self._cache = cache
         self._layer = layer
         self.capacity = cache.capacity
-        self.grouped = None if products is None else CachedGroup(products, self)
+        self.grouped: ExpertGroup | None = None
+        if products is not None:
+            by_host = CachedGroup(products, self)
+            self.grouped = by_host if seats is None else SeatedGroup(products, seats, by_host)
 
     def lease(self, numbers: Sequence[int]) -> AbstractContextManager[LeasedExperts[_T]]:
         """Return these experts for as long as the context is open."""

@@ -60,6 +60,11 @@ class ExpertImages:
         return max([self._model.slot_bytes, *laid_out])
 
     @property
+    def are_stored(self) -> bool:
+        """Return whether every expert is stored as it is used."""
+        return all(image.is_stored for image in self._images.values())
+
+    @property
     def scratch_bytes(self) -> int:
         """Return what laying an expert out takes beside its slot; 0 if none has to be."""
         sizes = [image.size_bytes for image in self._images.values() if not image.is_stored]

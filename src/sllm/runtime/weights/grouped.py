@@ -1,8 +1,8 @@
 """Groups of experts: all pairs of tokens and experts of a small batch, in a few launches.
 
-Who has all experts of a layer knows their slots on the device, and nothing waits for the host. Who
-has some of them in a cache asks for those that are chosen, and computes what is there while the
-others are fetched.
+Who has all experts of a layer knows their slots on the device, and nothing waits for the host. Nor
+does it where the device keeps the books of a cache. Who has a cache otherwise asks for those that
+are chosen. What is there is computed while the others are fetched.
 """
 
 from __future__ import annotations
@@ -113,6 +113,33 @@ class CachedGroup:
                     leased.wait(number)
                 if leased.coming:
                     yield _slots(numbers, leased.coming, chosen.device)
+
+
+class Seats(Protocol):
+    """Slots of a layer's experts, on a device that keeps the books of them."""
+
+    room: int
+
+    def take(self, chosen: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield the slots of what is there, then of what was fetched; -1 for all else."""
+
+
+class SeatedGroup:
+    """Experts of a layer by way of a cache, while nothing waits for the host.
+
+    by_host: for as many pairs as there may be no slots for.
+    """
+
+    def __init__(self, products: SlotProducts, seats: Seats, by_host: CachedGroup) -> None:
+        self._products = products
+        self._seats = seats
+        self._by_host = by_host
+
+    def __call__(self, x: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        """Return what the chosen experts add; see SlotProducts."""
+        if chosen.numel() > self._seats.room:
+            return self._by_host(x, chosen, shares)
+        return self._products.compute(x, shares, self._seats.take(chosen))
 
 
 def _slots(

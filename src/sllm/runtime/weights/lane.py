@@ -6,11 +6,14 @@ A mark is a point in the work that was asked of the device. Nothing here waits o
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 
 from sllm_store.errors import DeviceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _Mark = TypeVar("_Mark")
 
@@ -32,6 +35,9 @@ class Lane(Protocol[_Mark]):
 
     def copy(self, target: torch.Tensor, source: torch.Tensor, *, after: _Mark) -> _Mark:
         """Ask for a copy once a mark is passed; return the mark of its end."""
+
+    def launch(self, work: Callable[[], object], *, after: _Mark) -> _Mark:
+        """Ask for what `work` launches, beside what is computed, in the manner of a copy."""
 
     def wait(self, mark: _Mark) -> None:
         """Let what is computed from now on come after a mark."""
@@ -76,12 +82,16 @@ class CudaLane:
         self, target: torch.Tensor, source: torch.Tensor, *, after: torch.cuda.Event
     ) -> torch.cuda.Event:
         """Copy on the stream for copies."""
-        copied = torch.cuda.Event()
+        return self.launch(lambda: target.copy_(source, non_blocking=True), after=after)
+
+    def launch(self, work: Callable[[], object], *, after: torch.cuda.Event) -> torch.cuda.Event:
+        """Launch on the stream for copies."""
+        done = torch.cuda.Event()
         with torch.cuda.stream(self._copies):
             self._copies.wait_event(after)
-            target.copy_(source, non_blocking=True)
-            copied.record(self._copies)
-        return copied
+            work()
+            done.record(self._copies)
+        return done
 
     def wait(self, mark: torch.cuda.Event) -> None:
         """Make the stream that computes wait."""
@@ -92,8 +102,8 @@ class CudaLane:
         mark.synchronize()
 
     def close(self) -> None:
-        """Finish all copies and unregister."""
-        self._copies.synchronize()
+        """Finish everything, since kernels read pinned memory too, and unregister."""
+        torch.cuda.synchronize(self._device)
         for memory in list(self._pinned.values()):
             self.unpin(memory)
 

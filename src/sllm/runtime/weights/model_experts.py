@@ -9,13 +9,14 @@ from sllm.runtime.weights.disk_experts import DiskFetcher
 from sllm.runtime.weights.eviction import ExpertKey, FrequencyEviction
 from sllm.runtime.weights.expert_cache import CachedExperts, ExpertCache
 from sllm.runtime.weights.grouped import ResidentGroup
-from sllm.runtime.weights.slots import CacheCounts, SlotTable
+from sllm.runtime.weights.slots import SlotTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from sllm.runtime.weights.grouped import SlotProducts
+    from sllm.runtime.weights.grouped import Seats, SlotProducts
     from sllm.runtime.weights.model_groups import ModelGroups
+    from sllm.runtime.weights.slots import Counts
     from sllm.runtime.weights.source import Expert, ExpertSource
 
 
@@ -25,7 +26,7 @@ class ModelExperts:
     def __init__(
         self,
         layers: Mapping[int, ExpertSource],
-        counts: CacheCounts | None = None,
+        counts: Counts | None = None,
         close: Callable[[], None] = lambda: None,
     ) -> None:
         self.counts = counts
@@ -75,10 +76,18 @@ def cached_experts(
     cache: ExpertCache[Expert],
     products: Mapping[int, SlotProducts | None],
     close: Callable[[], None] = lambda: None,
+    seats: Mapping[int, Seats] | None = None,
 ) -> ModelExperts:
-    """Return the experts of layers by way of a cache; products: their kernels, if there are any."""
+    """Return the experts of layers by way of a cache; products: their kernels, if there are any.
+
+    seats: each layer's slots, where a device keeps the books.
+    """
+    seats = seats or {}
     return ModelExperts(
-        {layer: CachedExperts(cache, layer, kernels) for layer, kernels in products.items()},
+        {
+            layer: CachedExperts(cache, layer, kernels, seats.get(layer))
+            for layer, kernels in products.items()
+        },
         cache.counts,
         close,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sllm.runtime.weights.eviction import ExpertKey
 
@@ -30,11 +30,51 @@ class CacheCounts:
         self.hits = self.misses = 0
 
 
+class Counts(Protocol):
+    """Counts that may be read; see CacheCounts."""
+
+    @property
+    def hits(self) -> int:
+        """Return how many experts were there when asked for."""
+
+    @property
+    def misses(self) -> int:
+        """Return how many were fetched."""
+
+    @property
+    def hit_rate(self) -> float:
+        """Return the share of experts that were there."""
+
+    def reset(self) -> None:
+        """Begin to count anew."""
+
+
 class Claim(NamedTuple):
     """Slots of the experts of one lease: those that are there, and those to be filled."""
 
     hits: Mapping[ExpertKey, int]
     misses: Mapping[ExpertKey, int]
+
+
+class Slots(Protocol):
+    """Gives experts slots; whoever keeps the books."""
+
+    @property
+    def slots(self) -> int:
+        """Return the most experts that may be claimed at once."""
+
+    @property
+    def counts(self) -> Counts:
+        """Return what has been asked for, and found."""
+
+    def claim(self, layer: int, numbers: Sequence[int]) -> Claim:
+        """Give experts of a layer slots."""
+
+    def release(self, layer: int, numbers: Sequence[int]) -> None:
+        """End a claim."""
+
+    def discard(self, keys: Sequence[ExpertKey]) -> None:
+        """Free the slots of experts that could not be fetched."""
 
 
 class SlotTable:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sllm.runtime.quant.matrix import Matrix
     from sllm.runtime.weights.placement import Placement
     from sllm.runtime.weights.residency import Residency
-    from sllm.runtime.weights.slots import CacheCounts
+    from sllm.runtime.weights.slots import Counts
     from sllm.runtime.weights.source import Weights
     from sllm_store.groups.ring import RingCounts
 
@@ -84,7 +84,7 @@ class StoredWeights:
         return None if self._placement.layers is None else self._placement.layers.counts
 
     @property
-    def expert_counts(self) -> CacheCounts | None:
+    def expert_counts(self) -> Counts | None:
         """Return what the cache of experts has done; None if there are none, or all are there."""
         return self._placement.experts.counts
 

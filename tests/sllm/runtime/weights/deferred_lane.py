@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass
 class Mark:
     """A point in the work asked of the device: the end of a copy that is not made yet, perhaps."""
 
-    copy: tuple[torch.Tensor, torch.Tensor] | None = None
+    work: Callable[[], object] | None = None
 
 
 class DeferredLane:
@@ -49,21 +53,24 @@ class DeferredLane:
         """Note a copy."""
         assert source.untyped_storage().data_ptr() in self.pinned, "copies are from pinned memory"
         assert target.shape == source.shape
-        assert after.copy is None, "copies come after what was computed"
+        return self.launch(lambda: target.copy_(source), after=after)
+
+    def launch(self, work: Callable[[], object], *, after: Mark) -> Mark:
+        """Note work beside what is computed."""
+        assert after.work is None, "copies come after what was computed"
         with self._lock:
-            mark = Mark((target, source))
+            mark = Mark(work)
             self._asked.append(mark)
         return mark
 
     def wait(self, mark: Mark) -> None:
         """Make the copies up to a mark."""
         with self._lock:
-            while mark.copy is not None:
+            while mark.work is not None:
                 first = self._asked.pop(0)
-                assert first.copy is not None, "a copy is made once"
-                target, source = first.copy
-                target.copy_(source)
-                first.copy = None
+                assert first.work is not None, "a copy is made once"
+                first.work()
+                first.work = None
 
     def finish(self, mark: Mark) -> None:
         """Make the copies up to a mark."""

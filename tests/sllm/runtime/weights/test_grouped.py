@@ -10,6 +10,8 @@ import torch
 
 from benchmarks.streaming import SMALL_MOE, write_model
 from sllm.runtime.weights import device_placement
+from sllm.runtime.weights.grouped import SeatedGroup
+from sllm.runtime.weights.laid_out import write_laid_out
 from sllm.runtime.weights.model_groups import ModelGroups
 from sllm.runtime.weights.opening import open_on_device
 from sllm.runtime.weights.residency import Budgets, plan_residency
@@ -30,11 +32,15 @@ def path(tmp_path: Path) -> Path:
     return write_model(tmp_path / "moe.gguf", shapes, LAYERS)
 
 
-def _compute(path: Path, **changes: int) -> torch.Tensor:
-    """Return logits by way of a device, with so many slots for experts there and on the host."""
+def _open(path: Path, **changes: int) -> StoredWeights:
     model = ModelGroups.open(path)
     plan = replace(plan_residency(model.needs(), Budgets(has_host=True)), **changes)  # type: ignore[arg-type]
-    with open_on_device(model, plan, DeferredLane()) as source:
+    return open_on_device(model, plan, DeferredLane())
+
+
+def _compute(path: Path, **changes: int) -> torch.Tensor:
+    """Return logits by way of a device, with so many slots for experts there and on the host."""
+    with _open(path, **changes) as source:
         return answer_logits(source, TOKENS, turns=2)
 
 
@@ -45,6 +51,30 @@ def test_planes_in_slots_compute_what_stored_blocks_do(path: Path) -> None:
     resident = _compute(path)
     torch.testing.assert_close(resident, expected, rtol=1e-3, atol=1e-3)
     assert torch.equal(_compute(path, expert_slots=4, host_expert_slots=3), resident)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_groups_whose_books_the_device_keeps_have_the_same_bits(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_placement, "has_kernels", lambda _: True)
+    planes = path.with_suffix("")
+    write_laid_out(path, planes)
+    resident = _compute(planes)
+    monkeypatch.setattr(device_placement, "FETCHED_BY_DEVICE", True)
+    with _open(planes, expert_slots=4, host_expert_slots=5) as source:
+        # Two tokens of three experts each: their pairs go by the host, single steps do not.
+        found = answer_logits(source, TOKENS, turns=2)
+        counts = source.expert_counts
+        assert counts is not None
+        assert counts.hits > 0
+        assert counts.misses > 0
+        counts.reset()
+        assert counts.hits + counts.misses == 0
+        with source.layer(0) as weights:
+            assert weights.experts is not None
+            assert isinstance(weights.experts.grouped, SeatedGroup)
+    assert torch.equal(found, resident)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
