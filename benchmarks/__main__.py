@@ -28,6 +28,7 @@ SUITE: dict[str, list[str]] = {
 }
 SMALL: dict[str, list[str]] = {
     "load_time": ["--small", "--pool", "256MB", "--runs", "1", "--cold-runs", "1"],
+    "disk_columns": ["--small", "--pool", "256MB", "--rounds", "1"],
     "estimates": ["--small", "--pool", "64MB", "--loads", "10"],
     "resident": ["--small", "--pool", "256MB", "--processes", "1,2", "--runs", "1"],
     "busy_interpreter": ["--small", "--pool", "256MB", "--runs", "1"],

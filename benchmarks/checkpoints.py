@@ -21,7 +21,7 @@ from sllm_store import native
 from sllm_store.convert.importer import import_checkpoint
 from sllm_store.torch import load_dict
 
-KINDS = ("llama-8b", "weights", "many", "few", "smollm2", "qwen-32b")
+KINDS = ("llama-8b", "weights", "weights-4gb", "many", "few", "smollm2", "qwen-32b")
 FILE_BYTES = 5 * 10**9
 _STAGING_BYTES = 256 << 20
 _WRITERS = 4
@@ -80,8 +80,15 @@ class Llama:
 # As Qwen2.5-32B has them, but for its biases: 65 GB, what people split over GPUs.
 QWEN_32B = Llama(layers=64, hidden=5120, ffn=27648, kv=1024, vocab=152064, heads=40)
 LLAMA_8B = Llama(layers=32, hidden=4096, ffn=14336, kv=1024, vocab=128256)
+LLAMA_4GB = Llama(layers=4, hidden=4096, ffn=14336, kv=1024, vocab=128256)
 SMALL = Llama(layers=4, hidden=256, ffn=512, kv=64, vocab=1000)
-MODELS = {"llama-8b": LLAMA_8B, "weights": LLAMA_8B, "qwen-32b": QWEN_32B}
+MODELS = {
+    "llama-8b": LLAMA_8B,
+    "weights": LLAMA_8B,
+    "weights-4gb": LLAMA_4GB,
+    "qwen-32b": QWEN_32B,
+}
+LIKE_TRAINED = ("weights", "weights-4gb")
 
 
 def shapes_of(kind: str, *, small: bool = False) -> Shapes:
@@ -101,16 +108,17 @@ def make_checkpoint(
 ) -> dict[str, int]:
     """Write a synthetic bf16 checkpoint as safetensors files; return its tensors' checksums.
 
-    `weights` has numbers like a trained model's, the others have random bits.
+    LIKE_TRAINED have numbers like a trained model's, the others have random bits.
     """
     directory.mkdir(parents=True, exist_ok=True)
     shapes = shapes_of(kind, small=small)
     generator = torch.Generator(device=device).manual_seed(1)
     sums: dict[str, int] = {}
+    is_trained = kind in LIKE_TRAINED
     files: dict[str, str] = {}
     for number, part in enumerate(_parts(shapes), 1):
         name = f"model-{number:05}.safetensors"
-        tensors = _weights(part, generator) if kind == "weights" else _bits(part, generator)
+        tensors = _weights(part, generator) if is_trained else _bits(part, generator)
         sums |= checksums(tensors)
         write_safetensors(directory / name, tensors)
         files |= dict.fromkeys(part, name)

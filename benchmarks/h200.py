@@ -10,6 +10,7 @@ into what is left of --budget-s is named and not begun. Groups:
     cold       cold and half-cached loads beside other loaders
     memory     loads out of the host pool, and beside a busy thread
     coded      compressed loads, cold and out of the host pool
+    columns    compressed and half-cached loads of 4 GB in one process, and a save of as much
     estimates  fifty predicted loads
     links      two GPUs: split, fan-in, through the engine and the store
 """
@@ -80,7 +81,16 @@ GROUPS: dict[str, list[Step]] = {
             "--cold-runs=3",
         ),
     ],
-    "estimates": [Step(name="estimates", out="estimates", limit_s=500)],
+    "columns": [
+        Step(name="disk_columns", out="load_time-disk", limit_s=150),
+        Step(
+            name="save_rate",
+            out="save_rate",
+            limit_s=60,
+            arguments=("--device", "cuda:0", "--gib", "4"),
+        ),
+    ],
+    "estimates": [Step(name="estimates", out="estimates", limit_s=300)],
     "links": [Step(name="links", out="links-2", arguments=("--gpus", "2"), limit_s=400)],
 }
 

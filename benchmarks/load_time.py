@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 STATES = ("cold disk", "mixed", "page cache", "tmpfs", "host pool", "resident")
 DISK_STATES = ("cold disk", "mixed")
 SLOW_FROM_DISK = ("safetensors", "transformers", "Run:ai streamer")
-COMPRESSED_KINDS = ("weights", "smollm2")
+COMPRESSED_KINDS = ("weights", "weights-4gb", "smollm2")
 TMPFS = Path("/dev/shm/sllm-bench")
 LOADER_TIMEOUT_S = 300
 UNTOUCHED_BYTES = 8 << 30

@@ -26,6 +26,7 @@ END = "<!-- end of what it made -->"
 _TITLES = {
     MAIN: "Llama-8B shapes, random bits",
     "weights": "Llama-8B shapes, numbers like a trained model's",
+    "weights-4gb": "Four layers of them: compressed, and half in the page cache",
     "many": "20,000 small tensors",
     "few": "The same bytes in 300 tensors",
     "smollm2": "SmolLM2-135M-Instruct",

@@ -317,8 +317,8 @@ def _rows(results: dict[str, Any], figure: str) -> list[dict[str, Any]]:
     return [row for row in results.get("rows", ()) if figure in row]
 
 
-def _weights_columns(results: dict[str, Any]) -> list[Verdict]:
-    columns = Columns(results, "weights")
+def _weights_columns(results: dict[str, Any], checkpoint: str = "weights") -> list[Verdict]:
+    columns = Columns(results, checkpoint)
     target = "1.35 times the rate without compression"
     return [
         verdict
@@ -336,8 +336,14 @@ def _weights_columns(results: dict[str, Any]) -> list[Verdict]:
     ]
 
 
+def _small_weights_columns(results: dict[str, Any]) -> list[Verdict]:
+    columns = Columns(results, "weights-4gb")
+    return [*_weights_columns(results, "weights-4gb"), *_mixed(columns)]
+
+
 _JUDGES: tuple[tuple[Callable[[dict[str, Any]], list[Verdict]], str], ...] = (
     (_main_columns, MAIN),
     (_many_columns, "many"),
+    (_small_weights_columns, "weights-4gb"),
     (_weights_columns, "weights"),
 )

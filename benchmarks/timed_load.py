@@ -50,8 +50,8 @@ def main() -> None:
 
     seconds = []
     for _ in range(args.runs):
-        _prepare(args.state, directory, args.store)
-        _settle(device)
+        prepare(args.state, directory, args.store)
+        settle(device)
         started_s = time.perf_counter()
         tensors = load()
         synchronize(device)
@@ -62,8 +62,8 @@ def main() -> None:
         del tensors
     told: dict[str, Any] = {"seconds": seconds}
     if args.memory and device != "cpu":
-        _prepare(args.state, directory, args.store)
-        _settle(device)
+        prepare(args.state, directory, args.store)
+        settle(device)
         extra = extra_device_bytes(load, device)
         if extra >= 0:  # A loader that keeps memory from load to load takes it out of that.
             told["extra_device_bytes"] = extra
@@ -105,7 +105,7 @@ def _prime_checksums(expected: dict[str, int], device: str) -> None:
     differing({"": torch.zeros(1 << 20, dtype=torch.bfloat16, device=device)}, {"": 0})
 
 
-def _prepare(state: str, directory: Path, store: str) -> None:
+def prepare(state: str, directory: Path, store: str) -> None:
     """Bring the checkpoint into its state; a state that cannot be had ends the process."""
     if state == "cold disk":
         if store:
@@ -124,7 +124,8 @@ def _prepare(state: str, directory: Path, store: str) -> None:
         raise SystemExit(f"{state}: the page cache holds {cached:.0%} of {directory}")
 
 
-def _settle(device: str) -> None:
+def settle(device: str) -> None:
+    """Give what the last load freed back to the driver, and let it scrub that."""
     if device != "cpu":
         torch.cuda.empty_cache()
         time.sleep(SETTLE_S)
