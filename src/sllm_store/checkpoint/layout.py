@@ -116,9 +116,10 @@ def plan_arena(checkpoint: Checkpoint, image: Image, extents: Iterable[int]) -> 
     wanted = sorted(sorted(set(extents)), key=image.offsets.__getitem__)
     # An empty extent takes no room, so it must not move the others either.
     offsets = dict.fromkeys(wanted, 0)
-    solid = [index for index in wanted if checkpoint.extents[index].size_bytes]
-    starts = [image.offsets[index] for index in solid]
-    ends = [image.offsets[index] + checkpoint.extents[index].size_bytes for index in solid]
+    sizes = [checkpoint.extents[index][2] for index in wanted]
+    solid = list(compress(wanted, sizes))
+    starts = list(map(image.offsets.__getitem__, solid))
+    ends = list(map(add, starts, filter(None, sizes)))
     pieces: list[Piece] = []
     cursor = 0
     for first, last in _stretches(starts, ends, aligned=True):

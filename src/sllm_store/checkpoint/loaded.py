@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from sllm_store.checkpoint.plan import PlacedTensor
+    from sllm_store.checkpoint.plan import PlacedTensors
 
 
 class ArenaMemory(Protocol):
@@ -30,7 +30,7 @@ class Placed:
 
     arenas: tuple[ArenaMemory | None, ...]
     devices: tuple[str, ...]
-    tensors: tuple[PlacedTensor, ...]
+    tensors: PlacedTensors
     aliases: Mapping[str, str]
     directory: Path
     format: str

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import compress
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 from sllm_store.checkpoint.dtype import ITEM_SIZES
 from sllm_store.checkpoint.fields import shown
@@ -11,7 +13,7 @@ from sllm_store.checkpoint.layout import Arena, plan_arena
 from sllm_store.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from sllm_store.checkpoint.layout import Image
     from sllm_store.checkpoint.model import Checkpoint, Tensor
@@ -31,6 +33,94 @@ class PlacedTensor(NamedTuple):
     buffer: bool
 
 
+class Kind(NamedTuple):
+    """What tensors of one element type, shape and stride have in common."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PlacedTensors(Sequence[PlacedTensor]):
+    """The tensors of a load, column by column: tens of thousands of them have few kinds.
+
+    `kind` indexes `kinds`, `buffers` are the numbers of the tensors that are buffers. A
+    PlacedTensor is made when it is asked for.
+    """
+
+    names: Sequence[str] = ()
+    kinds: tuple[Kind, ...] = ()
+    kind: Sequence[int] = ()
+    arena: Sequence[int] = ()
+    offset_bytes: Sequence[int] = ()
+    buffers: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if the columns do not agree."""
+        lengths = [len(column) for column in (self.names, self.kind, self.arena, self.offset_bytes)]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"columns of tensors differ in length: one is shorter: {lengths}")
+        if self.kind and not 0 <= min(self.kind) <= max(self.kind) < len(self.kinds):
+            raise ValueError(f"a tensor is of a kind that is not among the {len(self.kinds)}")
+
+    @classmethod
+    def of(cls, tensors: Iterable[PlacedTensor]) -> PlacedTensors:
+        """Return columns of tensors, in their order."""
+        listed = list(tensors)
+        kinds, kind = number_kinds([tensor[1:4] for tensor in listed])
+        return cls(
+            names=[tensor.name for tensor in listed],
+            kinds=kinds,
+            kind=kind,
+            arena=[tensor.arena for tensor in listed],
+            offset_bytes=[tensor.offset_bytes for tensor in listed],
+            buffers=frozenset(number for number, tensor in enumerate(listed) if tensor.buffer),
+        )
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, number: int) -> PlacedTensor: ...
+    @overload
+    def __getitem__(self, number: slice) -> tuple[PlacedTensor, ...]: ...
+    def __getitem__(self, number: int | slice) -> PlacedTensor | tuple[PlacedTensor, ...]:
+        """Return one tensor, or those of a slice."""
+        if isinstance(number, slice):
+            return tuple(map(self.__getitem__, range(*number.indices(len(self)))))
+        number = range(len(self))[number]
+        return PlacedTensor(
+            self.names[number],
+            *self.kinds[self.kind[number]],
+            self.arena[number],
+            self.offset_bytes[number],
+            number in self.buffers,
+        )
+
+    def __iter__(self) -> Iterator[PlacedTensor]:
+        """Yield the tensors in their order."""
+        return map(self.__getitem__, range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether another sequence has the same tensors."""
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        """Return the same for equal tensors."""
+        return hash(tuple(self))
+
+
+def number_kinds(
+    described: Iterable[tuple[str, tuple[int, ...], tuple[int, ...]]],
+) -> tuple[tuple[Kind, ...], list[int]]:
+    """Return the kinds of tensors described by dtype, shape and stride, and which each one is."""
+    numbers: dict[tuple[str, tuple[int, ...], tuple[int, ...]], int] = {}
+    each = [numbers.setdefault(kind, len(numbers)) for kind in described]
+    return tuple(map(Kind._make, numbers)), each
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadPlan:
     """Everything a load needs to know. `arenas[i]` is memory of `devices[i]`."""
@@ -39,7 +129,7 @@ class LoadPlan:
     image: Image
     devices: tuple[str, ...]
     arenas: tuple[Arena, ...]
-    tensors: tuple[PlacedTensor, ...]
+    tensors: PlacedTensors
 
 
 def plan_load(checkpoint: Checkpoint, image: Image, device_map: Mapping[str, str]) -> LoadPlan:
@@ -53,34 +143,39 @@ def plan_load(checkpoint: Checkpoint, image: Image, device_map: Mapping[str, str
     chosen = _choose(checkpoint, device_map or {"": CPU})
     devices = tuple(dict.fromkeys(chosen.devices))
     numbers = list(map({device: i for i, device in enumerate(devices)}.__getitem__, chosen.devices))
-    extents: list[list[int]] = [[] for _ in devices]
-    for tensor, number in zip(chosen.tensors, numbers, strict=True):
-        extents[number].append(tensor.extent)
+    extents = [tensor[4] for tensor in chosen.tensors]
+    if len(devices) == 1:
+        wanted_by = [extents]
+    else:
+        wanted_by = [list(compress(extents, map(i.__eq__, numbers))) for i in range(len(devices))]
     arenas = tuple(
         _image_arena(image)
         if device == CPU and not checkpoint.is_compressed
         else plan_arena(checkpoint, image, wanted)
-        for device, wanted in zip(devices, extents, strict=True)
+        for device, wanted in zip(devices, wanted_by, strict=True)
     )
-    offsets = [arena.offsets for arena in arenas]
-    columns = zip(chosen.names, chosen.tensors, numbers, chosen.buffers, strict=True)
-    tensors = tuple(
-        [
-            PlacedTensor(
-                name,
-                dtype,
-                shape,
-                stride,
-                number,
-                offsets[number][extent] + (start * ITEM_SIZES[dtype] if start else 0),
-                is_buffer,
-            )
-            for name, (_, dtype, shape, stride, extent, start), number, is_buffer in columns
-        ]
+    kinds, kind = number_kinds([tensor[1:4] for tensor in chosen.tensors])
+    tensors = PlacedTensors(
+        names=chosen.names,
+        kinds=kinds,
+        kind=kind,
+        arena=numbers,
+        offset_bytes=_offsets(chosen.tensors, extents, [arenas[number] for number in numbers]),
+        buffers=chosen.buffers,
     )
     return LoadPlan(
         checkpoint=checkpoint, image=image, devices=devices, arenas=arenas, tensors=tensors
     )
+
+
+def _offsets(tensors: list[Tensor], extents: list[int], arenas: list[Arena]) -> list[int]:
+    """Return where each tensor's first element is, given its extent and arena."""
+    offsets = [arena.offsets[extent] for arena, extent in zip(arenas, extents, strict=True)]
+    skipped = [tensor[5] for tensor in tensors]  # Elements of the extent before it.
+    if any(skipped):
+        for number, (_, dtype, _, _, _, elements) in enumerate(tensors):
+            offsets[number] += elements * ITEM_SIZES[dtype] if elements else 0
+    return offsets
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +184,14 @@ class _Chosen:
 
     names: list[str]
     tensors: list[Tensor]
-    buffers: list[bool]
+    buffers: frozenset[int]
     devices: list[str]
 
 
 def _choose(checkpoint: Checkpoint, device_map: Mapping[str, str]) -> _Chosen:
     names = [*checkpoint.tensors, *checkpoint.buffers]
     tensors = [*checkpoint.tensors.values(), *checkpoint.buffers.values()]
-    buffers = [False] * len(checkpoint.tensors) + [True] * len(checkpoint.buffers)
+    buffers = frozenset(range(len(checkpoint.tensors), len(names)))
     if device_map.keys() == {""}:  # So an alias has no place of its own either.
         return _Chosen(names, tensors, buffers, [device_map[""]] * len(names))
     chooser = _Chooser(device_map)
@@ -112,9 +207,10 @@ def _choose(checkpoint: Checkpoint, device_map: Mapping[str, str]) -> _Chosen:
         for alias, canonical in checkpoint.aliases.items():
             number, own = numbers[canonical], chooser.find(alias)
             if own is not None and own != devices[number]:
+                if number in buffers:
+                    buffers |= {len(names)}
                 names.append(alias)
                 tensors.append(tensors[number])
-                buffers.append(buffers[number])
                 devices.append(own)
     return _Chosen(names, tensors, buffers, devices)
 

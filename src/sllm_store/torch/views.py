@@ -1,30 +1,37 @@
 """Tensors over the memory of a load: typed, strided views that keep it alive.
 
-One strided view for each row of tensors that are alike, then an index into it per tensor: 1 to 2 us
-each, so 20,000 tensors take 20 to 40 ms, in which their bytes can still be on the way.
+A call of PyTorch's for each of 20,000 tensors takes 20 to 40 ms, and lets go of the interpreter
+lock each time. A few calls make all of them: tensors that are alike and lie at equal distances are
+rows of one view, which is taken apart at once, and the others are cut out of their arena at once.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
+from itertools import chain, groupby
+from math import gcd, prod
+from operator import sub
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.dlpack import from_dlpack
 
 from sllm_store.checkpoint.dtype import contiguous_bytes
+from sllm_store.checkpoint.model import contiguous_stride
 from sllm_store.errors import InvalidCheckpointError, InvalidRequestError
 from sllm_store.interpreter import no_collection
 from sllm_store.torch.devices import torch_device
 from sllm_store.torch.dtypes import dtype_named
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from sllm_store.checkpoint.loaded import Placed
-    from sllm_store.checkpoint.plan import PlacedTensor
+    from sllm_store.checkpoint.plan import PlacedTensor, PlacedTensors
 
 _BLOCKS = "gguf:"
+_ROWS_MIN = 8  # Fewer are no quicker as rows.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +44,7 @@ class Views:
 
 def needs_bytes(placed: Placed) -> bool:
     """Whether views can only be made once the bytes are there, because they are dequantised."""
-    return any(tensor.dtype.startswith(_BLOCKS) for tensor in placed.tensors)
+    return any(kind.dtype.startswith(_BLOCKS) for kind in placed.tensors.kinds)
 
 
 def view_tensors(placed: Placed) -> Views:
@@ -45,61 +52,112 @@ def view_tensors(placed: Placed) -> Views:
 
     GGUF blocks are the exception: they become float32 tensors on the device of their arena.
     """
+    columns = placed.tensors
+    views: dict[int, torch.Tensor] = {}
     with no_collection():
         bases = _Bases(placed)
-        views: list[torch.Tensor | None] = [None] * len(placed.tensors)
-        for (arena, dtype, shape, stride), members in _by_kind(placed.tensors).items():
+        for (arena, dtype), kinds in _by_dtype(columns).items():
             if dtype.startswith(_BLOCKS):
-                for _, number in members:
-                    views[number] = bases.dequantize(placed.tensors[number])
+                for number in chain.from_iterable(kinds.values()):
+                    views[number] = bases.dequantize(columns[number])
             else:
-                members.sort()
-                like = _like(bases.typed(arena, dtype), shape, stride, [at for at, _ in members])
-                for (_, number), view in zip(members, like, strict=True):
-                    views[number] = view
-        tensors: dict[str, torch.Tensor] = {}
-        buffers: dict[str, torch.Tensor] = {}
-        for tensor, made in zip(placed.tensors, views, strict=True):
-            assert made is not None
-            (buffers if tensor.buffer else tensors)[tensor.name] = made
+                views |= _Cutter(bases.typed(arena, dtype), columns).cut(kinds)
+        made = [views[number] for number in range(len(columns))]
+        tensors = dict(zip(columns.names, made, strict=True))
+        buffers = {columns.names[number]: made[number] for number in sorted(columns.buffers)}
+    for name in buffers:
+        del tensors[name]
     _add_aliases(placed, tensors, buffers)
     return Views(tensors=tensors, buffers=buffers)
 
 
-_Kind = tuple[int, str, tuple[int, ...], tuple[int, ...]]  # Arena, dtype, shape, stride.
-
-
-def _by_kind(tensors: Sequence[PlacedTensor]) -> dict[_Kind, list[tuple[int, int]]]:
-    """Group the offsets and numbers of tensors by arena and kind."""
-    groups: dict[_Kind, list[tuple[int, int]]] = {}
-    for number, (_, dtype, shape, stride, arena, offset_bytes, _) in enumerate(tensors):
-        groups.setdefault((arena, dtype, shape, stride), []).append((offset_bytes, number))
+def _by_dtype(columns: PlacedTensors) -> dict[tuple[int, str], dict[int, list[int]]]:
+    """Return the numbers of tensors by arena and dtype, then by kind; each ascends by offset."""
+    alike: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for number in sorted(range(len(columns)), key=columns.offset_bytes.__getitem__):
+        alike[columns.arena[number], columns.kind[number]].append(number)
+    groups: defaultdict[tuple[int, str], dict[int, list[int]]] = defaultdict(dict)
+    for (arena, kind), numbers in alike.items():
+        groups[arena, columns.kinds[kind].dtype][kind] = numbers
     return groups
 
 
-def _like(
-    base: torch.Tensor,
-    shape: tuple[int, ...],
-    stride: tuple[int, ...],
-    offsets_bytes: Sequence[int],
-) -> Iterator[torch.Tensor]:
-    """Yield views of one shape and stride that start at ascending offsets.
+class _Cutter:
+    """Makes views of one dtype in one arena.
 
-    Where they lie at equal distances, a view of one dimension more spans them all, and each is an
-    index into it: that keeps the interpreter lock, which as_strided lets go of for every view.
+    They are cut below autograd, which does not know them as parts of one tensor then: each is by
+    itself, and may be written in place, although many came out of one call.
     """
-    item_bytes = base.element_size()
-    assert not any(offset % item_bytes for offset in offsets_bytes), "not aligned to its dtype"
-    starts = [offset // item_bytes for offset in offsets_bytes]
-    first = 0
-    while first < len(starts):
-        step = starts[first + 1] - starts[first] if first + 1 < len(starts) else 0
-        last = first + 1
-        while last < len(starts) and starts[last] - starts[last - 1] == step:
-            last += 1
-        rows = base.as_strided((last - first, *shape), (step, *stride), starts[first])
-        yield from map(rows.__getitem__, range(last - first))
-        first = last
+
+    def __init__(self, base: torch.Tensor, columns: PlacedTensors) -> None:
+        """`base` is all of the arena."""
+        self._base = base
+        self._columns = columns
+        self._views: dict[int, torch.Tensor] = {}
+        self._alone: list[tuple[int, int, int]] = []  # Start, number, and kind of contiguous ones.
+
+    def cut(self, kinds: dict[int, list[int]]) -> dict[int, torch.Tensor]:
+        """Return the views by their numbers, given those of each kind, ascending by offset."""
+        item_bytes = self._base.element_size()
+        with torch._C._AutoDispatchBelowADInplaceOrView():  # noqa: SLF001 - nothing public does it
+            for kind, numbers in kinds.items():
+                offsets = [self._columns.offset_bytes[number] for number in numbers]
+                assert gcd(*offsets) % item_bytes == 0, "a tensor is not aligned to its dtype"
+                starts = [offset // item_bytes for offset in offsets]
+                for first, last in _rows(starts):
+                    self._take(kind, numbers[first:last], starts[first:last])
+            self._cut_alone()
+        return self._views
+
+    def _take(self, kind: int, numbers: list[int], starts: list[int]) -> None:
+        """View tensors that are alike, at equal distances; a few wait for others like them."""
+        _, shape, stride = self._columns.kinds[kind]
+        if len(starts) < _ROWS_MIN and 0 not in shape and stride == contiguous_stride(shape):
+            self._alone += [(start, n, kind) for start, n in zip(starts, numbers, strict=True)]
+            return
+        step = starts[1] - starts[0] if len(starts) > 1 else 0
+        rows = self._base.as_strided((len(starts), *shape), (step, *stride), starts[0])
+        self._views.update(zip(numbers, rows.unbind(), strict=True))
+
+    def _cut_alone(self) -> None:
+        """Cut what is between the first and the last of those that wait, and keep what is asked."""
+        like: list[torch.Tensor] = []
+        numbers: list[int | None] = []
+        templates: dict[int, torch.Tensor] = {}
+        alone = sorted(self._alone)
+        first = end = alone[0][0] if alone else 0
+        for start, number, kind in alone:
+            _, shape, stride = self._columns.kinds[kind]
+            if start < end:  # It shares memory with the one before.
+                self._views[number] = self._base.as_strided(shape, stride, start)
+                continue
+            if start > end:
+                like.append(self._shaped((start - end,)))
+                numbers.append(None)
+            if kind not in templates:
+                templates[kind] = self._shaped(shape)
+            like.append(templates[kind])
+            numbers.append(number)
+            end = start + prod(shape)
+        made = torch._C._nn.unflatten_dense_tensors(self._base[first:end], like)  # noqa: SLF001
+        for asked, view in zip(numbers, made, strict=True):
+            if asked is not None:
+                self._views[asked] = view
+
+    def _shaped(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """Return something of a shape, which takes no memory."""
+        return self._base.as_strided(shape, (0,) * len(shape), 0)
+
+
+def _rows(starts: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield where to part ascending starts, so that those of each part are at equal distances."""
+    first = steps = 0
+    for _, equal in groupby(map(sub, starts[1:], starts)):
+        steps += len(list(equal))
+        yield first, steps + 1
+        first = steps + 1
+    if first < len(starts):
+        yield first, len(starts)
 
 
 def _add_aliases(

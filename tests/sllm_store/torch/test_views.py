@@ -17,7 +17,7 @@ from torch.utils.dlpack import from_dlpack
 
 from sllm_store.checkpoint.dtype import ITEM_SIZES
 from sllm_store.checkpoint.loaded import Loaded
-from sllm_store.checkpoint.plan import PlacedTensor
+from sllm_store.checkpoint.plan import PlacedTensor, PlacedTensors
 from sllm_store.errors import InvalidCheckpointError, InvalidRequestError
 from sllm_store.native import HostBuffer
 from sllm_store.torch.dtypes import dtype_named
@@ -42,7 +42,7 @@ def load_of(
     return Loaded(
         arenas=tuple(arenas),
         devices=("cpu",) * len(arenas),
-        tensors=tuple(tensors),
+        tensors=PlacedTensors.of(tensors),
         aliases=aliases or {},
         directory=Path("/nowhere"),
         format="sllm",
@@ -174,25 +174,28 @@ def test_gguf_blocks_become_float32(kind: str) -> None:
             st.sampled_from([(), (3,), (2, 4), (0, 2), (1, 5)]),
             st.booleans(),
             st.integers(0, 2),
+            st.sampled_from([1, 1, 1, 2, 9]),
         ),
         min_size=1,
-        max_size=30,
+        max_size=20,
     ),
     order=st.randoms(use_true_random=False),
 )
 def test_tensors_that_are_alike_are_views_as_each_by_itself_would_be(
-    kinds: list[tuple[str, tuple[int, ...], bool, int]], order: random.Random
+    kinds: list[tuple[str, tuple[int, ...], bool, int, int]], order: random.Random
 ) -> None:
     """In rows at equal distances, in rows that break off, and twice at one place."""
-    buffer = HostBuffer(1 << 16)
+    buffer = HostBuffer(1 << 17)
     raw = from_dlpack(buffer)
     raw.copy_(torch.arange(raw.numel()).remainder(251))
-    tensors, offset = [], 0
-    for number, (dtype, shape, transposed, gap) in enumerate(kinds):
+    tensors: list[PlacedTensor] = []
+    offset = 0
+    for dtype, shape, transposed, gap, count in kinds:
         stride = torch.empty(shape, device="meta").stride()
         stride = tuple(reversed(stride)) if transposed and len(shape) == 2 else stride
-        tensors.append(placed(f"t{number}", dtype, shape, offset, stride=stride))
-        offset += 256 * gap
+        for _ in range(count):
+            tensors.append(placed(f"t{len(tensors)}", dtype, shape, offset, stride=stride))
+            offset += 256 * gap
     order.shuffle(tensors)
     found = view_tensors(load_of(tensors, [buffer])).tensors
     assert list(found) == [tensor.name for tensor in tensors]
@@ -207,3 +210,20 @@ def test_tensors_that_are_alike_are_views_as_each_by_itself_would_be(
             plain.data_ptr(),
         )
         assert view.is_leaf
+
+
+@pytest.mark.parametrize("count", [1, 7, 20])
+def test_each_tensor_is_by_itself_for_autograd_however_it_was_cut(count: int) -> None:
+    buffer = HostBuffer(1 << 16)
+    from_dlpack(buffer).view(torch.float32)[:] = 2.0
+    tensors = [placed(f"t{n}", "float32", (4, 8), 256 * n) for n in range(count)]
+    views = view_tensors(load_of(tensors, [buffer])).tensors
+    factor = torch.full((8,), 3.0, requires_grad=True)
+    written = views["t0"]
+    written.mul_(factor)
+    written.sum().backward()
+    assert factor.grad is not None
+    assert torch.equal(factor.grad, torch.full((8,), 8.0))
+    assert from_dlpack(buffer).view(torch.float32)[:32].eq(6.0).all()
+    assert all(view._base is None for view in views.values())
+    assert not any(view.requires_grad for name, view in views.items() if name != "t0")
