@@ -72,7 +72,7 @@ def create(
     if source is not None:
         made, where = Modelfile(source=source), Path.cwd()
     else:
-        made, where = parse_modelfile(path.read_text("utf-8")), path.absolute().parent
+        made, where = parse_modelfile(_read(path)), path.absolute().parent
     origin = as_source(made.source)
     if isinstance(origin, str) and (where / origin).exists():
         origin = where / origin
@@ -91,6 +91,17 @@ def create(
     )
     if not quiet:
         note(f"created {model.name}")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError as error:
+        raise Failure(
+            f"there is no {path} here: write one, name another with --file, or a model with --from"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise Failure(f"{path} is not text in UTF-8: a Modelfile begins with FROM") from error
 
 
 def _name_of(models: list[Model], path: Path) -> str | Path:

@@ -6,6 +6,8 @@ for a bug.
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import IO, Any
 
 import click
@@ -14,6 +16,13 @@ from sllm.core.errors import ServingError
 from sllm_store.errors import StoreError
 
 INTERRUPTED = 130
+_ELSEWHERE = "choose another place: --model-root, or GDSLLM_MODEL_ROOT"
+_ADVICE = {
+    errno.ENOSPC: f"free some space, or {_ELSEWHERE}",
+    errno.EDQUOT: f"free some space, or {_ELSEWHERE}",
+    errno.EROFS: _ELSEWHERE,
+    errno.EACCES: "ask its owner for the right to it, or choose another",
+}
 
 
 class Failure(click.ClickException):
@@ -40,7 +49,18 @@ class EdgeGroup(click.Group):
         except (click.Abort, KeyboardInterrupt):
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
-        except (ServingError, StoreError, OSError) as error:
-            if isinstance(error, BrokenPipeError):
-                raise  # click ends quietly when nobody reads the output.
+        except BrokenPipeError:
+            raise  # click ends quietly when nobody reads the output.
+        except OSError as error:
+            raise Failure(_told(error)) from error
+        except (ServingError, StoreError) as error:
             raise Failure(str(error)) from error
+
+
+def _told(error: OSError) -> str:
+    """Return what the system refused, and what to do where that is known."""
+    if error.errno is None:
+        return str(error)
+    where = f"{error.filename}: " if error.filename is not None else ""
+    advice = _ADVICE.get(error.errno)
+    return f"{where}{os.strerror(error.errno)}" + (f"; {advice}" if advice else "")

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sllm.core.errors import SettingsError
 from sllm.library.places import config_directory
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def read_files(environment: MutableMapping[str, str], directory: Path) -> None:
     """Add what files say of the documented variables, where the environment does not say it.
 
     The nearest `.env` from a directory upward is read, then the one beside a person's settings.
-    Other variables in them are nobody's business here.
+    Other variables in them are nobody's business here. Raises SettingsError, or OSError, for a file
+    that cannot be read.
     """
     from dotenv import dotenv_values
 
@@ -38,7 +40,13 @@ def read_files(environment: MutableMapping[str, str], directory: Path) -> None:
     for path in (nearest, config_directory(environment) / FILE):
         if path is None or not path.is_file():
             continue
-        for name, value in dotenv_values(path).items():
+        try:
+            found = dotenv_values(path)
+        except UnicodeDecodeError as error:
+            raise SettingsError(
+                f"{path} is not text in UTF-8: write NAME=value lines there, or remove it"
+            ) from error
+        for name, value in found.items():
             if name in VARIABLES and value is not None:
                 environment.setdefault(name, value)
 

@@ -26,7 +26,11 @@ def list_command(*, beginning: str, root: Path | None) -> None:
     """List the models on this machine, or those whose names have a BEGINNING."""
     library = open_library(root)
     now = datetime.now(UTC)
-    models = [model for model in library.list() if model.name.lower().startswith(beginning.lower())]
+    known = library.list()
+    models = [model for model in known if model.name.lower().startswith(beginning.lower())]
+    if known and not models:
+        note(f"no model's name begins with {beginning}: `gdsllm list` names all {len(known)}")
+        return
     if not models:
         note(f"no models in {library.root}: `gdsllm pull smollm2` fetches a small one")
         return

@@ -41,7 +41,9 @@ _OPTIONS = {
 @click.argument("model")
 @click.argument("words", nargs=-1, metavar="[PROMPT]...")
 @click.option("--prompt", help="The prompt: answer it, and end.")
-@click.option("--max-tokens", type=int, help="End an answer after so many tokens.")
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), help="End an answer after so many tokens."
+)
 @click.option("--temperature", type=float, help="0 takes the likeliest token, more is bolder.")
 @click.option("--top-p", type=float, help="Choose among the likeliest tokens of this share.")
 @click.option("--top-k", type=int, help="Choose among so many of the likeliest tokens.")
@@ -132,6 +134,11 @@ def _read_format(text: str | None) -> str | dict[str, Any] | None:
         return text
     try:
         schema = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text())
+    except OSError as error:
+        raise InvalidRequestError(
+            f"--format: {text} cannot be read ({error.strerror}): give json, the text of a JSON "
+            "schema, or a file of it"
+        ) from error
     except ValueError as error:
         raise InvalidRequestError(f"--format: not a JSON schema: {error}") from error
     if not isinstance(schema, dict):

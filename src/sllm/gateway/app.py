@@ -124,8 +124,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 async def _preload(service: Service, name: str) -> None:
     try:
         (await service.host.lease(name)).release()
-    except (ServingError, StoreError, OSError) as error:
-        log.warning("preload failed", extra={"model": name, "error": str(error)})
+    except Exception as error:  # noqa: BLE001 - nobody waits for it, and requests try again.
+        log.warning("%s is not loaded from the start: %s", name, describe(error).message)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -254,16 +254,15 @@ class ModelHost:
             began_s = time.monotonic()
             loop = asyncio.get_running_loop()
             loaded = await loop.run_in_executor(self._threads, self._load, entry.model)
-        except BaseException as error:
+        except BaseException:
             self._slots.release()
             if self._entries.get(entry.model.name) is entry:
                 entry.stop_timer()
                 del self._entries[entry.model.name]
-            log.warning("load failed", extra={"model": entry.model.name, "error": str(error)})
             raise
         load_s = time.monotonic() - began_s
         self._on_load(load_s)
-        log.info("model loaded", extra={"model": entry.model.name, "load_s": load_s})
+        log.info("%s was loaded in %.3f s", entry.model.name, load_s)
         return loaded
 
     def _load(self, model: Model) -> Loaded:
@@ -293,7 +292,7 @@ class ModelHost:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._threads, loaded.engine.close)
             self._slots.release()
-            log.info("model unloaded", extra={"model": entry.model.name})
+            log.info("%s was unloaded", entry.model.name)
         finally:
             self._leaving.discard(entry)
 

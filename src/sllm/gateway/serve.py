@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 from typing import TYPE_CHECKING
@@ -103,6 +104,13 @@ def _bind(settings: Settings) -> socket.socket:
         )
     except OSError as error:
         raise SettingsError(
-            f"{settings.host}:{settings.port} cannot be served on: {error.strerror or error}; "
-            "choose another port, or stop what uses it"
+            f"{settings.host}:{settings.port} cannot be served on: {_reason(error)}; choose "
+            "another port, or stop what uses it"
         ) from error
+
+
+def _reason(error: OSError) -> str:
+    """Return the system's words alone; a name that is not found has its own numbers and words."""
+    if isinstance(error, socket.gaierror) or error.errno is None:
+        return error.strerror or str(error)
+    return os.strerror(error.errno)

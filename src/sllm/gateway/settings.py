@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KEEP_ALIVE_S = 300.0
+_DEVICE = re.compile(r"auto|cpu|cuda(?::[0-9]{1,3})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +64,19 @@ class Settings:
                 raise SettingsError(f"{name} is {value}, and has to be at least {low}")
         if not 0 <= self.port <= 65535:
             raise SettingsError(f"port is {self.port}, not between 0 and 65535")
+        if not _DEVICE.fullmatch(self.device):
+            raise SettingsError(
+                f"device is {self.device!r}: use auto, cpu, cuda, or cuda:1 and so on"
+            )
         if self.draft is not None and not self.speculate:
             raise SettingsError("draft names a model that guesses, and speculate is off")
         if self.keep_alive_s != self.keep_alive_s:
             raise SettingsError("keep_alive_s is not a number")
         if self.token is not None and not (self.token.isascii() and self.token.strip()):
-            raise SettingsError("the token is empty or not ASCII; no HTTP header can carry it")
+            raise SettingsError(
+                "the token is empty or not ASCII, and no HTTP header can carry it: set "
+                "GDSLLM_API_TOKEN to letters and digits"
+            )
         if len(self.preload) > self.max_loaded:
             raise SettingsError(
                 f"preload names {len(self.preload)} models, but max_loaded is "

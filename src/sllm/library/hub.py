@@ -23,6 +23,7 @@ from sllm.library.model import Progress
 from sllm.library.names import LATEST
 from sllm.library.package_index import sha256_of
 from sllm.library.storage import place
+from sllm_store.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,6 +74,7 @@ def fetched_from_hub(  # noqa: PLR0917 - what, from where, to where.
         with _translated(name):
             commit, files = _list_files(hub, name)
             choice = choose_files(name.model, files, name.tag)
+            _require_room(name, commit, choice, cache)
             for file in choice.files:
                 path = _download(hub, name, commit, file, cache, on_progress)
                 place(path, directory / file.name, may_link=hub.cache is not None)
@@ -122,6 +124,27 @@ def _list_files(hub: Hub, name: ModelName) -> tuple[str, list[HubFile]]:
         )
         for sibling in info.siblings or ()
     ]
+
+
+def _require_room(name: ModelName, commit: str, choice: Choice, cache: Path) -> None:
+    """Raise PullError if what has not arrived yet is more than the cache's disk has room for."""
+    from huggingface_hub import try_to_load_from_cache
+
+    missing_bytes = sum(
+        file.size_bytes
+        for file in choice.files
+        if not isinstance(
+            try_to_load_from_cache(name.model, file.name, cache_dir=cache, revision=commit), str
+        )
+    )
+    cache.mkdir(parents=True, exist_ok=True)
+    free_bytes = shutil.disk_usage(cache).free
+    if missing_bytes > free_bytes:
+        raise PullError(
+            f"{name} needs {format_size(missing_bytes)} more, and {cache} has room for "
+            f"{format_size(free_bytes)}: free some space, choose another disk with "
+            "GDSLLM_MODEL_ROOT or GDSLLM_HF_CACHE, or pull a smaller quantisation"
+        )
 
 
 def _download(  # noqa: PLR0917 - one file of one commit, from one place to another.

@@ -252,7 +252,12 @@ class Library:
             return tagged[0]
         near = [str(one.name) for one in tagged]
         near = near or nearest(name, [one.name for one in known])
-        hint = f"did you mean {' or '.join(near)}?" if near else f"`gdsllm pull {text}` fetches it"
+        if near:
+            hint = f"did you mean {' or '.join(near)}?"
+        elif self._origins.knows(name):
+            hint = f"`gdsllm pull {text}` fetches it"
+        else:
+            hint = "`gdsllm list` names those that are, `gdsllm pull --help` what can be fetched"
         raise ModelNotFoundError(f"no model {text!r} on this machine: {hint}")
 
     def _publish(self, manifest: Manifest) -> Model:

@@ -104,7 +104,7 @@ def read_header(path: Path, size_bytes: int, *, root: Path | None) -> Header:
     """Return the header of a GGUF file of `size_bytes`; FieldError says which field is wrong."""
     cursor = _Cursor(path, size_bytes, root)
     if cursor.take(4, "magic") != MAGIC:
-        raise FieldError("does not begin with 'GGUF'")
+        raise FieldError("does not begin with 'GGUF': it is another kind of file, or damaged")
     version = cursor.number("I", "version")
     if version not in (2, 3):
         big = " (a big-endian file)" if version & 0xFFFF == 0 else ""
@@ -141,7 +141,10 @@ class _Cursor:
         """Return the data, holding at least `end` bytes."""
         if end > len(self._data):
             if end > self._limit:
-                raise FieldError(f"the header ends, or its {HEADER_BYTES_MAX} bytes do, in {what}")
+                raise FieldError(
+                    f"the header ends, or its {HEADER_BYTES_MAX} bytes do, in {what}; the file is "
+                    "truncated: fetch it again"
+                )
             want = min(max(end, 2 * len(self._data), _READ_BYTES), self._limit) - len(self._data)
             self._data += read_range(self._path, len(self._data), want, root=self._root)
             if end > len(self._data):

@@ -54,6 +54,8 @@ def test_what_show_writes_makes_the_model_again(
 
 
 def test_a_modelfile_that_is_wrong_is_one_red_line(run: Callable[..., Result], home: Path) -> None:
-    assert "error: " in run("create", "mine", code=1).stderr
+    assert "there is no Modelfile here" in run("create", "mine", code=1).stderr
+    (home / "Modelfile").write_bytes(b"GGUF\xff")
+    assert "is not text" in run("create", "mine", code=1).stderr
     (home / "Modelfile").write_text("FROM x\nADAPTER y")
     assert "error: line 2 of the Modelfile: ADAPTER" in run("create", "mine", code=1).stderr

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sllm.cli.environment import read_files
+from sllm.cli.environment import VARIABLES, read_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     import pytest
     from click.testing import Result
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_the_nearest_says_it(tmp_path: Path) -> None:
@@ -40,3 +42,15 @@ def test_commands_read_the_files(
     (home / ".env").write_text(f"GDSLLM_MODEL_ROOT={home / 'elsewhere'}\n")
     run("pull", str(tiny))
     assert (home / "elsewhere" / "manifests").is_dir()
+
+
+def test_a_file_that_is_no_text_is_named(run: Callable[..., Result], home: Path) -> None:
+    (home / ".env").write_bytes(b"\xff\xfe\x00")
+    assert f"{home / '.env'} is not text" in run("list", code=1).stderr
+
+
+def test_the_example_has_only_what_is_read() -> None:
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    named = {line[1:].partition("=")[0] for line in lines if line[:1] == "#" and line[1:2] != " "}
+    assert named
+    assert named <= set(VARIABLES)

@@ -28,6 +28,7 @@ def test_models_are_listed(run: Callable[..., Result], tiny: Path) -> None:
     assert len(lines[1][1]) == 12
     assert lines[1][1] == lines[2][1]
     assert "tiny" not in run("list", "oth").stdout
+    assert "no model's name begins with zzz" in run("list", "zzz").stderr
     tiny.unlink()
     assert "cannot be used" in run("list").stderr
 

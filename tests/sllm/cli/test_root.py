@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import click
+import pytest
 
 from sllm.cli import cli
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pytest
     from click.testing import Result
 
 HEAVY = ("torch", "transformers", "fastapi", "huggingface_hub", "prompt_toolkit", "httpx", "numpy")
@@ -45,6 +47,24 @@ def test_an_interruption_is_130(
 
     monkeypatch.setattr(cli.commands["list"], "callback", interrupt)
     assert "interrupted" in run("list", code=130).stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "No space left on device; free some space, or choose another place"),
+        (errno.EACCES, "Permission denied; ask its owner"),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+def test_what_the_system_refuses_is_told_with_what_to_do(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, number: int, said: str
+) -> None:
+    def refuse(**options: object) -> None:
+        raise OSError(number, os.strerror(number), "/there")
+
+    monkeypatch.setattr(cli.commands["list"], "callback", refuse)
+    assert run("list", code=1).stderr.startswith(f"error: /there: {said}")
 
 
 def test_wrong_usage_is_2(run: Callable[..., Result]) -> None:

@@ -72,6 +72,8 @@ def test_a_schema_is_text_or_a_file(
         assert ollama.bodies("/api/generate")[-1]["format"] == schema
     (home / "schema.json").write_text("[]")
     assert "is an object" in run("run", "tiny", "hi", "--format", "schema.json", code=1).stderr
+    unread = run("run", "tiny", "hi", "--format", "none.json", code=1).stderr
+    assert "--format: none.json cannot be read" in unread
 
 
 def test_thoughts_and_figures_are_beside_the_answer(run: Callable[..., Result]) -> None:

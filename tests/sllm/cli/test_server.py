@@ -70,6 +70,9 @@ def test_a_server_is_started_and_stopped(run: Callable[..., Result], home: Path)
 
 def test_what_cannot_be_served_is_told(run: Callable[..., Result]) -> None:
     assert "GDSLLM_API_TOKEN" in run("serve", "--host", "0.0.0.0", code=1).stderr
-    assert "no model 'gpt5'" in run("serve", "gpt5", code=1).stderr
+    unknown = run("serve", "gpt5", code=1).stderr
+    assert "no model 'gpt5'" in unknown
+    assert "gdsllm pull gpt5" not in unknown
+    assert "use auto, cpu" in run("serve", "--device", "tpu", code=1).stderr
     assert "no model 'gpt5'" in run("serve", "--draft", "gpt5", code=1).stderr
     assert "needs a MODEL" in run("serve", "--preload", code=2).stderr

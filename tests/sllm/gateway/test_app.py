@@ -247,6 +247,15 @@ def test_a_model_can_be_loaded_at_the_start(
     assert len(script.opened) == 1
 
 
+def test_a_model_that_cannot_be_loaded_at_the_start_is_told_with_the_reason(
+    serve: Callable[..., httpx.Client], caplog: pytest.LogCaptureFixture
+) -> None:
+    client = serve(preload=("gone",))
+    while not caplog.records:
+        assert client.get("/health").status_code == 200
+    assert "gone is not loaded from the start: no model 'gone'" in caplog.text
+
+
 def test_the_end_of_the_server_ends_running_answers(
     settings: Settings, library: Library, backing: Backing, script: Script
 ) -> None:

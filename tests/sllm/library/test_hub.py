@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import huggingface_hub.constants
@@ -129,6 +130,16 @@ def test_a_cache_of_ones_own_is_kept_and_used_again(tmp_path: Path, hub: FakeHub
     assert list((tmp_path / "cache").rglob("blocks-Q4_K_M.gguf"))
     library.pull("org/blocks")
     assert len(hub.gets) == 1
+
+
+def test_a_model_larger_than_the_disk_is_refused_before_it_is_fetched(
+    library: Library, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(PullError, match=r"org/blocks.* needs .* more, and .* room for 10 B"):
+        library.pull("org/blocks")
+    assert not [name for name, _ in hub.gets if name.endswith(".gguf")]
+    assert library.list() == []
 
 
 def test_a_gated_model_needs_a_token(tmp_path: Path, library: Library, hub: FakeHub) -> None:
