@@ -2,15 +2,16 @@
 
 Writes a model of Llama 70B's layer shapes in Q4_0, a few layers of it, random, and decodes with it
 on a device whose budget holds no layer: out of pinned host memory, then from disk, for 1 and for 16
-requests. Then experts of Qwen3.5-MoE-397B's shapes, in Q4_0, are leased by a routing trace from a
-cache on the device over pinned memory. The link and the disk are measured in the same run, with the
+requests. Then experts of Qwen3.5-MoE-397B's shapes, in Q4_0, are used by a routing trace from a
+cache on the device over pinned memory, whose books the host keeps, or the device: then a pass is
+recorded once and replayed. The link and the disk are measured in the same run, with the
 same bytes; a fraction is the time that they need over the time that was needed. Tokens per second
 are those of a model with all of its layers. Before anything is read from the disk, the page cache
 gives the files up. Without a GPU only the disk is streamed from. With --for-gpu the
 models are laid out first, as `gdsllm pull --for-gpu` does.
 
     python -m benchmarks.streaming --work DIR --out FILE.json [--layers 6] [--passes 8] [--small]
-        [--for-gpu]
+        [--for-gpu] [--only experts] [--books host device]
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from benchmarks.routing import Routing, route_tokens
 from sllm.runtime.batch import Batch, Piece
 from sllm.runtime.cache.memory import CacheMemory
 from sllm.runtime.decoder import Decoder
+from sllm.runtime.layers.recording import PlainRecorder, recorder_on
+from sllm.runtime.weights import device_placement
 from sllm.runtime.weights.laid_out import write_laid_out
 from sllm.runtime.weights.model_groups import ModelGroups
 from sllm.runtime.weights.opening import device_needs, open_weights
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from sllm.runtime.weights.stored import StoredWeights
 
 BATCHES = (1, 16)
+BOOKS = ("host", "device")
 WARM_PASSES = 2
 BLOCK_WEIGHTS, BLOCK_BYTES = 32, 18
 BUFFERS = 3
@@ -99,6 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--passes", type=int, default=8)
     parser.add_argument("--small", action="store_true", help="small shapes, to try the program")
     parser.add_argument("--for-gpu", action="store_true", help="lay weights out before")
+    parser.add_argument("--only", choices=("layers", "experts"), help="measure these alone")
+    parser.add_argument(
+        "--books", nargs="+", choices=BOOKS, default=BOOKS, help="who keeps those of the experts"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--commit", default="")
     options = parser.parse_args(arguments)
@@ -110,23 +118,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result = Result(question, out=options.out, device=str(device), commit=options.commit)
     result.describe(layers=options.layers, for_gpu=options.for_gpu)
     laid_out_on = device if options.for_gpu else None
-    with _written(options.work / "dense.gguf", shapes, options.layers, laid_out_on) as path:
-        for tier in ("host", "disk") if device.type == "cuda" else ("disk",):
-            for batch in BATCHES:
-                run = Run(path, shapes, device=device, passes=options.passes)
-                _add(result, "layers", run.measure(tier=tier, batch=batch))
-    with _written(options.work / "moe.gguf", experts, 2, laid_out_on) as path:
-        for slots in sorted({2 * experts.chosen, experts.experts // 8, experts.experts // 4}):
-            row = lease_experts(path, experts, device=device, slots=slots)
-            _add(result, "experts", row)
+    if options.only != "experts":
+        with _written(options.work / "dense.gguf", shapes, options.layers, laid_out_on) as path:
+            run = Run(path, shapes, device=device, passes=options.passes)
+            _stream_layers(result, run)
+    if options.only != "layers":
+        with _written(options.work / "moe.gguf", experts, 2, laid_out_on) as path:
+            for books in options.books if device.type == "cuda" else ("host",):
+                _stream_experts(result, path, experts, device=device, books=books)
+
+
+def _stream_layers(result: Result, run: Run) -> None:
+    for tier in ("host", "disk") if run.device.type == "cuda" else ("disk",):
+        for batch in BATCHES:
+            _add(result, "layers", run.measure(tier=tier, batch=batch))
+
+
+def _stream_experts(
+    result: Result, path: Path, experts: Shapes, *, device: torch.device, books: str
+) -> None:
+    device_placement.FETCHED_BY_DEVICE = books == "device"
+    for slots in sorted({2 * experts.chosen, experts.experts // 8, experts.experts // 4}):
+        row = lease_experts(path, experts, device=device, slots=slots)
+        _add(result, "experts", {"books": books, **row})
 
 
 def _add(result: Result, streamed: str, row: dict[str, Any]) -> None:
     result.add({"streamed": streamed, **row})
     where = f"from {row['tier']:5} batch {row['batch']:3}" if "tier" in row else ""
-    where = where or f"{row['slots_per_layer']:4} slots, {row['hit_rate']:.1%} hits"
+    where = where or (
+        f"{row['slots_per_layer']:4} slots, {row['hit_rate']:.1%} hits, {row['books']}'s books"
+    )
     print(
-        f"{streamed:8} {where:24} {row['fraction_of_bound']:6.1%} of the bound, "
+        f"{streamed:8} {where:40} {row['fraction_of_bound']:6.1%} of the bound, "
         f"{row['tokens_per_s_of_whole']:8.2f} tokens/s",
         flush=True,
     )
@@ -216,9 +240,10 @@ class Run:
 def lease_experts(
     path: Path, shapes: Shapes, *, device: torch.device, slots: int, tokens: int = 200
 ) -> dict[str, Any]:
-    """Return what leases by a routing trace took, with so many slots per layer.
+    """Return what the experts of a routing trace took, with so many slots per layer.
 
-    On a GPU the experts are computed with as well, all that a token was sent to at once.
+    On a GPU the experts are computed with as well, all that a token was sent to at once. Tokens
+    follow each other without waiting, since a real pass has many times as many layers.
     """
     model = ModelGroups.open(path)
     needs = device_needs(model) if device.type == "cuda" else model.needs()
@@ -226,31 +251,29 @@ def lease_experts(
     kept = needs.ends_bytes + needs.other_bytes + sum(needs.layer_bytes)
     budget = kept + slots * layers * needs.expert_bytes
     routing = Routing(experts=shapes.experts, chosen=shapes.chosen, layers=layers)
-    warm, trace = tokens // 2, list(route_tokens(routing, tokens=tokens, seed=1))
+    trace = torch.from_numpy(np.stack(list(route_tokens(routing, tokens=tokens, seed=1))))
+    trace, warm = trace.to(device), tokens // 2
     with open_weights(path, device=device, device_budget_bytes=budget) as source:
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        x = torch.randn((1, shapes.hidden), device=device).to(dtype)
         counts = source.expert_counts
         assert counts is not None, "not all experts fit"
-        started_s = 0.0
-        for number, chosen in enumerate(trace):
-            if number == warm:
-                counts.reset()
-                started_s = time.perf_counter()
-            for layer, numbers in enumerate(chosen.tolist()):
-                with source.layer(layer) as weights:
-                    assert weights.experts is not None, "every layer has experts"
-                    _use(weights.experts, numbers, x)
-            _synchronise(device)
+        step = _experts_step(source, shapes, trace)
+        for number in range(warm):
+            step(number)
+        _synchronise(device)
+        counts.reset()
+        started_s = time.perf_counter()
+        for number in range(warm, tokens):
+            step(number)
+        _synchronise(device)
         seconds = (time.perf_counter() - started_s) / (tokens - warm)
-        missed = counts.misses / (tokens - warm)
+        missed, hit_rate = counts.misses / (tokens - warm), counts.hit_rate
     rate = copy_rate(device, needs.expert_bytes)
     if rate is None:
         rate = read_rate(model, range(layers))
     bound_s = missed * needs.expert_bytes / rate
     return {
         "slots_per_layer": slots,
-        "hit_rate": counts.hit_rate,
+        "hit_rate": hit_rate,
         "bytes_per_token_and_layer": missed / layers * needs.expert_bytes,
         "gb_per_s_of_bound": rate / 1e9,
         "seconds_per_layer": seconds / layers,
@@ -259,14 +282,44 @@ def lease_experts(
     }
 
 
-def _use(experts: ExpertSource, numbers: list[int], x: torch.Tensor) -> None:
-    if experts.grouped is None:
-        with experts.lease(numbers) as leased:
-            dict(leased)
-        return
-    chosen = torch.tensor([numbers], device=x.device)
-    shares = torch.full(chosen.shape, 1 / len(numbers), dtype=x.dtype, device=x.device)
-    experts.grouped(x, chosen, shares)
+def _experts_step(
+    source: StoredWeights, shapes: Shapes, trace: torch.Tensor
+) -> Callable[[int], object]:
+    """Return what computes the experts of a token of a trace, (tokens, layers, chosen)."""
+    device = trace.device
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    x = torch.randn((1, shapes.hidden), device=device).to(dtype)
+    shares = torch.full((1, shapes.chosen), 1 / shapes.chosen, dtype=dtype, device=device)
+    now = trace[:1].clone()
+
+    def compute() -> torch.Tensor:
+        found = []
+        for layer in range(now.shape[1]):
+            with source.layer(layer) as weights:
+                assert weights.experts is not None, "every layer has experts"
+                found.append(_use(weights.experts, now[:, layer], x, shares))
+        return torch.stack(found)
+
+    waits = not device_placement.FETCHED_BY_DEVICE
+    recorder = PlainRecorder() if waits else recorder_on(device)
+    assert recorder is not None, "a device that keeps books records"
+    replay = recorder.record(compute)
+
+    def step(number: int) -> object:
+        now.copy_(trace[number : number + 1])
+        return replay()
+
+    return step
+
+
+def _use(
+    experts: ExpertSource, chosen: torch.Tensor, x: torch.Tensor, shares: torch.Tensor
+) -> torch.Tensor:
+    if experts.grouped is not None:
+        return experts.grouped(x, chosen, shares)
+    with experts.lease(chosen[0].tolist()) as leased:
+        dict(leased)
+    return x
 
 
 def copy_rate(device: torch.device, size_bytes: int) -> float | None:
