@@ -11,6 +11,7 @@ import torch
 from benchmarks.expert_products import FORMATS, make_case
 from benchmarks.streaming import SMALL_MOE, write_model
 from sllm.runtime.weights import device_placement
+from sllm.runtime.weights.laid_out import write_laid_out
 from sllm.runtime.weights.lane import CudaLane
 from sllm.runtime.weights.model_groups import ModelGroups
 from sllm.runtime.weights.opening import device_needs, open_on_device
@@ -69,6 +70,18 @@ def test_cached_experts_compute_the_bits_of_resident_ones(
 ) -> None:
     resident = _compute(path)
     assert torch.equal(_compute(path, expert_slots=device, host_expert_slots=host), resident)
+
+
+@pytest.mark.parametrize("slots", [9, 14])
+def test_books_of_the_device_compute_the_bits_of_resident_experts(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, slots: int
+) -> None:
+    planes = path.with_suffix("")
+    write_laid_out(path, planes, device=torch.device("cuda"))
+    resident = _compute(planes)
+    monkeypatch.setattr(device_placement, "FETCHED_BY_DEVICE", True)
+    for _ in range(3):
+        assert torch.equal(_compute(planes, expert_slots=slots, host_expert_slots=24), resident)
 
 
 def test_groups_are_what_experts_one_by_one_are(
