@@ -6,6 +6,7 @@ x + mixer(norm(x)), then x + mlp(norm(x)), whether its weights are resident or s
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -21,7 +22,6 @@ from sllm.runtime.layers.mlp import Mlp
 from sllm.runtime.layers.operations import operations_on
 from sllm.runtime.layers.passage import Passage
 from sllm.runtime.layers.rope import Rope
-from sllm.runtime.weights.grouped import ResidentGroup
 
 if TYPE_CHECKING:
     from sllm.runtime.batch import Batch
@@ -65,10 +65,12 @@ class Decoder:
         native = operations is None and dtype == torch.float32 and self.device.type == "cpu"
         self._host = HostLayers(config) if native else None
         self._steps: RecordedSteps | None = None
-        if recorder is not None and self._operations.records and _repeats(config, source):
-            from sllm.runtime.layers.recorded_steps import RecordedSteps
+        if recorder is not None and self._operations.records:
+            from sllm.runtime.layers.recorded_steps import MOST_ROWS, RecordedSteps
 
-            self._steps = RecordedSteps(self._step, recorder, self.device)
+            most_rows = int(min(MOST_ROWS, _most_rows(config, source)))
+            if most_rows:
+                self._steps = RecordedSteps(self._step, recorder, self.device, most_rows=most_rows)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, memory: CacheMemory) -> torch.Tensor:
@@ -98,7 +100,10 @@ class Decoder:
         ends = self._source.ends
         x = ends.matrices["embed_tokens.weight"].embed(inputs.tokens, self.dtype)
         rotation = self._rope.rotate(inputs.positions, (), self.dtype)
-        passage = Passage(self._operations, rotation, memory, inputs.places, steps=inputs.steps)
+        dead = inputs.places < 0 if len(inputs.places) > 1 else None
+        passage = Passage(
+            self._operations, rotation, memory, inputs.places, steps=inputs.steps, dead=dead
+        )
         x, added = self._through_layers(x, passage)
         return self._logits(self._join(x, added, self._norm(ends, "norm"))[1])
 
@@ -161,24 +166,27 @@ def _note_lengths(batch: Batch) -> None:
         span.sequence.length = span.end
 
 
-def _repeats(config: ModelConfig, source: WeightSource) -> bool:
-    """Return whether every step asks for the same, at the same places, but for its inputs.
+def _most_rows(config: ModelConfig, source: WeightSource) -> float:
+    """Return of how many rows every step asks for the same, at the same places, but for its inputs.
 
-    It does not where weights move, the host looks at numbers or at a sequence's length, or a
+    There are none where weights move, the host looks at numbers or at a sequence's length, or a
     layer keeps states by slot.
     """
     if not source.stays or isinstance(config.rope.scaling, DynamicScaling):
-        return False
-    return all(
-        isinstance(layer.mixer, AttentionConfig)
-        and (isinstance(layer.mlp, MlpConfig) or _has_all_experts(source, index))
-        for index, layer in enumerate(config.layers)
-    )
+        return 0
+    return min(_most_layer_rows(layer, source, index) for index, layer in enumerate(config.layers))
 
 
-def _has_all_experts(source: WeightSource, index: int) -> bool:
+def _most_layer_rows(layer: LayerConfig, source: WeightSource, index: int) -> float:
+    if not isinstance(layer.mixer, AttentionConfig):
+        return 0
+    if isinstance(layer.mlp, MlpConfig):
+        return math.inf
     with source.layer(index) as weights:
-        return weights.experts is not None and isinstance(weights.experts.grouped, ResidentGroup)
+        grouped = None if weights.experts is None else weights.experts.grouped
+    if grouped is None:
+        return 0
+    return math.inf if grouped.most_pairs is None else grouped.most_pairs // layer.mlp.chosen
 
 
 def _mixer(layer: LayerConfig, config: ModelConfig, index: int) -> Block:

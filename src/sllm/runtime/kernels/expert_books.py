@@ -69,7 +69,7 @@ class LayerBooks:
         """Return the slots of chosen experts, two for each: if it is there, and if it is to come.
 
         The other one is -1. What is to come is noted in `missing`, and counts as there from the
-        next claim on. There are as many slots as numbers at least; a negative number has no slot.
+        next claim on. There are as many slots as numbers at least. A number of -1 has -2 twice.
         """
         pairs = chosen.numel()
         assert 0 < pairs <= len(self.slots), "what is claimed fits the slots"

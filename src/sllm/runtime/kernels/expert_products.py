@@ -82,7 +82,7 @@ def multiply_down(
 ) -> None:
     """Write each pair's row of x, (tokens, chosen, columns), times its expert's matrix to `out`.
 
-    slots: (tokens, chosen), int32; where it is negative, `out` keeps what it has.
+    slots: (tokens, chosen), int32; where it is -1, `out` keeps what it has, and gets 0 where -2.
     """
     tokens, chosen = slots.shape
     rows, groups, _ = down.first.low.shape

@@ -34,6 +34,8 @@ class Experts:
         shares, chosen = self._route(weights.project("mlp.gate", x))
         source = weights.experts
         assert source is not None, "a layer with a router has experts"
+        if passage.dead is not None:
+            chosen = chosen.masked_fill(passage.dead.unsqueeze(-1), -1)
         if source.grouped is not None and len(x) <= MOST_GROUPED_TOKENS:
             out = source.grouped(x, chosen, shares)
         else:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class Passage:
     """One batch on its way through the layers: its rotation, and where its tokens are cached.
 
-    places: of each token in the cache. steps: short spans, which attend all at once, if they
-    do; `spans` has them too, and `alone` the others. Places are worked out once and used by every
-    layer.
+    places: of each token in the cache. dead: which rows have no token, if any may not. steps: short
+    spans, which attend all at once, if they do; `spans` has them too, and `alone` the others.
+    Places are worked out once and used by every layer.
     """
 
     operations: Operations
@@ -32,6 +32,7 @@ class Passage:
     places: torch.Tensor
     spans: Sequence[Span] = ()
     steps: PagedSteps | None = None
+    dead: torch.Tensor | None = None
     _read: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
 
     @classmethod

@@ -43,8 +43,14 @@ class RecordedSteps:
         compute: Callable[[StepInputs, CacheMemory], torch.Tensor],
         recorder: Recorder,
         device: torch.device,
+        *,
+        most_rows: int = MOST_ROWS,
     ) -> None:
-        """`compute` returns the logits of every row, and leaves sequences as they are."""
+        """`compute` returns the logits of every row, and leaves sequences as they are.
+
+        most_rows: with which it asks for the same each time.
+        """
+        self._most_rows = most_rows
         self._compute = compute
         self._recorder = recorder
         self._device = device
@@ -53,7 +59,7 @@ class RecordedSteps:
 
     def takes(self, batch: Batch) -> bool:
         """Return whether a batch is one of steps and guesses alone, and few enough of them."""
-        return batch.is_steps and len(batch.ids) <= MOST_ROWS
+        return batch.is_steps and count_rows(len(batch.ids)) <= self._most_rows
 
     def run(self, batch: Batch, memory: CacheMemory) -> torch.Tensor:
         """Return the logits of a batch that it takes, in memory of their own."""

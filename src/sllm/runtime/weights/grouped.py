@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from sllm.runtime.weights.expert_images import ExpertPlanes
 
 
+_NOBODY = -2  # The slot of what is no expert.
+
+
 def has_kernels(device: torch.device) -> bool:
     """Return whether kernels run on a device."""
     return device.type == "cuda"
@@ -44,7 +47,8 @@ class SlotProducts:
     ) -> torch.Tensor:
         """Return each token's sum of its experts by their shares, (tokens, chosen).
 
-        turns: the slot of each pair, (tokens, chosen), or -1 in all turns but one.
+        turns: the slot of each pair, (tokens, chosen), or -1 in all turns but one. It is -2 in all
+        of them if nothing was chosen.
         """
         tokens, chosen = shares.shape
         inner = torch.empty((tokens, chosen, self._width), dtype=x.dtype, device=x.device)
@@ -58,9 +62,11 @@ class SlotProducts:
 class ResidentGroup:
     """All experts of a layer. places: the slot of each by its number."""
 
+    most_pairs = None
+
     def __init__(self, products: SlotProducts, places: Mapping[int, int]) -> None:
         self._products = products
-        slots = [places[number] for number in range(len(places))]
+        slots = [*(places[number] for number in range(len(places))), _NOBODY]
         self._places = torch.tensor(slots, dtype=torch.int32, device=products.device)
 
     def __call__(self, x: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
@@ -89,6 +95,8 @@ class Leasing(Protocol):
 
 class CachedGroup:
     """Experts of a layer by way of a cache."""
+
+    most_pairs = 0
 
     def __init__(self, products: SlotProducts, source: Leasing) -> None:
         self._products = products
@@ -131,13 +139,14 @@ class SeatedGroup:
     """
 
     def __init__(self, products: SlotProducts, seats: Seats, by_host: CachedGroup) -> None:
+        self.most_pairs = seats.room
         self._products = products
         self._seats = seats
         self._by_host = by_host
 
     def __call__(self, x: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
         """Return what the chosen experts add; see SlotProducts."""
-        if chosen.numel() > self._seats.room:
+        if chosen.numel() > self.most_pairs:
             return self._by_host(x, chosen, shares)
         return self._products.compute(x, shares, self._seats.take(chosen))
 

@@ -34,8 +34,15 @@ class Expert:
 class ExpertGroup(Protocol):
     """Computes with the experts of one layer that each token of a small batch was sent to."""
 
+    @property
+    def most_pairs(self) -> int | None:
+        """Return for how many pairs of a token and an expert no host is waited for; None: any."""
+
     def __call__(self, x: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-        """Return each token's sum over its experts, (tokens, chosen), by their shares."""
+        """Return each token's sum over its experts, (tokens, chosen), by their shares.
+
+        Of a token for which -1 is chosen, no expert is asked for, where that spares anything.
+        """
 
 
 class ExpertSource(Protocol):

@@ -60,7 +60,7 @@ def test_they_evict_what_the_host_s_policy_evicts(
 def test_what_is_no_expert_gets_no_slot(device: torch.device) -> None:
     books, _ = _books(device, slots=4, half_life=2.0)
     found = books.claim(torch.tensor([[3, -1], [-1, 3]], device=device))
-    assert found.tolist() == [[[-1, -1], [-1, -1]], [[FIRST, -1], [-1, FIRST]]]
+    assert found.tolist() == [[[-1, -2], [-2, -1]], [[FIRST, -2], [-2, FIRST]]]
     assert _missing(books) == [(3, FIRST)]
 
 

@@ -123,6 +123,16 @@ def test_pairs_in_several_launches_have_the_bits_of_one(device: torch.device) ->
     assert not found[0][1].isnan().any()
 
 
+def test_a_pair_without_an_expert_is_nothing(device: torch.device) -> None:
+    (down,), (values,) = _fill_slots(["Q4_0"], 5, device)
+    slots = torch.tensor([[2, -2, -1]], dtype=torch.int32, device=device)
+    x = _random(1, 3, COLUMNS, device=device)
+    out = torch.full((1, 3, 5), 7.0, device=device)
+    multiply_down(x, slots, down, out=out, launch=GemvLaunch(rows=4, warps=1))
+    _require_close(out[0, 0], values[2] @ x[0, 0])
+    assert out[0, 1:].tolist() == [[0.0] * 5, [7.0] * 5]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_token_s_sum_is_that_of_its_pairs_by_their_shares(
     dtype: torch.dtype, device: torch.device

@@ -1,8 +1,8 @@
 """One token times the planes of each expert that was chosen for it, all of a layer in a launch.
 
 Experts lie in slots that are alike: planes are given where the first slot has them, and a pair of
-token and expert finds its own `slot * slot_bytes` further. A pair whose slot is negative is left
-out: its expert is not there yet, and another launch computes it.
+token and expert finds its own `slot * slot_bytes` further. A pair whose slot is -1 is left out: its
+expert is not there yet, and another launch computes it. One whose slot is -2 has no expert.
 """
 
 import triton
@@ -80,7 +80,7 @@ def down_chosen(
     block_rows: tl.constexpr, block_groups: tl.constexpr, even: tl.constexpr,
     stages: tl.constexpr, chained: tl.constexpr,
 ):  # fmt: skip
-    """Write the product of each pair: out (pairs, rows), x (pairs, columns)."""
+    """Write the product of each pair: out (pairs, rows), x (pairs, columns); 0 for -2."""
     follow(chained)
     pair = tl.program_id(1)
     slot = tl.load(slots + pair).to(tl.int64)
@@ -95,6 +95,10 @@ def down_chosen(
         row = first + tl.arange(0, block_rows)[:, None]
         place = pair.to(tl.int64) * rows + row
         tl.store(out + place, found.to(out.dtype.element_ty), mask=row < rows)
+    elif slot < -1:
+        row = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
+        nothing = tl.zeros((block_rows,), out.dtype.element_ty)
+        tl.store(out + pair.to(tl.int64) * rows + row, nothing, mask=row < rows)
 
 
 @triton.jit

@@ -63,12 +63,12 @@ def seat_missing(
 
 @triton.jit
 def tell_slots(slots, chosen, pairs, expert, slot, block_pairs: tl.constexpr):
-    """Write the slot of each pair's expert; -1 where that is -1, or the pair has none."""
+    """Write the slot of each pair's expert, and -2 for a pair that has none."""
     for first in range(0, pairs, block_pairs):
         pair = first + tl.arange(0, block_pairs)
         number = tl.load(chosen + pair, mask=pair < pairs, other=-1).to(tl.int32)
         same = expert[:, None] == number[None, :]
-        found = tl.sum(tl.where(same, slot[:, None] + 1, 0), 0) - 1
+        found = tl.sum(tl.where(same, slot[:, None] + 2, 0), 0) - 2
         tl.store(slots + pair, found, mask=pair < pairs)
 
 
@@ -88,7 +88,7 @@ def claim_slots(
 ):  # fmt: skip
     """Give the experts of some pairs slots: slots (2, pairs), of what is there, and what comes.
 
-    Whichever a pair's expert is not has -1 there; both are for a pair that has no expert. missing:
+    Whichever a pair's expert is not has -1 there; a pair that has no expert has -2 twice. missing:
     how many come, then the number and the slot of each. clock: the layer's visits, and its slots
     that were ever filled. totals, told: hits and misses so far, the latter where the host sees it.
     """
