@@ -11,7 +11,7 @@ namespace {
 constexpr std::uint64_t kBatchSize = 2 << 20;
 constexpr std::size_t kSortedAloneMax = 64;  // batches that one thread sorts faster than several
 
-// Cuts at multiples of the batch size in the file, so that whole disk reads fit.
+// Whole pieces, so that whole disk reads fit.
 std::vector<Batch> cut(const TransferPlan& plan) {
   std::vector<Batch> batches;
   std::uint64_t bytes = 0;
@@ -25,10 +25,6 @@ std::vector<Batch> cut(const TransferPlan& plan) {
     ++batches.back().piece_count;
     bytes += piece.bytes;
     closed = piece.range_count == 0;
-    if (!closed) {
-      const ReadRange& last = plan.ranges[piece.first_range + piece.range_count - 1];
-      closed = (last.offset + last.size) % kBatchSize == 0;
-    }
   }
   return batches;
 }

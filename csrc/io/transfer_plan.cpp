@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "io/aligned_memory.hpp"
 #include "io/delivery_plan.hpp"
 #include "io/device_reads.hpp"
 #include "io/request_checks.hpp"
@@ -29,8 +30,8 @@ void add_steps(const TransferRequest& request, TransferPlan& plan) {
   }
 }
 
-// Cuts a step's reads into pieces: big ones at multiples of the piece size in the file, which
-// keeps their alignment, and small ones gathered.
+// Cuts a step's reads into pieces: big ones every piece size from the page that they begin in,
+// which keeps their alignment and leaves one rest at most, and small ones gathered.
 class PieceCutter {
  public:
   explicit PieceCutter(TransferPlan& plan) : plan_(plan) {}
@@ -41,8 +42,9 @@ class PieceCutter {
   }
 
   void add(ReadRange range) {
+    const std::uint64_t start = align_down(range.offset, kPageSize);
     while (range.size != 0) {
-      const std::uint64_t to_boundary = kPieceSize - range.offset % kPieceSize;
+      const std::uint64_t to_boundary = kPieceSize - (range.offset - start) % kPieceSize;
       const std::uint64_t size = std::min(range.size, to_boundary);
       if (piece_.bytes + size > kPieceSize) close();
       plan_.ranges.push_back({range.file, range.offset, size, range.destination, range.arena});

@@ -161,7 +161,7 @@ class _CompressedImage:
         return Image(
             size_bytes=align_up(self._cursor, PAGE),
             offsets=tuple(offsets),
-            runs=tuple(self._runs),
+            runs=tuple(_in_whole_pages(run, checkpoint) for run in self._runs),
             segments=segments,
         )
 
@@ -216,6 +216,16 @@ class _CompressedImage:
                 self._runs[-1] = last._replace(size_bytes=size_bytes)
                 return
         self._runs.append(run)
+
+
+def _in_whole_pages(run: Run, checkpoint: Checkpoint) -> Run:
+    """Return a run that ends with its last page: a direct read of the page's rest costs another.
+
+    Nothing else is in that page, in the file or in the image; what it brings, nobody looks at.
+    """
+    end = align_up(run.file_offset + run.size_bytes, PAGE)
+    whole = min(end, checkpoint.files[run.file].size_bytes) - run.file_offset
+    return run._replace(size_bytes=max(whole, run.size_bytes))
 
 
 def _plan_decoded_arena(checkpoint: Checkpoint, image: Image, extents: Iterable[int]) -> Arena:

@@ -255,8 +255,13 @@ def test_no_coded_segment_crosses_a_chunk_and_every_page_keeps_its_place(
             assert start % PAGE == segment.offset % PAGE
             assert memory[start:end] == contents[extent.file][segment.offset :][: end - start]
             assert not segment.is_coded or start // CHUNK == (end - 1) // CHUNK
+    free = 0
     for run in image.runs:
         assert run.image_offset % PAGE == run.file_offset % PAGE
+        assert run.image_offset >= free
+        free = run.image_offset + run.size_bytes
+        end = run.file_offset + run.size_bytes
+        assert end % PAGE == 0 or end == checkpoint.files[run.file].size_bytes
 
 
 @settings(deadline=None, max_examples=200)
