@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
 from threading import Event, Thread
@@ -56,19 +56,21 @@ def main() -> None:
     path, device, started_s = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
     watch = Stopwatch()
     watch.stages["interpreter"] = time.monotonic() - started_s
-    with watch.stage("import torch"):
-        if device != "cpu":
-            from sllm_store.waking import wake_gpu
-
-            wake_gpu()
-        import torch  # noqa: F401 - what follows imports it, and this is what it takes
-    with watch.stage("import sllm"):
-        from sllm.backends import local
     opening = Thread(target=_open_text, args=(path, watch))
-    opening.start()
+    with watch.stage("begin early"):
+        from sllm.backends.early import begin_early, import_runtime
+
+        head_start = begin_early(path, device)
+        opening.start()
+    with watch.stage("imports"):
+        import_runtime()
+        from sllm.backends import local
     _time_stages(local, watch)
-    with watch.stage("open"):
-        engine = local.open_engine(path, local.EngineOptions(device=device, context_tokens=512))
+    if head_start is not None:
+        _time_head_start(head_start, watch)
+    options = local.EngineOptions(device=device, context_tokens=512)
+    with watch.stage("open"), nullcontext() if head_start is None else closing(head_start):
+        engine = local.open_engine(path, options, head_start=head_start)
     with watch.stage("wait for text"):
         opening.join()
     opened_s = time.monotonic()
@@ -92,6 +94,12 @@ def _open_text(path: Path, watch: Stopwatch) -> None:
         from sllm.text.model import TextModel
 
         TextModel.open(path)
+
+
+def _time_head_start(head_start: Any, watch: Stopwatch) -> None:
+    """Have waits for what was begun early counted."""
+    head_start.stored = watch.timed("open: wait for file", head_start.stored)
+    head_start.arrived = watch.timed("open: wait for bytes", head_start.arrived)
 
 
 def _time_stages(local: Any, watch: Stopwatch) -> None:

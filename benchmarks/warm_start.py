@@ -7,10 +7,11 @@ process is asked for. The text side (tokenizer, template) is opened beside the e
 server.
 
 Without --model, a GGUF of Llama 8B's layers is written, Q4_0, random, with a small vocabulary; the
-target for a second process is 2 s.
+target for a second process is 2 s. With --for-gpu it is laid out first, as `gdsllm pull --for-gpu`
+does.
 
     python -m benchmarks.warm_start --work DIR --out FILE.json [--model FILE] [--layers 32]
-        [--runs 3] [--device cuda] [--small]
+        [--runs 3] [--device cuda] [--for-gpu] [--small]
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import torch
 
 from benchmarks.result import ROOT, Result
 from benchmarks.streaming import SMALL, Shapes, write_model
+from sllm.runtime.weights.laid_out import write_laid_out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,21 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
     result = Result((__doc__ or "").splitlines()[0], out=options.out, device=options.device)
-    path, written = options.model, None
-    if path is None:
-        shapes = SMALL if options.small else LLAMA_8B
-        layers = options.layers or shapes.layers_total
-        path = written = write_model(options.work / "warm.gguf", shapes, layers)
-        result.describe(layers=layers)
-    try:
+    shapes = SMALL if options.small else LLAMA_8B
+    layers = options.layers or shapes.layers_total
+    result.describe(for_gpu=options.for_gpu, **({} if options.model else {"layers": layers}))
+    with tempfile.TemporaryDirectory(dir=options.work) as own:
+        path = options.model or write_model(Path(own, "warm.gguf"), shapes, layers)
+        if options.for_gpu:
+            source, path = path, Path(own, "planes")
+            write_laid_out(source, path, device=torch.device(options.device))
         _read(path)
         with tempfile.TemporaryDirectory(dir=options.work) as kernels:
             for kind, count in (("first process", 1), ("second process", options.runs)):
                 for run in range(count):
                     _add(result, kind, run, start(path, options.device, Path(kernels)))
-    finally:
-        if written is not None:
-            written.unlink()
     found = [row["first_token_s"] for row in result.rows if row["process"] == "second process"]
     result.describe(second_process_s=statistics.median(found))
     print(f"second process: {statistics.median(found):.2f} s to the first token")
@@ -106,6 +106,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="of the model that is written")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--for-gpu", action="store_true", help="lay weights out before")
     parser.add_argument("--small", action="store_true", help="small shapes, to try the program")
     return parser.parse_args(arguments)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from sllm_store import native
@@ -41,3 +42,13 @@ def test_a_driver_that_refuses_is_left_for_who_uses_the_gpu(
     monkeypatch.setattr(native, "device_count", refuse)
     wake_gpu().join(60)
     assert not recwarn.list
+
+
+def test_what_needs_the_gpu_is_done_beside_it_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = threading.Event()
+    monkeypatch.setattr(native, "device_count", lambda: 1)
+    monkeypatch.setattr(native, "DeviceBuffer", lambda *_: None)
+    wake_gpu(1, beside=done.set).join(60)
+    assert not done.is_set()
+    wake_gpu(0, beside=done.set).join(60)
+    assert done.wait(60)

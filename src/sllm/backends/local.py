@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sllm.runtime.engine.guesses import Guesser
     from sllm.runtime.weights.forecast import Forecast
     from sllm.runtime.weights.stored import StoredWeights
+    from sllm_store.groups.head_start import HeadStart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,15 +116,18 @@ class LocalEngine:
         self._opened.close()
 
 
-def open_engine(path: Path, options: EngineOptions) -> LocalEngine:
+def open_engine(
+    path: Path, options: EngineOptions, *, head_start: HeadStart | None = None
+) -> LocalEngine:
     """Open a checkpoint of any format, ready for requests.
 
+    head_start: of the same checkpoint, on the same device; it is not needed afterwards.
     Raises UnsupportedModelError for what cannot be computed, BudgetError for too little memory,
     and the store's errors for a checkpoint that cannot be read.
     """
-    model = ModelGroups.open(path)
+    model = ModelGroups.open(path, None if head_start is None else head_start.stored())
     config = model.config
-    site = _choose_site(config, options)
+    site = _choose_site(config, options, head_start)
     limits = EngineLimits(context_tokens=2, parallel=options.parallel, waiting=options.waiting)
     rates = rates_for(path, site.device)
     with ExitStack() as opened:
@@ -149,8 +153,11 @@ def open_engine(path: Path, options: EngineOptions) -> LocalEngine:
                     device_budget_bytes=site.budget_bytes,
                     host_budget_bytes=options.host_budget_bytes,
                     other_bytes=other_bytes,
+                    head_start=head_start,
                 )
             )
+        if head_start is not None:
+            head_start.close()
         limits = replace(limits, context_tokens=plan.context_tokens)
         guesser: Guesser | None = None
         if draft is not None:
@@ -162,18 +169,24 @@ def open_engine(path: Path, options: EngineOptions) -> LocalEngine:
         if site.has_kernels and not source.residency.streamed:
             compute_first(decoder, memory, context_tokens=plan.context_tokens)
         engine = TokenEngine(decoder, memory, limits, guesser=guesser)
-        idle = EngineState(
-            weight_bytes=source.weight_bytes,
-            device_bytes=source.residency.device_bytes - other_bytes,
-            device=str(site.device),
-            context_tokens=plan.context_tokens,
-            running=0,
-            waiting=0,
-            tokens_per_s=0.0,
-        )
+        idle = _idle_state(source, site, plan, other_bytes)
         rates = replace(rates, disk=disk_rate(path))  # The load may have taught it.
         forecast = forecaster(model, source, rates, has_host=site.has_kernels)
         return LocalEngine(engine, idle, opened.pop_all(), forecast=forecast)
+
+
+def _idle_state(
+    source: StoredWeights, site: _Site, plan: CachePlan, other_bytes: int
+) -> EngineState:
+    return EngineState(
+        weight_bytes=source.weight_bytes,
+        device_bytes=source.residency.device_bytes - other_bytes,
+        device=str(site.device),
+        context_tokens=plan.context_tokens,
+        running=0,
+        waiting=0,
+        tokens_per_s=0.0,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +233,9 @@ class _Site:
         return decoder, memory
 
 
-def _choose_site(config: ModelConfig, options: EngineOptions) -> _Site:
+def _choose_site(
+    config: ModelConfig, options: EngineOptions, head_start: HeadStart | None
+) -> _Site:
     name = options.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -238,8 +253,9 @@ def _choose_site(config: ModelConfig, options: EngineOptions) -> _Site:
             f"device {options.device!r}: use auto, cpu, or cuda and a number where there is a GPU"
         )
     asked = options.device_budget_bytes
-    free = free_on_device(device)
-    budget = free if asked is None else asked
+    # What came ahead goes once the weights are laid out, and caches are made after that.
+    ahead_bytes = 0 if head_start is None else head_start.taken_bytes()
+    budget = free_on_device(device) + ahead_bytes if asked is None else asked
     dtype = torch.float16 if config.dtype == "float16" else torch.bfloat16
     return _Site(device=device, dtype=dtype, budget_bytes=budget)
 

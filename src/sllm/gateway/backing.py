@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import sys
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,29 +35,24 @@ def _open_text(path: Path, template: str | None) -> TextModel:
 
 
 def _open_engine(path: Path, settings: Settings) -> Engine:
-    if "torch" not in sys.modules:
-        _wake(settings.device)
-    from sllm.backends.local import EngineOptions, open_engine
+    from sllm.backends.early import begin_early, import_runtime
 
-    return open_engine(
-        path,
-        EngineOptions(
-            context_tokens=settings.context_tokens,
-            device=settings.device,
-            device_budget_bytes=settings.device_budget_bytes,
-            host_budget_bytes=settings.host_budget_bytes,
-            parallel=settings.parallel,
-            waiting=settings.queue,
-            draft=settings.draft,
-            speculate=settings.speculate,
-        ),
-    )
+    head_start = begin_early(path, settings.device, budget_bytes=settings.device_budget_bytes)
+    with nullcontext() if head_start is None else closing(head_start):
+        import_runtime()
+        from sllm.backends.local import EngineOptions, open_engine
 
-
-def _wake(device: str) -> None:
-    """Have a GPU open while PyTorch is being imported; a name that is wrong is told later."""
-    from sllm_store.waking import wake_gpu
-
-    found = re.fullmatch(r"auto|cuda(?::([0-9]{1,3}))?", device)
-    if found is not None:
-        wake_gpu(int(found[1] or 0))
+        return open_engine(
+            path,
+            EngineOptions(
+                context_tokens=settings.context_tokens,
+                device=settings.device,
+                device_budget_bytes=settings.device_budget_bytes,
+                host_budget_bytes=settings.host_budget_bytes,
+                parallel=settings.parallel,
+                waiting=settings.queue,
+                draft=settings.draft,
+                speculate=settings.speculate,
+            ),
+            head_start=head_start,
+        )

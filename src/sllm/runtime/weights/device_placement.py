@@ -37,25 +37,32 @@ if TYPE_CHECKING:
     from sllm.runtime.weights.model_groups import ModelGroups
     from sllm.runtime.weights.residency import Residency
     from sllm.runtime.weights.source import Expert
+    from sllm_store.groups.head_start import Arrived
 
 FETCHED_BY_DEVICE = False  # Whether a device may keep the books of its cache of experts.
+_POPULATING = 8  # Threads.
 _LOADING = 2  # Buffers that resident groups go through: one is read into while one is copied.
 
 
 def place_on_device(
-    model: ModelGroups, images: Sequence[GroupImage], residency: Residency, lane: Lane[Any]
+    model: ModelGroups,
+    images: Sequence[GroupImage],
+    residency: Residency,
+    lane: Lane[Any],
+    *,
+    arrived: Arrived | None = None,
 ) -> Placement:
     """Read and copy what stays, fill the host's tier, and begin to copy what is streamed.
 
     images: the layouts on the device of what is around the layers, and of each layer. The lane is
-    closed with the placement, or if this raises.
+    closed with the placement, or if this raises. arrived: the files, if they are on the device.
     """
     with ExitStack() as closing:
         closing.callback(lane.close)
         fixed = (ENDS, *(index + 1 for index in residency.resident))
         groups = {
             group: images[group].view(image)
-            for group, image in _lay_out(model, images, lane, fixed)
+            for group, image in _lay_out_fixed(model, images, lane, fixed, arrived=arrived)
         }
         layers = None
         if residency.streamed:
@@ -64,6 +71,40 @@ def place_on_device(
         return Placement(
             groups=groups, layers=layers, experts=experts, close=closing.pop_all().close
         )
+
+
+def _lay_out_fixed(
+    model: ModelGroups,
+    images: Sequence[GroupImage],
+    lane: Lane[Any],
+    groups: Sequence[int],
+    *,
+    arrived: Arrived | None,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield groups as they are to be on the device, out of memory there or from the disk."""
+    if arrived is None:
+        yield from _lay_out(model, images, lane, groups)
+        return
+    files = from_dlpack(arrived.memory)
+    for group in groups:
+        raw = lane.allocate(images[group].stored_bytes)
+        layout = model.reader.layouts[group]
+        for tensor, place in zip(layout.tensors, layout.places, strict=True):
+            if tensor.size_bytes:
+                start = arrived.find(tensor)
+                raw[place : place + tensor.size_bytes].copy_(
+                    files[start : start + tensor.size_bytes], non_blocking=True
+                )
+        yield group, _as_image(images[group], raw, lane)
+
+
+def _as_image(image: GroupImage, raw: torch.Tensor, lane: Lane[Any]) -> torch.Tensor:
+    """Return stored bytes as they are to be on the device, where they are."""
+    if image.is_stored:
+        return raw
+    laid_out = lane.allocate(image.size_bytes)
+    image.write(laid_out, raw)
+    return laid_out
 
 
 def _lay_out(
@@ -79,10 +120,7 @@ def _lay_out(
             with ring.lease(group) as buffer:
                 source = from_dlpack(buffer)[: image.stored_bytes]
                 lane.finish(lane.copy(raw, source, after=lane.mark()))
-            if not image.is_stored:
-                stored, raw = raw, lane.allocate(image.size_bytes)
-                image.write(raw, stored)
-            yield group, raw
+            yield group, _as_image(image, raw, lane)
 
 
 @contextmanager
@@ -92,6 +130,8 @@ def _open_staging(
     """Return a ring that reads from disk into pinned memory."""
     size_bytes = max(map(model.reader.size_bytes, order))
     buffers = [model.reader.allocate(size_bytes) for _ in range(min(slots, len(order)))]
+    for buffer in buffers:  # Pinning what is not there yet brings it page by page.
+        buffer.populate(_POPULATING)
     memories = [from_dlpack(buffer) for buffer in buffers]
     for memory in memories:
         lane.pin(memory)

@@ -1,8 +1,8 @@
 """Images: how a group of tensors lies on a device, and how its stored bytes get there.
 
 Floats stay as they are stored, but for those whose file has them where wide loads may not begin:
-they move. Quantised matrices are laid out in planes, a few rows at a time, by
-the device itself: that is quick there, and what it takes in between is bounded.
+they move. Quantised matrices are laid out in planes by the device itself: blocks by a kernel,
+others a few rows at a time, so that what that takes in between is bounded.
 Planes of matrices that multiply the same x follow one another, so that they are planes of one.
 """
 
@@ -175,6 +175,11 @@ def _is_aligned(layout: GroupLayout) -> bool:
 
 
 def _write_planes(target: Planes, stored: Matrix) -> None:
+    if isinstance(stored, BlockMatrix) and stored.raw.device.type == "cuda":
+        from sllm.runtime.kernels.block_laying import write_planes
+
+        write_planes(target, stored.raw, type(stored).__name__)
+        return
     rows, columns = stored.shape
     step = max(_CHUNK_WEIGHTS // columns, 1)
     for start in range(0, rows, step):

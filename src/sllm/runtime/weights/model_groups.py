@@ -42,13 +42,13 @@ class ModelGroups:
     experts: Mapping[ExpertKey, int]
 
     @classmethod
-    def open(cls, path: Path) -> ModelGroups:
-        """Open a checkpoint of any format; nothing large is read yet.
+    def open(cls, path: Path, stored: StoredModel | None = None) -> ModelGroups:
+        """Open a checkpoint of any format; nothing large is read yet. `stored`: if it is open.
 
         Raises UnsupportedModelError for what cannot be computed, and InvalidCheckpointError for
         weights that are not those of config.json.
         """
-        stored = open_stored(path)
+        stored = open_stored(path) if stored is None else stored
         config = _config(stored)
         ends, layers = group_tensors(
             {tensor.name: tensor for tensor in stored.tensors}, layers=len(config.layers)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from sllm.runtime.weights.lane import Lane
     from sllm.runtime.weights.residency import Needs, Residency
+    from sllm_store.groups.head_start import Arrived, HeadStart
 
 
 def open_weights(
@@ -52,6 +53,7 @@ def place_weights(
     device_budget_bytes: int | None = None,
     host_budget_bytes: int | None = None,
     other_bytes: int = 0,
+    head_start: HeadStart | None = None,
 ) -> StoredWeights:
     """Return the weights of a model that was opened, with what stays read.
 
@@ -59,6 +61,7 @@ def place_weights(
     what is in between. host_budget_bytes: what may be taken of the host's memory; on the CPU that
     is the device, and the smaller of the two counts. Without a budget, a GPU's is what is free now,
     and the CPU's is none. Raises BudgetError for too little, before anything large is read.
+    head_start: of the same checkpoint; a GPU's layers are taken from it, if they all stay there.
     """
     target = torch.device(device)
     if target.type == "cpu":
@@ -74,7 +77,10 @@ def place_weights(
         host_budget_bytes = free_on_host()
     budgets = Budgets(device_bytes=device_budget_bytes, host_bytes=host_budget_bytes, has_host=True)
     plan = plan_residency(device_needs(model, other_bytes=other_bytes), budgets)
-    return open_on_device(model, plan, CudaLane(target))
+    arrived = None
+    if head_start is not None and not plan.streamed and head_start.device == (target.index or 0):
+        arrived = head_start.arrived()
+    return open_on_device(model, plan, CudaLane(target), arrived)
 
 
 def device_needs(model: ModelGroups, *, other_bytes: int = 0) -> Needs:
@@ -94,9 +100,15 @@ def device_needs(model: ModelGroups, *, other_bytes: int = 0) -> Needs:
     )
 
 
-def open_on_device(model: ModelGroups, plan: Residency, lane: Lane[Any]) -> StoredWeights:
-    """Return a model's weights on a device, by a plan; the lane is closed with them."""
-    return StoredWeights(model, plan, place_on_device(model, _images(model), plan, lane))
+def open_on_device(
+    model: ModelGroups, plan: Residency, lane: Lane[Any], arrived: Arrived | None = None
+) -> StoredWeights:
+    """Return a model's weights on a device, by a plan; the lane is closed with them.
+
+    arrived: the model's files, if they are on the device.
+    """
+    placement = place_on_device(model, _images(model), plan, lane, arrived=arrived)
+    return StoredWeights(model, plan, placement)
 
 
 def _images(model: ModelGroups) -> list[GroupImage]:

@@ -14,7 +14,11 @@ from sllm.runtime.weights.model_groups import ModelGroups
 from sllm.runtime.weights.opening import device_needs, open_on_device
 from sllm.runtime.weights.residency import Budgets, Residency, plan_residency
 from sllm.runtime.weights.stored import StoredWeights
+from sllm_store.checkpoint.layout import plan_image
+from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.errors import StoreError
+from sllm_store.groups.head_start import CHUNK_BYTES, Arrived
+from sllm_store.stream import load_checkpoint
 from tests.sllm.runtime.tiny_models import answer_logits, make_model, random_tokens
 from tests.sllm.runtime.weights.deferred_lane import DeferredLane
 
@@ -140,3 +144,23 @@ def test_quantised_layers_compute_the_same_bits_from_every_tier(smollm2: Path) -
             found.append(answer_logits(source, TOKENS))
             assert bool(plan.disk) == bool(plan.pinned) == bool(device_bytes)
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3.5-moe"])
+@pytest.mark.parametrize("laid_out", [False, True])
+def test_files_that_are_on_the_device_become_the_same_bits(
+    name: str, tmp_path: Path, *, laid_out: bool
+) -> None:
+    path = _save(name, tmp_path / "source")
+    if laid_out:
+        path = tmp_path / "planes"
+        write_laid_out(tmp_path / "source", path)
+    model = ModelGroups.open(path)
+    plan = _plan(model, device_bytes=None, host_bytes=None)
+    expected = _compute_resident(path)
+    memory = load_checkpoint(path, {}).arenas[0]
+    assert memory is not None
+    checkpoint = open_checkpoint(path)
+    arrived = Arrived.of(checkpoint, plan_image(checkpoint, CHUNK_BYTES), memory)
+    with open_on_device(model, plan, DeferredLane(), arrived) as source:
+        assert torch.equal(answer_logits(source, TOKENS), expected)
