@@ -251,16 +251,15 @@ sllm::io::TransferDevice to_device(const Device& device) {
   return {ordinal, base, via};
 }
 
-sllm::io::TransferReport run_transfer(const std::vector<std::shared_ptr<sllm::io::File>>& files,
-                                      const std::vector<Pair>& steps,
-                                      const std::vector<Quintuple>& reads,
-                                      const std::vector<Quintuple>& copies,
-                                      const std::vector<Device>& devices,
-                                      const std::vector<Sextuple>& decodes, const std::string& mode,
-                                      std::int64_t threads, sllm::io::Control& control,
-                                      std::shared_ptr<sllm::io::Tuner> tuner) {
+sllm::io::TransferReport run_transfer(
+    const std::vector<std::shared_ptr<sllm::io::File>>& files, const std::vector<Pair>& steps,
+    const std::vector<Quintuple>& reads, const std::vector<Quintuple>& copies,
+    const std::vector<Device>& devices, const std::vector<Sextuple>& decodes,
+    const std::string& mode, std::int64_t threads, sllm::io::Control& control,
+    std::shared_ptr<sllm::io::Tuner> tuner, std::shared_ptr<sllm::lanes::LinkStock> stock) {
   sllm::io::TransferRequest request;
   request.tuner = std::move(tuner);
+  request.stock = std::move(stock);
   request.mode = sllm::io::parse_read_mode(mode);
   request.threads = threads;
   request.files.assign(files.begin(), files.end());
@@ -298,9 +297,17 @@ void bind_transfer(nb::module_& module) {
       .def_rw("read_s", &TransferReport::read_s)
       .def_rw("copy_s", &TransferReport::copy_s)
       .def_rw("total_s", &TransferReport::total_s);
+  using sllm::lanes::LinkStock;
+  nb::class_<LinkStock>(module, "LinkStock",
+                        "What transfers need of GPUs beside the memory they fill, kept for the "
+                        "next ones.",
+                        nb::is_final())
+      .def(nb::init<>())
+      .def_prop_ro("idle", &LinkStock::idle);
   module.def("run_transfer", &run_transfer, "files"_a, "steps"_a, "reads"_a, "copies"_a,
              "devices"_a, nb::kw_only(), "decodes"_a = std::vector<Sextuple>(), "mode"_a,
-             "threads"_a, "control"_a, "tuner"_a = nb::none(), ReleaseGil());
+             "threads"_a, "control"_a, "tuner"_a = nb::none(), "stock"_a = nb::none(),
+             ReleaseGil());
   module.def(
       "checksum_ranges",
       [](const std::shared_ptr<sllm::io::File>& file, const std::vector<Pair>& ranges,

@@ -41,7 +41,8 @@ void Deliveries::make_links() {
                     [this](std::size_t step, std::span<const lanes::CodedSegment> segments) {
                       find_corrupt(step, segments);
                     },
-                    [this](std::exception_ptr error) { events_.failed(std::move(error)); }});
+                    [this](std::exception_ptr error) { events_.failed(std::move(error)); }},
+      request_.stock.get());
 }
 
 void Deliveries::start() {

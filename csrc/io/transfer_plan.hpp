@@ -11,6 +11,7 @@
 #include "io/host_work.hpp"
 #include "io/reader.hpp"
 #include "io/tuner.hpp"
+#include "lanes/link_stock.hpp"
 #include "lanes/slot_layout.hpp"
 
 namespace sllm::io {
@@ -64,7 +65,8 @@ struct TransferRequest {
   std::vector<TransferDevice> devices;
   ReadMode mode = ReadMode::kAuto;
   std::int64_t threads = 1;
-  std::shared_ptr<Tuner> tuner;  // of the files' disk; null for settings that suit most
+  std::shared_ptr<Tuner> tuner;             // of the files' disk; null for settings that suit most
+  std::shared_ptr<lanes::LinkStock> stock;  // of what links need; null for links that keep nothing
 };
 
 // What is read for which step, sorted by step.

@@ -9,63 +9,23 @@
 
 namespace sllm::lanes {
 
-struct Link::Resources {
-  Resources(int ordinal, const std::vector<Service>& services) : ordinal(ordinal), copies(ordinal) {
-    std::uint64_t slot_bytes = 0;
-    for (const Service& service : services) {
-      if (service.target == ordinal) continue;
-      slot_bytes = std::max({slot_bytes, service.limits.raw_bytes, service.limits.coded_bytes});
-    }
-    if (slot_bytes != 0) {
-      staging_slot_bytes = slot_bytes;
-      staging = std::make_unique<cuda::DeviceBuffer>(ordinal, kInFlight * slot_bytes);
-      moves.emplace(ordinal);
-    }
-    for (const Service& service : services) {
-      sites.push_back(!service.decodes
-                          ? nullptr
-                          : std::make_unique<DecodeSite>(service.target, service.limits.coded_bytes,
-                                                         kInFlight));
-    }
+namespace {
+
+LinkNeeds needs_of(int ordinal, const std::vector<Service>& services) {
+  LinkNeeds needs{.ordinal = ordinal, .sites = {}};
+  for (const Service& service : services) {
+    needs.sites.push_back({service.target, service.decodes ? service.limits.coded_bytes : 0});
+    if (service.target == ordinal) continue;
+    needs.staging_slot_bytes =
+        std::max({needs.staging_slot_bytes, service.limits.raw_bytes, service.limits.coded_bytes});
   }
+  return needs;
+}
 
-  // Everything that is enqueued ends before any memory goes.
-  ~Resources() {
-    copies.drain();
-    if (moves) moves->drain();
-    for (const auto& site : sites) {
-      if (site != nullptr) site->drain();
-    }
-  }
+}  // namespace
 
-  Resources(const Resources&) = delete;
-  Resources& operator=(const Resources&) = delete;
-
-  cuda::DevicePointer staging_slot(unsigned index) const {
-    return staging->address() + index * staging_slot_bytes;
-  }
-
-  // Made at their first use: the first copy waits for as little as possible.
-  Slot& slot(unsigned index) {
-    std::unique_ptr<Slot>& found = slots[index];
-    if (found == nullptr) {
-      found = std::make_unique<Slot>(ordinal);
-      if (moves) found->moved.emplace(ordinal);
-    }
-    return *found;
-  }
-
-  const int ordinal;
-  std::array<std::unique_ptr<Slot>, kInFlight> slots;
-  std::uint64_t staging_slot_bytes = 0;
-  std::unique_ptr<cuda::DeviceBuffer> staging;     // where batches for other devices pass through
-  std::vector<std::unique_ptr<DecodeSite>> sites;  // by service; null where nothing is coded
-  cuda::Stream copies;
-  std::optional<cuda::Stream> moves;  // to other devices
-};
-
-Link::Link(int ordinal, std::vector<Service> services, const Events& events)
-    : ordinal_(ordinal), services_(std::move(services)), events_(events) {}
+Link::Link(int ordinal, std::vector<Service> services, const Events& events, LinkStock* stock)
+    : ordinal_(ordinal), services_(std::move(services)), events_(events), stock_(stock) {}
 
 Link::~Link() {
   finish();
@@ -84,10 +44,11 @@ void Link::finish() {
   if (thread_.joinable()) thread_.join();
 }
 
-// What the thread made it also frees: links open and close side by side.
+// What the thread makes it also frees: links open and close side by side.
 void Link::run() {
   try {
-    resources_ = std::make_unique<Resources>(ordinal_, services_);
+    const LinkNeeds needs = needs_of(ordinal_, services_);
+    resources_ = stock_ != nullptr ? stock_->take(needs) : std::make_unique<LinkResources>(needs);
     {
       std::lock_guard lock(mutex_);
       open_ = true;
@@ -97,7 +58,18 @@ void Link::run() {
     events_.failed(std::current_exception());
   }
   watch();
-  resources_.reset();
+  close();
+}
+
+void Link::close() {
+  std::unique_lock lock(mutex_);
+  const bool is_whole = resources_ != nullptr && !broken_;
+  lock.unlock();
+  if (stock_ != nullptr && is_whole) {
+    stock_->put(std::move(resources_));
+  } else {
+    resources_.reset();
+  }
 }
 
 void Link::pump() {
@@ -109,7 +81,7 @@ void Link::pump() {
 void Link::pump_locked() {
   while (open_ && !closed_ && issued_ - done_ < kInFlight) {
     const auto index = static_cast<unsigned>(issued_ % kInFlight);
-    Batch& batch = resources_->slot(index).batch;
+    Batch& batch = slots_[index].batch;
     std::size_t service = 0;
     while (service < services_.size() &&
            !services_[service].queue->try_claim(services_[service].limits, batch)) {
@@ -120,6 +92,7 @@ void Link::pump_locked() {
       enqueue(index, service);
     } catch (...) {
       open_ = false;  // what was enqueued in part uses the slot
+      broken_ = true;
       throw;
     }
     ++issued_;
@@ -133,7 +106,7 @@ void Link::watch() {
   for (;;) {
     changed_.wait(lock, [&] { return closed_ || issued_ != done_; });
     if (issued_ == done_) return;
-    Slot& slot = resources_->slot(static_cast<unsigned>(done_ % kInFlight));
+    Slot& slot = slots_[done_ % kInFlight];
     lock.unlock();
     std::exception_ptr error;
     bool is_corrupt = false;
@@ -145,6 +118,7 @@ void Link::watch() {
       error = std::current_exception();
     }
     lock.lock();
+    broken_ = broken_ || error != nullptr || is_corrupt;
     const Batch batch = std::move(slot.batch);
     ++done_;
     full_.store(false);
@@ -173,13 +147,13 @@ void Link::report(const Batch& batch, bool is_corrupt) {
 
 void Link::enqueue(unsigned index, std::size_t service) {
   const int target = services_[service].target;
-  Slot& slot = resources_->slot(index);
+  Slot& slot = slots_[index];
   slot.site = nullptr;
   cuda::ContextScope scope(ordinal_);
   if (!slot.batch.segments.empty()) {
-    enqueue_coded(index, target, *resources_->sites[service]);
+    enqueue_coded(index, target, resources_->site(service));
   } else if (target == ordinal_) {
-    enqueue_raw(slot);
+    enqueue_raw(index);
   } else {
     enqueue_through(index, target);
   }
@@ -188,48 +162,52 @@ void Link::enqueue(unsigned index, std::size_t service) {
 void Link::send(const RawCopy& copy, int source_device) {
   if (source_device != cuda::kHostMemory) {
     cuda::copy_between_devices({source_device, copy.source}, {ordinal_, copy.destination},
-                               copy.size, resources_->copies.handle());
+                               copy.size, resources_->copies().handle());
     return;
   }
   cuda::check(cuda::driver().copy_to_device_async(copy.destination,
                                                   reinterpret_cast<const void*>(copy.source),
-                                                  copy.size, resources_->copies.handle()),
+                                                  copy.size, resources_->copies().handle()),
               "cuMemcpyHtoDAsync of " + std::to_string(copy.size) + " bytes to device " +
                   std::to_string(ordinal_));
 }
 
-void Link::enqueue_raw(Slot& slot) {
+void Link::enqueue_raw(unsigned index) {
+  Slot& slot = slots_[index];
+  const cuda::Event& copied = resources_->slot(index).copied;
   const int from = slot.batch.source_device;
   if (from != cuda::kHostMemory && from != ordinal_) {
     static_cast<void>(cuda::try_enable_peer_access(ordinal_, from));  // without, the driver stages
   }
   for (const RawCopy& copy : slot.batch.copies) send(copy, from);
-  slot.copied.record(resources_->copies);
-  slot.done = &slot.copied;
+  copied.record(resources_->copies());
+  slot.done = &copied;
 }
 
 void Link::enqueue_through(unsigned index, int target) {
-  Slot& slot = resources_->slot(index);
+  Slot& slot = slots_[index];
+  const auto& [copied, moved] = resources_->slot(index);
   const cuda::DevicePointer staging = resources_->staging_slot(index);
   std::uint64_t offset = 0;
   for (const RawCopy& copy : slot.batch.copies) {
     send({copy.source, staging + offset, copy.size}, cuda::kHostMemory);
     offset += padded(copy.size);
   }
-  slot.copied.record(resources_->copies);
-  slot.copied.hold(*resources_->moves);
+  copied.record(resources_->copies());
+  copied.hold(resources_->moves());
   offset = 0;
   for (const RawCopy& copy : slot.batch.copies) {
     cuda::copy_between_devices({ordinal_, staging + offset}, {target, copy.destination}, copy.size,
-                               resources_->moves->handle());
+                               resources_->moves().handle());
     offset += padded(copy.size);
   }
-  slot.moved->record(*resources_->moves);
-  slot.done = &*slot.moved;
+  moved->record(resources_->moves());
+  slot.done = &*moved;
 }
 
 void Link::enqueue_coded(unsigned index, int target, DecodeSite& site) {
-  Slot& slot = resources_->slot(index);
+  Slot& slot = slots_[index];
+  const auto& [copied, moved] = resources_->slot(index);
   const SlotLayout& layout = slot.batch.layout;
   const bool is_own = target == ordinal_;
   const cuda::DevicePointer first = is_own ? site.slot(index) : resources_->staging_slot(index);
@@ -237,14 +215,14 @@ void Link::enqueue_coded(unsigned index, int target, DecodeSite& site) {
     const auto source = reinterpret_cast<cuda::DevicePointer>(run.source);
     send({source, first + run.offset, run.size}, cuda::kHostMemory);
   }
-  slot.copied.record(resources_->copies);
+  copied.record(resources_->copies());
   if (!is_own) {
-    slot.copied.hold(*resources_->moves);
+    copied.hold(resources_->moves());
     cuda::copy_between_devices({ordinal_, first}, {target, site.slot(index)}, layout.size,
-                               resources_->moves->handle());
-    slot.moved->record(*resources_->moves);
+                               resources_->moves().handle());
+    moved->record(resources_->moves());
   }
-  site.decode(index, slot.batch.segments, layout, is_own ? slot.copied : *slot.moved);
+  site.decode(index, slot.batch.segments, layout, is_own ? copied : *moved);
   slot.done = &site.done(index);
   slot.site = &site;
 }

@@ -16,8 +16,9 @@
 #include <vector>
 
 #include "lanes/decode_site.hpp"
+#include "lanes/link_resources.hpp"
+#include "lanes/link_stock.hpp"
 #include "lanes/target_queue.hpp"
-#include "shim/cuda_memory.hpp"
 #include "shim/cuda_stream.hpp"
 
 namespace sllm::lanes {
@@ -38,14 +39,12 @@ struct Service {
   bool decodes;  // whether there are coded segments in it
 };
 
-// At most kInFlight batches are in the device's hands, so that a link which is done early finds
-// work left. Where the target is another device, a batch goes to a staging slot here, and from
-// there on a second stream to the target's memory.
+// At most kInFlight batches are in the device's hands. Where the target is another device, a batch
+// goes to a staging slot here, and from there on a second stream to the target's memory.
 class Link {
  public:
-  static constexpr unsigned kInFlight = 4;
-
-  Link(int ordinal, std::vector<Service> services, const Events& events);
+  // What it needs it takes from the stock, and puts back, where there is one.
+  Link(int ordinal, std::vector<Service> services, const Events& events, LinkStock* stock);
   // Waits for all that was enqueued.
   ~Link();
   Link(const Link&) = delete;
@@ -60,22 +59,17 @@ class Link {
 
  private:
   struct Slot {
-    explicit Slot(int ordinal) : copied(ordinal) {}
-
-    cuda::Event copied;                // the bytes left the host
-    std::optional<cuda::Event> moved;  // they arrived at another device, where they go to one
     Batch batch;
     const cuda::Event* done = nullptr;
     const DecodeSite* site = nullptr;  // where the batch is decoded
   };
-  struct Resources;
 
   void run();
-  void open();
   void watch();
+  void close();
   void pump_locked();
   void enqueue(unsigned index, std::size_t service);
-  void enqueue_raw(Slot& slot);
+  void enqueue_raw(unsigned index);
   void enqueue_through(unsigned index, int target);
   void enqueue_coded(unsigned index, int target, DecodeSite& site);
   void send(const RawCopy& copy, int source_device);
@@ -84,13 +78,16 @@ class Link {
   const int ordinal_;
   const std::vector<Service> services_;
   const Events& events_;
-  std::unique_ptr<Resources> resources_;  // made by the thread; null until then
-  std::mutex mutex_;                      // of what follows
+  LinkStock* const stock_;                    // null: nothing is kept
+  std::unique_ptr<LinkResources> resources_;  // got by the thread; null until then
+  std::array<Slot, kInFlight> slots_;
+  std::mutex mutex_;  // of what follows
   std::condition_variable changed_;
   std::uint64_t issued_ = 0;
   std::uint64_t done_ = 0;
   bool open_ = false;
   bool closed_ = false;
+  bool broken_ = false;  // what was enqueued may not have ended as it should
   std::atomic<bool> full_{false};
   std::thread thread_;
 };

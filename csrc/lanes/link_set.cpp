@@ -20,7 +20,7 @@ constexpr std::uint64_t kCodedSlotBytes = 32 << 20;
 constexpr std::uint64_t kCodedBytes = 128 << 20;
 
 std::uint64_t coded_slot_bytes(std::uint64_t links) {
-  const std::uint64_t share = kCodedBytes / (links * Link::kInFlight);
+  const std::uint64_t share = kCodedBytes / (links * kInFlight);
   return std::min(kCodedSlotBytes, share / kSlotAlignment * kSlotAlignment);
 }
 
@@ -34,7 +34,7 @@ void require_peer_access(int ordinal, int target) {
 
 }  // namespace
 
-LinkSet::LinkSet(std::vector<Target> targets, Events events)
+LinkSet::LinkSet(std::vector<Target> targets, Events events, LinkStock* stock)
     : targets_(std::move(targets)), events_(std::move(events)) {
   std::set<int> ordinals;
   for (const Target& target : targets_) {
@@ -49,7 +49,7 @@ LinkSet::LinkSet(std::vector<Target> targets, Events events)
   }
   std::map<int, Link*> by_ordinal;
   for (const int ordinal : ordinals) {
-    links_.push_back(std::make_unique<Link>(ordinal, services_of(ordinal), events_));
+    links_.push_back(std::make_unique<Link>(ordinal, services_of(ordinal), events_, stock));
     by_ordinal[ordinal] = links_.back().get();
   }
   for (const Target& target : targets_) {

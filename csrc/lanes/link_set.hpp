@@ -22,7 +22,8 @@ struct Target {
 class LinkSet {
  public:
   // Throws DriverError where a device that is to be gone through cannot reach the target's memory.
-  LinkSet(std::vector<Target> targets, Events events);
+  // The stock, which may be null, outlives this.
+  LinkSet(std::vector<Target> targets, Events events, LinkStock* stock);
   LinkSet(const LinkSet&) = delete;
   LinkSet& operator=(const LinkSet&) = delete;
 

@@ -1,5 +1,6 @@
 #include "shim/cuda_device.hpp"
 
+#include <atomic>
 #include <map>
 #include <mutex>
 
@@ -29,25 +30,40 @@ DeviceHandle device_handle(int ordinal) {
 // again, and its memory may outlive the interpreter's orderly part.
 class Contexts {
  public:
+  // Those of several devices are made at the same time: each takes some tenths of a second.
   ContextHandle get(int ordinal) {
-    std::lock_guard lock(mutex_);
-    const auto found = handles_.find(ordinal);
-    if (found != handles_.end()) return found->second;
+    Entry& entry = find(ordinal);
+    if (const ContextHandle made = entry.handle.load()) return made;
+    std::lock_guard lock(entry.making);
+    if (const ContextHandle made = entry.handle.load()) return made;
     ContextHandle handle = nullptr;
     check(driver().primary_context_retain(&handle, device_handle(ordinal)),
           on_device("cuDevicePrimaryCtxRetain", ordinal));
-    handles_.emplace(ordinal, handle);
+    entry.handle.store(handle);
     return handle;
   }
 
   int any() {
     std::lock_guard lock(mutex_);
-    return handles_.empty() ? -1 : handles_.begin()->first;
+    for (const auto& [ordinal, entry] : entries_) {
+      if (entry.handle.load() != nullptr) return ordinal;
+    }
+    return -1;
   }
 
  private:
+  struct Entry {
+    std::mutex making;
+    std::atomic<ContextHandle> handle{nullptr};
+  };
+
+  Entry& find(int ordinal) {
+    std::lock_guard lock(mutex_);
+    return entries_[ordinal];
+  }
+
   std::mutex mutex_;
-  std::map<int, ContextHandle> handles_;
+  std::map<int, Entry> entries_;  // none is ever removed
 };
 
 Contexts& contexts() {

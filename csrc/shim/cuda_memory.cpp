@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <stdexcept>
@@ -25,33 +26,33 @@ class OpenHandles {
     std::size_t size;
   };
 
+  // Handles of several devices are opened and closed at the same time.
   Range open(int ordinal, const std::string& handle) {
-    std::lock_guard lock(mutex_);
-    if (exported_.contains(handle)) {
-      throw DriverError(kInvalidContext,
-                        "this process exported this IPC handle: use the buffer itself");
+    const Key key{ordinal, handle};
+    const std::shared_ptr<Entry> entry = enter(key);
+    std::lock_guard lock(entry->changing);
+    if (entry->is_open) return entry->range;
+    try {
+      entry->range = open_range(ordinal, handle);
+    } catch (...) {
+      leave(key);
+      drop_unused(key);
+      throw;
     }
-    Entry& entry = entries_[{ordinal, handle}];
-    if (entry.count == 0) {
-      try {
-        entry.range = open_range(ordinal, handle);
-      } catch (...) {
-        entries_.erase({ordinal, handle});
-        throw;
-      }
-    }
-    ++entry.count;
-    return entry.range;
+    entry->is_open = true;
+    return entry->range;
   }
 
   void close(int ordinal, const std::string& handle) {
-    std::lock_guard lock(mutex_);
-    const auto found = entries_.find({ordinal, handle});
-    if (found == entries_.end() || --found->second.count != 0) return;
-    const DevicePointer address = found->second.range.address;
-    entries_.erase(found);
+    const Key key{ordinal, handle};
+    const std::shared_ptr<Entry> entry = find(key);
+    if (entry == nullptr) return;
+    std::lock_guard lock(entry->changing);
+    if (!leave(key)) return;
+    entry->is_open = false;
     ContextScope scope(ordinal);
-    static_cast<void>(driver().ipc_close_mem_handle(address));
+    static_cast<void>(driver().ipc_close_mem_handle(entry->range.address));
+    drop_unused(key);  // and not before: who opens it again waits until it is closed
   }
 
   void add_exported(const std::string& handle) {
@@ -65,10 +66,43 @@ class OpenHandles {
   }
 
  private:
+  using Key = std::pair<int, std::string>;
   struct Entry {
+    std::mutex changing;  // of `is_open` and `range`: held while the driver opens or closes it
+    bool is_open = false;
     Range range{};
-    std::size_t count = 0;
+    std::size_t count = 0;  // of those who have it or wait for it; `mutex_` guards it
   };
+
+  std::shared_ptr<Entry> enter(const Key& key) {
+    std::lock_guard lock(mutex_);
+    if (exported_.contains(key.second)) {
+      throw DriverError(kInvalidContext,
+                        "this process exported this IPC handle: use the buffer itself");
+    }
+    std::shared_ptr<Entry>& entry = entries_[key];
+    if (entry == nullptr) entry = std::make_shared<Entry>();
+    ++entry->count;
+    return entry;
+  }
+
+  std::shared_ptr<Entry> find(const Key& key) {
+    std::lock_guard lock(mutex_);
+    const auto found = entries_.find(key);
+    return found == entries_.end() ? nullptr : found->second;
+  }
+
+  // True when that was the last one.
+  bool leave(const Key& key) {
+    std::lock_guard lock(mutex_);
+    return --entries_.at(key)->count == 0;
+  }
+
+  void drop_unused(const Key& key) {
+    std::lock_guard lock(mutex_);
+    const auto found = entries_.find(key);
+    if (found != entries_.end() && found->second->count == 0) entries_.erase(found);
+  }
 
   static Range open_range(int ordinal, const std::string& bytes) {
     IpcHandle handle{};
@@ -89,7 +123,7 @@ class OpenHandles {
   }
 
   std::mutex mutex_;
-  std::map<std::pair<int, std::string>, Entry> entries_;
+  std::map<Key, std::shared_ptr<Entry>> entries_;
   std::set<std::string> exported_;
 };
 

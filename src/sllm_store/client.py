@@ -36,7 +36,7 @@ from sllm_store.interpreter import no_collection, short_turns
 from sllm_store.local_connection import LocalConnection
 from sllm_store.proto import storage_pb2 as pb, storage_pb2_grpc as rpc
 from sllm_store.tiers.decoding import map_host, with_decoding
-from sllm_store.tiers.device import allocate_device, device_ordinal
+from sllm_store.tiers.device import allocate_arenas
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -344,12 +344,9 @@ class SllmStoreClient:
         started_s = time.monotonic()
         with self._connect() as connection:
             planned = connection.call(pb.LocalRequest(plan=question)).plan
-            buffers = [
-                allocate_device(device_ordinal(arena.device), arena.size_bytes)
-                if arena.device != CPU and arena.size_bytes
-                else None
-                for arena in planned.arenas
-            ]
+            buffers = allocate_arenas(
+                [(arena.device, arena.size_bytes) for arena in planned.arenas]
+            )
             request.plan = planned.plan
             request.targets.extend(
                 pb.DeviceTarget(

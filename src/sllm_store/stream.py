@@ -19,7 +19,7 @@ from sllm_store.checkpoint.loaded import Placed
 from sllm_store.checkpoint.plan import CPU
 from sllm_store.errors import DeviceError
 from sllm_store.interpreter import no_collection, short_turns
-from sllm_store.tiers.device import allocate_device, device_ordinal
+from sllm_store.tiers.device import allocate_arenas, device_ordinal
 from sllm_store.tiers.direct_storage import choose_mode
 from sllm_store.tiers.planned import PlannedLoads
 from sllm_store.tiers.ring import Rings
@@ -120,10 +120,7 @@ def _prepare(path: Path, device_map: Mapping[str, str], mode: str, using: ExitSt
         pinned = using.enter_context(_RINGS.borrow(_ring_bytes(path), gpu))
     planned = _LOADS.plan(path, device_map)
     checkpoint, plan = planned.checkpoint, planned.plan
-    arenas = [
-        _allocate(device, arena.size_bytes)
-        for device, arena in zip(plan.devices, plan.arenas, strict=True)
-    ]
+    arenas = _allocate(plan)
     # What is compressed cannot be read in place: then the host is a target as any other.
     in_place = [] if checkpoint.is_compressed else arenas
     host = next((arena for arena in in_place if isinstance(arena, native.HostBuffer)), None)
@@ -158,12 +155,14 @@ def _prepare(path: Path, device_map: Mapping[str, str], mode: str, using: ExitSt
     )
 
 
-def _allocate(device: str, size_bytes: int) -> native.HostBuffer | native.DeviceBuffer | None:
-    if size_bytes == 0:
-        return None
-    if device == CPU:
-        return native.HostBuffer(size_bytes)
-    return allocate_device(device_ordinal(device), size_bytes)
+def _allocate(plan: LoadPlan) -> list[native.HostBuffer | native.DeviceBuffer | None]:
+    wanted = [
+        (device, arena.size_bytes) for device, arena in zip(plan.devices, plan.arenas, strict=True)
+    ]
+    return [
+        native.HostBuffer(size_bytes) if device == CPU and size_bytes else memory
+        for (device, size_bytes), memory in zip(wanted, allocate_arenas(wanted), strict=True)
+    ]
 
 
 def _only_gpus(device_map: Mapping[str, str]) -> int | None:

@@ -126,7 +126,7 @@ class Arenas:
         return sum(isinstance(buffer, native.DeviceBuffer) for buffer in self.buffers)
 
 
-def run_from_memory(load: Load, arenas: Arenas, control: native.Control | None = None) -> None:
+def run_from_memory(load: Load, arenas: Arenas, stock: native.LinkStock | None = None) -> None:
     """All chunks are in host memory already."""
     pool = native.HostBuffer(len(load.stored))
     ctypes.memmove(pool.address, bytes(load.stored), len(load.stored))
@@ -139,7 +139,8 @@ def run_from_memory(load: Load, arenas: Arenas, control: native.Control | None =
         decodes=load.decodes,
         mode="auto",
         threads=3,
-        control=control or native.Control(),
+        control=native.Control(),
+        stock=stock,
     )
     assert report.bytes_copied == sum(entry[3] for entry in (*load.copies, *load.decodes))
 
@@ -196,6 +197,81 @@ def bytes_are_those_of_a_plain_load(directory: Path) -> None:
         run_through_a_ring(load, again, directory / "image", threads=1 + seed % 4)
         again.check()
         assert_nothing_is_left(arenas.on_gpus + again.on_gpus)
+
+
+def what_links_need_is_kept_for_the_next_transfer(_: Path) -> None:
+    """Of a load that is made again, nothing is made again but its arenas."""
+    for seed, (ordinals, via) in enumerate(PLACES):
+        stock = native.LinkStock()
+        made = []
+        for _run in range(3):
+            load = Load(seed, ordinals, via, pieces=100)
+            arenas = Arenas(load)
+            run_from_memory(load, arenas, stock)
+            arenas.check()
+            links = {ordinal for ordinal in ordinals if ordinal != HOST}.union(*via.values())
+            assert stock.idle == len(links)
+            del arenas
+            made.append((fake().fake_cuda_live_streams(), fake().fake_cuda_live_allocations()))
+        assert made[1:] == made[:1] * 2
+        del stock
+        assert_nothing_is_left(0)
+
+
+def what_is_kept_for_links_is_bounded(_: Path) -> None:
+    """Every set of neighbours takes other memory of GPU 0's link."""
+    stock = native.LinkStock()
+    raw = bfloat16(64 * KIB, 2)
+    segment = coded(raw)
+    pool = native.HostBuffer(len(segment), pinned=False)
+    ctypes.memmove(pool.address, segment, len(segment))
+    arena = native.DeviceBuffer(0, len(raw))
+    before = fake().fake_cuda_live_allocations()
+    for via in ((), (1,), (2,), (3,), (1, 2), (2, 3), (1, 3), (1, 2, 3)) * 2:
+        native.run_transfer(
+            [],
+            [(pool.address, -1)],
+            [],
+            [],
+            [(0, arena.address, via)],
+            decodes=[(0, 0, 0, len(raw), len(segment), 0)],
+            mode="auto",
+            threads=1,
+            control=native.Control(),
+            stock=stock,
+        )
+        assert 1 <= stock.idle <= 4 * 4
+        assert fake().fake_cuda_live_allocations() - before <= 2 * stock.idle
+    del stock, arena
+    assert_nothing_is_left(0)
+
+
+def what_a_failed_transfer_used_is_not_kept(_: Path) -> None:
+    load = Load(7, (0, 1, HOST), {0: (1,), 1: (0, 2)})
+    arenas = Arenas(load)
+    stock = native.LinkStock()
+    for _again in range(2):
+        with pytest.raises(native.CudaError):
+            run_from_memory(load, arenas, stock)
+    del stock
+    assert_nothing_is_left(arenas.on_gpus)
+
+
+def a_link_that_met_a_corrupt_segment_is_not_kept(_: Path) -> None:
+    stock = native.LinkStock()
+    load = Load(1, (0,))
+    step, _device, _at, _raw_size, stored_size, offset = load.decodes[0]
+    at = step * CHUNK + offset
+    whole = bytes(load.stored[at : at + stored_size])
+    load.stored[at : at + stored_size] = bytes(stored_size)
+    arenas = Arenas(load)
+    with pytest.raises(native.NativeError, match="is corrupt"):
+        run_from_memory(load, arenas, stock)
+    assert stock.idle == 0
+    load.stored[at : at + stored_size] = whole
+    run_from_memory(load, arenas, stock)
+    arenas.check()
+    assert stock.idle == 1
 
 
 def big_steps_are_cut(_: Path) -> None:

@@ -116,6 +116,15 @@ class TransferReport:
     copy_s: float
     total_s: float
 
+class LinkStock:
+    """What transfers need of GPUs beside the memory they fill (streams, events, memory that bytes
+    pass through), kept for the next ones: at most 256 MiB for each GPU's link."""
+
+    def __init__(self) -> None: ...
+    @property
+    def idle(self) -> int:
+        """Links whose needs are kept."""
+
 def run_transfer(
     files: Sequence[File],
     steps: Sequence[tuple[int, int]],
@@ -128,6 +137,7 @@ def run_transfer(
     threads: int,
     control: Control,
     tuner: Tuner | None = None,
+    stock: LinkStock | None = None,
 ) -> TransferReport:
     """Move bytes from files through memory to devices; the work horse of every load.
 
@@ -154,6 +164,8 @@ def run_transfer(
              written, and what its copies take but no read brings is left as it is. Such bytes count
              as direct ones, not as copied. All else is read as with 'auto'.
     tuner:   of the disk with the files; without one a setting that suits most disks is kept.
+    stock:   where links take from what they need of GPUs, and put it when all went well; without
+             one it is made for this transfer alone.
     Steps without reads that wait for nothing are sent first, and take no worker. The others start
     in order; `threads` (1 to 64) workers read, and share big steps. Each step is sent as soon as its
     reads are done: steps may overtake one another unless `after` says otherwise. bytes_done and

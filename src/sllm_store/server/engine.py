@@ -75,6 +75,7 @@ class Engine:
                 mode=config.read_mode,
                 threads=config.threads,
                 neighbours=_neighbours(config, len(self.gpus)),
+                stock=native.LinkStock(),
             ),
             estimator=self.estimator,
             on_load=self.metrics.on_load,

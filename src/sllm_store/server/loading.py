@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from sllm_store.proto import storage_pb2 as pb
 from sllm_store.server.loads import LoadResult, Meter
 from sllm_store.server.survey import calls_of
 from sllm_store.server.upstream import open_handle
+from sllm_store.tiers.device import on_each
 from sllm_store.tiers.transfer import Target
 
 if TYPE_CHECKING:
@@ -91,26 +91,24 @@ class Loading:
     def _load_devices(
         self, targets: list[tuple[Arena, Any]], entry: Entry, job: LoadJob
     ) -> LoadResult:
-        with ExitStack() as stack:
-            opened = []
-            for arena, target in targets:
-                mapping = open_handle(target.device, target.ipc_handle)
-                stack.callback(_drop, mapping)
-                if target.offset_bytes + arena.size_bytes > mapping.size:
-                    raise InvalidRequestError(
-                        f"the arena for GPU {target.device} needs {arena.size_bytes} bytes at "
-                        f"{target.offset_bytes}, the allocation has {mapping.size}"
-                    )
-                opened.append(
-                    Target(
-                        device=mapping.device,
-                        address=mapping.address + target.offset_bytes,
-                        pieces=arena.pieces,
-                        decodes=arena.decodes,
-                        arena=arena,
-                    )
+        mappings = on_each(_open, [target for _, target in targets])
+        opened = []
+        for (arena, target), mapping in zip(targets, mappings, strict=True):
+            if target.offset_bytes + arena.size_bytes > mapping.size:
+                raise InvalidRequestError(
+                    f"the arena for GPU {target.device} needs {arena.size_bytes} bytes at "
+                    f"{target.offset_bytes}, the allocation has {mapping.size}"
                 )
-            return self._engine.loader.load_device(entry, opened, job)
+            opened.append(
+                Target(
+                    device=mapping.device,
+                    address=mapping.address + target.offset_bytes,
+                    pieces=arena.pieces,
+                    decodes=arena.decodes,
+                    arena=arena,
+                )
+            )
+        return self._engine.loader.load_device(entry, opened, job)
 
     def learn(self, wanted: WantedLoad, result: LoadResult, taken_s: float) -> None:
         """Let estimates know what a load took besides its transfers, and waiting for others."""
@@ -148,6 +146,5 @@ def _match_targets(planned: PlannedLoad, targets: Any) -> list[tuple[Arena, Any]
     return [(arena, target) for (_, arena), target in zip(planned.on_gpus, targets, strict=True)]
 
 
-def _drop(mapping: native.DeviceMapping) -> None:
-    """Hold a mapping until the stack is closed; it closes when its last reference goes."""
-    del mapping
+def _open(target: Any) -> native.DeviceMapping:
+    return open_handle(target.device, target.ipc_handle)

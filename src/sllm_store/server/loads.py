@@ -22,7 +22,7 @@ from sllm_store.tiers.transfer import Moves, Target, TransferPlan, cut_targets, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from sllm_store.native import Control, File, SharedPool, TransferReport
+    from sllm_store.native import Control, File, LinkStock, SharedPool, TransferReport
     from sllm_store.server.catalog import Entry
     from sllm_store.server.estimate import Demand, Estimator
     from sllm_store.tiers.resident import DeviceTier, ResidentArena
@@ -73,12 +73,14 @@ class LoadResult:
 class Means:
     """How a loader moves bytes: how and with how many threads it reads, and over which links.
 
-    neighbours[gpu] are the GPUs that lend theirs to loads of that GPU.
+    neighbours[gpu] are the GPUs that lend theirs to loads of that GPU. What links need of GPUs is
+    kept in `stock` from load to load.
     """
 
     mode: str
     threads: int
     neighbours: Mapping[int, tuple[int, ...]]
+    stock: LinkStock
 
 
 class Loader:
@@ -285,7 +287,13 @@ class Loader:
         running = self._estimator.begin(demand)
         try:
             report = run_plan(
-                plan, files, targets, mode=means.mode, threads=means.threads, control=job.control
+                plan,
+                files,
+                targets,
+                mode=means.mode,
+                threads=means.threads,
+                control=job.control,
+                stock=means.stock,
             )
             moved = moved_bytes(demand, report)
         finally:

@@ -26,7 +26,7 @@ from sllm_store.server.loading import Loading
 from sllm_store.server.local_socket import LocalServer
 from sllm_store.server.service import StoreService
 from sllm_store.server.upstream import UpstreamService
-from sllm_store.tiers.device import visible_gpus
+from sllm_store.tiers.device import open_gpus, visible_gpus
 from sllm_store.units import format_size
 
 if TYPE_CHECKING:
@@ -147,10 +147,13 @@ def _listen(server: Any, config: StoreConfig) -> list[str]:
 
 
 def _make_pool(config: StoreConfig) -> native.SharedPool:
-    """Allocate the pool; with a GPU, fault it in and pin it now so that no load pays for it."""
+    """Allocate the pool; with GPUs, open them, fault it in and pin it: no load pays for that."""
     pool = native.SharedPool(config.chunks_total * config.chunk_bytes)
     if visible_gpus():
-        pool.populate(config.threads)
+        with ThreadPoolExecutor(1, "store-gpu") as beside:
+            opened = beside.submit(open_gpus)
+            pool.populate(config.threads)
+            opened.result()
         try:
             pool.pin()
         except native.CudaError as error:

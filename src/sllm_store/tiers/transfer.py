@@ -178,7 +178,7 @@ def open_files(checkpoint: Checkpoint) -> list[native.File]:
         raise ReadError(f"cannot open {error.filename}: {error.strerror}") from error
 
 
-def run_plan(
+def run_plan(  # noqa: PLR0913 - a transfer's choices, by name
     plan: TransferPlan,
     files: Sequence[native.File],
     targets: Sequence[Target],
@@ -186,10 +186,12 @@ def run_plan(
     mode: str,
     threads: int,
     control: native.Control,
+    stock: native.LinkStock | None = None,
 ) -> native.TransferReport:
     """Run a plan to its end, or raise the store's error for what went wrong.
 
-    What its reads teach about the disk is remembered for the next ones.
+    What its reads teach about the disk is remembered for the next ones, and what its links need of
+    GPUs is kept in `stock`.
     """
     try:
         with _reading(plan, files, mode) as tuner:
@@ -204,6 +206,7 @@ def run_plan(
                 threads=threads,
                 control=control,
                 tuner=tuner,
+                stock=stock,
             )
     except native.Cancelled as error:
         raise LoadCancelledError("the load was cancelled before it ended") from error
