@@ -120,7 +120,6 @@ TESTED_THROUGH = {
     "sllm_store/server/status.py": "server/test_serve.py",
     "sllm_store/server/structured_log.py": "server/test_serve.py",
     "sllm_store/tiers/held.py": "server/test_shared.py",
-    "sllm_store/tiers/device.py": "server/test_serve.py",
     "sllm_store/tiers/watching.py": "test_stream.py",
     "sllm_store/torch/dtypes.py": "torch/test_views.py",
     "sllm_store/transformers/fill.py": "transformers/test_load.py",

@@ -1,0 +1,63 @@
+"""What a process does with (fake) GPUs, one case a process: CASE."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+from typing import Any
+
+import pytest
+
+from sllm_store import errors, native
+from sllm_store.tiers.device import allocate_arenas, on_each, open_gpus
+
+MIB = 1 << 20
+
+
+def driver() -> Any:
+    return ctypes.CDLL(os.environ["SLLM_CUDA_LIBRARY"])
+
+
+def all_are_opened() -> None:
+    open_gpus()
+    open_gpus()
+    assert [driver().fake_cuda_retained(gpu) for gpu in range(native.device_count())] == [1] * 4
+
+
+def one_cannot_be_opened() -> None:
+    open_gpus()
+    assert sum(driver().fake_cuda_retained(gpu) for gpu in range(native.device_count())) == 3
+
+
+def arenas_are_where_they_belong() -> None:
+    gpus = [native.device_uuid(gpu) for gpu in range(4)]
+    wanted = [(gpus[2], 5 * MIB), ("cpu", MIB), (gpus[0], 3), (gpus[1], 0), (gpus[3], 2 * MIB)]
+    arenas = allocate_arenas(wanted)
+    found = [(arena.device, arena.size) if arena else None for arena in arenas]
+    assert found == [(2, 5 * MIB), None, (0, 3), None, (3, 2 * MIB)]
+    assert allocate_arenas([("cpu", MIB)]) == [None]
+
+
+def a_full_gpu_leaves_nothing_allocated() -> None:
+    gpus = [native.device_uuid(gpu) for gpu in range(4)]
+    wanted = [(gpu, (1 if gpu != gpus[1] else 1 << 20) * MIB) for gpu in gpus]
+    with pytest.raises(errors.OutOfDeviceMemoryError, match="GPU 1 has"):
+        allocate_arenas(wanted)
+    assert driver().fake_cuda_live_allocations() == 0
+
+
+def several_are_asked_at_once() -> None:
+    meeting = threading.Barrier(3, timeout=30)
+    assert on_each(lambda item: (meeting.wait() >= 0, item), "abc") == [
+        (True, "a"),
+        (True, "b"),
+        (True, "c"),
+    ]
+    here = threading.get_ident()
+    assert on_each(lambda _: threading.get_ident(), [1]) == [here]
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()
