@@ -7,6 +7,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <cstddef>
@@ -31,6 +32,7 @@
 #include "io/errors.hpp"
 #include "io/file.hpp"
 #include "io/probe.hpp"
+#include "io/read_queue.hpp"
 #include "io/transfer.hpp"
 #include "io/writer.hpp"
 #include "pool/dlpack.hpp"
@@ -48,6 +50,7 @@ namespace {
 
 using Pair = std::tuple<std::int64_t, std::int64_t>;
 using Triple = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
+using Quadruple = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
 using Quintuple = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
 using Sextuple =
     std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
@@ -417,6 +420,52 @@ void bind_host_memory(nb::module_& module) {
   bind_host_dlpack(mapping);
 }
 
+std::shared_ptr<sllm::io::ReadQueue> make_read_queue(
+    const std::vector<std::shared_ptr<sllm::io::File>>& files, bool in_turns) {
+  using sllm::io::ReadQueue;
+  for (const auto& file : files) {
+    if (file == nullptr) throw std::invalid_argument("a file is None");
+  }
+  std::shared_ptr<ReadQueue> queue =
+      ReadQueue::create({files.begin(), files.end()},
+                        in_turns ? ReadQueue::Order::kInTurns : ReadQueue::Order::kTogether);
+  if (queue == nullptr) throw sllm::SystemError(EOPNOTSUPP, "io_uring is not available");
+  return queue;
+}
+
+std::uint64_t begin_reads(sllm::io::ReadQueue& queue, const std::vector<Quadruple>& reads,
+                          const Shared<sllm::pool::HostBuffer>& buffer) {
+  const auto memory = buffer.memory;
+  nb::gil_scoped_release release;
+  std::vector<sllm::io::ReadQueue::Read> parsed;
+  parsed.reserve(reads.size());
+  for (const auto& [file, offset, size, place] : reads) {
+    parsed.push_back(
+        {checked_size(file), checked_size(offset), checked_size(size), checked_size(place)});
+  }
+  return queue.begin(parsed, {memory, memory->address(), memory->size()});
+}
+
+void bind_read_queue(nb::module_& module) {
+  using sllm::io::ReadQueue;
+  nb::class_<ReadQueue>(module, "ReadQueue",
+                        "Reads that are asked for ahead and go on while whoever asked computes.",
+                        nb::is_final())
+      .def(nb::new_(&make_read_queue), "files"_a, nb::kw_only(), "in_turns"_a)
+      .def("begin", &begin_reads, "reads"_a, "buffer"_a)
+      .def(
+          "wait",
+          [](ReadQueue& self, std::uint64_t number, double timeout_s) {
+            const auto timeout = checked_timeout(timeout_s);
+            nb::gil_scoped_release release;
+            const auto deadline = ReadQueue::Clock::now() +
+                                  std::chrono::duration_cast<ReadQueue::Clock::duration>(timeout);
+            return self.wait(number, deadline);
+          },
+          "number"_a, "timeout_s"_a)
+      .def("drain", &ReadQueue::drain, ReleaseGil());
+}
+
 void bind_device_memory(nb::module_& module) {
   using sllm::cuda::DeviceBuffer;
   using sllm::cuda::DeviceMapping;
@@ -518,6 +567,7 @@ NB_MODULE(_C, module) {
   bind_transfer(module);
   bind_writer(module);
   bind_host_memory(module);
+  bind_read_queue(module);
   bind_device_memory(module);
   bind_devices(module);
   sllm::bindings::bind_codec(module);

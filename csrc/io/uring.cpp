@@ -34,6 +34,18 @@ struct UringCompletion {
 
 namespace {
 
+struct Timespec {
+  std::int64_t seconds;
+  std::int64_t nanoseconds;
+};
+
+struct EnterArgument {
+  std::uint64_t signal_mask;
+  std::uint32_t signal_mask_size;
+  std::uint32_t unused;
+  std::uint64_t timeout;
+};
+
 struct SubmissionOffsets {
   std::uint32_t head, tail, ring_mask, ring_entries, flags, dropped, array, reserved;
   std::uint64_t user_address;
@@ -56,10 +68,14 @@ constexpr long kSetup = 425;
 constexpr long kEnter = 426;
 constexpr std::uint8_t kOpcodeRead = 22;
 constexpr std::uint8_t kOpcodeWrite = 23;
+constexpr std::uint8_t kSubmissionHardLink = 1U << 3;
+constexpr std::uint8_t kSubmissionAsync = 1U << 4;
 constexpr unsigned kEnterGetEvents = 1U << 0;
+constexpr unsigned kEnterExtendedArgument = 1U << 3;
 constexpr unsigned kSetupSingleIssuer = 1U << 12;
 constexpr unsigned kSetupDeferTaskrun = 1U << 13;
 constexpr unsigned kFeatureSingleMmap = 1U << 0;
+constexpr unsigned kFeatureExtendedArgument = 1U << 8;
 constexpr off_t kOffsetRings = 0;
 constexpr off_t kOffsetSubmissions = 0x10000000;
 
@@ -73,16 +89,16 @@ void store_release(std::uint32_t* value, std::uint32_t next) {
 
 }  // namespace
 
-std::unique_ptr<Uring> Uring::create(unsigned entries, int& error) {
+std::unique_ptr<Uring> Uring::create(unsigned entries, int& error, Users users) {
   std::unique_ptr<Uring> ring(new Uring());
-  error = ring->open(entries);
+  error = ring->open(entries, users);
   if (error != 0) ring.reset();
   return ring;
 }
 
-int Uring::open(unsigned entries) {
+int Uring::open(unsigned entries, Users users) {
   Parameters parameters{};
-  parameters.flags = kSetupSingleIssuer | kSetupDeferTaskrun;
+  if (users == Users::kOneThread) parameters.flags = kSetupSingleIssuer | kSetupDeferTaskrun;
   long fd = ::syscall(kSetup, entries, &parameters);
   if (fd < 0 && errno == EINVAL) {  // before kernel 6.1
     parameters = Parameters{};
@@ -91,6 +107,7 @@ int Uring::open(unsigned entries) {
   if (fd < 0) return errno;
   ring_ = Descriptor(static_cast<int>(fd));
   if ((parameters.features & kFeatureSingleMmap) == 0) return EOPNOTSUPP;  // before kernel 5.4
+  can_time_out_ = (parameters.features & kFeatureExtendedArgument) != 0;   // since kernel 5.11
 
   const auto& sq = parameters.submission;
   const auto& cq = parameters.completion;
@@ -130,9 +147,11 @@ Uring::~Uring() {
 }
 
 bool Uring::try_read(int fd, std::byte* destination, std::uint32_t size, std::uint64_t offset,
-                     std::uint64_t tag) {
+                     std::uint64_t tag, Manner manner) {
   UringSubmission request{};
   request.opcode = kOpcodeRead;
+  if (manner.in_background) request.flags |= kSubmissionAsync;
+  if (manner.next_waits) request.flags |= kSubmissionHardLink;
   request.fd = fd;
   request.offset = offset;
   request.address = reinterpret_cast<std::uintptr_t>(destination);
@@ -165,10 +184,23 @@ bool Uring::try_queue(const UringSubmission& request) {
 }
 
 int Uring::submit(unsigned wait_for) {
+  return enter(wait_for, 0, nullptr, 0);
+}
+
+int Uring::submit_for(std::chrono::nanoseconds timeout) {
+  constexpr std::int64_t kSecond = 1'000'000'000;
+  const Timespec time{timeout.count() / kSecond, timeout.count() % kSecond};
+  const EnterArgument argument{0, 0, 0, reinterpret_cast<std::uintptr_t>(&time)};
+  const int error = enter(1, kEnterExtendedArgument, &argument, sizeof(argument));
+  return error == ETIME ? 0 : error;
+}
+
+int Uring::enter(unsigned wait_for, unsigned flags, const void* argument,
+                 std::size_t argument_size) {
   do {
     // GETEVENTS even when nothing is waited for: with deferred task work it posts completions.
-    const long count =
-        ::syscall(kEnter, ring_.get(), queued_, wait_for, kEnterGetEvents, nullptr, 0);
+    const long count = ::syscall(kEnter, ring_.get(), queued_, wait_for, kEnterGetEvents | flags,
+                                 argument, argument_size);
     if (count >= 0) {
       queued_ -= std::min(queued_, static_cast<std::uint32_t>(count));
     } else if (errno != EINTR) {

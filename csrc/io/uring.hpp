@@ -1,6 +1,7 @@
-// A minimal io_uring for reads and writes, by raw system calls. One thread owns a ring.
+// A minimal io_uring for reads and writes, by raw system calls. One thread uses a ring at a time.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -19,27 +20,45 @@ class Uring {
     int result;  // bytes, or a negated errno
   };
 
+  // Who may submit: the first thread that does, which is cheaper, or one after another.
+  enum class Users { kOneThread, kAnyThread };
+  // How a read is made: by a thread of the kernel, or as part of submitting it; and whether the
+  // next one that is queued waits for it.
+  struct Manner {
+    bool in_background = false;
+    bool next_waits = false;
+  };
+
   // Null where this kernel or its policy refuses; `error` is then the errno.
-  static std::unique_ptr<Uring> create(unsigned entries, int& error);
+  static std::unique_ptr<Uring> create(unsigned entries, int& error,
+                                       Users users = Users::kOneThread);
   ~Uring();
   Uring(const Uring&) = delete;
   Uring& operator=(const Uring&) = delete;
 
   // Queues a read; false when the submission queue is full.
   bool try_read(int fd, std::byte* destination, std::uint32_t size, std::uint64_t offset,
-                std::uint64_t tag);
+                std::uint64_t tag) {
+    return try_read(fd, destination, size, offset, tag, Manner{});
+  }
+  bool try_read(int fd, std::byte* destination, std::uint32_t size, std::uint64_t offset,
+                std::uint64_t tag, Manner manner);
   bool try_write(int fd, const std::byte* source, std::uint32_t size, std::uint64_t offset,
                  std::uint64_t tag);
   // Hands what is queued to the kernel and waits for `wait_for` completions. Returns 0 or an
   // errno; what was queued stays queued after an error.
   int submit(unsigned wait_for);
+  // Submits and waits for one completion, for no longer than told. Only where can_time_out().
+  int submit_for(std::chrono::nanoseconds timeout);
+  bool can_time_out() const { return can_time_out_; }
   bool has_queued() const { return queued_ != 0; }
   // Takes one completion; false when there is none.
   bool try_take(Result& result);
 
  private:
   Uring() = default;
-  int open(unsigned entries);
+  int open(unsigned entries, Users users);
+  int enter(unsigned wait_for, unsigned flags, const void* argument, std::size_t argument_size);
   bool try_queue(const UringSubmission& request);
 
   Descriptor ring_;
@@ -57,6 +76,7 @@ class Uring {
   UringCompletion* completions_ = nullptr;
   std::uint32_t entries_ = 0;
   std::uint32_t queued_ = 0;
+  bool can_time_out_ = false;
 };
 
 }  // namespace sllm::io

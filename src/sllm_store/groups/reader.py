@@ -32,7 +32,8 @@ class GroupReader:
         self.layouts: tuple[GroupLayout, ...] = tuple(lay_out(group) for group in groups)
         self._reads = [self._whole_pages(model, layout) for layout in self.layouts]
         self._model = model
-        self._mode = mode
+        self.mode = mode
+        self.files = model.files
         self._threads = threads or min(16, 2 * (os.cpu_count() or 4))
 
     def size_bytes(self, group: int) -> int:
@@ -64,12 +65,24 @@ class GroupReader:
         if plan.reads:
             run_plan(
                 plan,
-                self._model.files,
+                self.files,
                 (),
-                mode=self._mode,
+                mode=self.mode,
                 threads=self._threads,
                 control=control or native.Control(),
             )
+        self.require_unchanged()
+
+    def ranges(self, group: int) -> Sequence[tuple[int, int, int, int]]:
+        """Return what to read of a group: (file, file offset, size, offset in the buffer)."""
+        return self._reads[group]
+
+    def lands_in_place(self, group: int) -> bool:
+        """Return whether a group's ranges begin at the same offset in a page as in the file."""
+        return all(offset % PAGE == place % PAGE for _, offset, _, place in self._reads[group])
+
+    def require_unchanged(self) -> None:
+        """Raise InvalidCheckpointError if the files have changed since they were opened."""
         self._model.checkpoint.require_unchanged()
 
     def allocate(self, size_bytes: int) -> native.HostBuffer:

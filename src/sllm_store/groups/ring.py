@@ -1,39 +1,29 @@
 """Ring: groups read ahead of use, in an order that repeats, into a few buffers.
 
 With R seconds to read a group and C to use it, a turn over n groups takes n * max(R, C) + R:
-threads read into the buffers that are free while the caller uses another.
+the buffers that are free are read into while the caller uses another.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from sllm_store import native
 from sllm_store.errors import DeadlineError
+from sllm_store.groups.reads import open_reads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from sllm_store import native
     from sllm_store.groups.reader import GroupReader
+    from sllm_store.groups.reads import Reading, Reads
 
 TIMEOUT_S = 300.0
-READERS = 2  # A disk has nothing to do between two reads of one thread.
 _Buffer = TypeVar("_Buffer")
-_Into = TypeVar("_Into", contravariant=True)
-
-
-class Fill(Protocol[_Into]):
-    """Puts a group into a buffer, in a thread of the ring; ends early if the control is cancelled.
-
-    With several readers it is called by as many threads at once.
-    """
-
-    def __call__(self, group: int, buffer: _Into, control: native.Control, /) -> None: ...
 
 
 @dataclass(slots=True)
@@ -50,14 +40,14 @@ class _Ahead(NamedTuple, Generic[_Buffer]):
 
     group: int
     buffer: _Buffer
-    reading: Future[None]
+    reading: Reading
 
 
 def open_ring(reader: GroupReader, order: Sequence[int], *, slots: int) -> Ring[native.HostBuffer]:
     """Return a ring that reads from disk into buffers of its own, at most one per group."""
     size_bytes = max(1, *map(reader.size_bytes, order))
     buffers = [reader.allocate(size_bytes) for _ in range(min(slots, len(order)))]
-    return Ring(reader.read, order, buffers, readers=READERS)
+    return Ring(open_reads(reader, order), order, buffers)
 
 
 class Ring(Generic[_Buffer]):
@@ -67,28 +57,20 @@ class Ring(Generic[_Buffer]):
     """
 
     def __init__(
-        self,
-        fill: Fill[_Buffer],
-        order: Sequence[int],
-        buffers: Sequence[_Buffer],
-        *,
-        readers: int = 1,
+        self, reads: Reads[_Buffer], order: Sequence[int], buffers: Sequence[_Buffer]
     ) -> None:
-        """Begin to read into the buffers, each large enough for any group.
-
-        readers: how many groups may be read at once.
+        """Begin to read into the buffers, each large enough for any group; the reads are closed
+        with the ring.
         """
         assert buffers
         assert len(set(order)) == len(order) > 0, "a group comes once in a turn"
         self.counts = RingCounts()
-        self._fill = fill
+        self._reads = reads
         self._order = tuple(order)
         self._free = list(buffers)
         self._ahead: deque[_Ahead[_Buffer]] = deque()
         self._next = 0
         self._leased = False
-        self._control = native.Control()
-        self._executor = ThreadPoolExecutor(readers, thread_name_prefix="sllm-ring")
         self._read_ahead()
 
     def __enter__(self) -> Ring[_Buffer]:
@@ -115,8 +97,7 @@ class Ring(Generic[_Buffer]):
 
     def close(self) -> None:
         """Cancel the reads in flight and wait for them. A second call does nothing."""
-        self._control.cancel()
-        self._executor.shutdown(cancel_futures=True)
+        self._reads.close()
 
     def _take(self, group: int, timeout_s: float) -> _Buffer:
         if not self._ahead or self._ahead[0].group != group:
@@ -124,27 +105,22 @@ class Ring(Generic[_Buffer]):
         first = self._ahead.popleft()
         started_s = time.monotonic()
         try:
-            first.reading.result(timeout_s)
-        except TimeoutError as error:
-            if not first.reading.done():
-                self._ahead.appendleft(first)
-                raise DeadlineError(f"a group was not read within {timeout_s} s") from error
-            self._free.append(first.buffer)
-            raise
+            there = first.reading.wait(timeout_s)
         except BaseException:
             self._free.append(first.buffer)
             raise
+        if not there:
+            self._ahead.appendleft(first)
+            raise DeadlineError(f"a group was not read within {timeout_s} s")
         self.counts.leased += 1
         self.counts.wait_s += time.monotonic() - started_s
         return first.buffer
 
     def _restart(self, group: int) -> None:
         """Read from another group on; what was read ahead is dropped."""
-        self._control.cancel()
-        self._control = native.Control()
+        self._reads.cancel()
         for ahead in self._ahead:
-            if not ahead.reading.cancel():
-                ahead.reading.exception()  # Waits: a buffer is free once nobody writes to it.
+            ahead.reading.abandon()
             self._free.append(ahead.buffer)
         self._ahead.clear()
         self._next = self._order.index(group)
@@ -155,6 +131,5 @@ class Ring(Generic[_Buffer]):
         """Read the next groups into all buffers that are free."""
         while self._free:
             buffer, group = self._free.pop(), self._order[self._next]
-            reading = self._executor.submit(self._fill, group, buffer, self._control)
-            self._ahead.append(_Ahead(group, buffer, reading))
+            self._ahead.append(_Ahead(group, buffer, self._reads.begin(group, buffer)))
             self._next = (self._next + 1) % len(self._order)

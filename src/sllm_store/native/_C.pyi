@@ -329,6 +329,25 @@ class HostBuffer:
     def __dlpack_device__(self) -> tuple[int, int]: ...
 
 @final
+class ReadQueue:
+    """Reads that are asked for ahead and go on while whoever asked computes, without a thread:
+    directly from the disk, or by the kernel's threads what the page cache has."""
+
+    def __init__(self, files: Sequence[File], *, in_turns: bool) -> None:
+        """in_turns: the disk has one request at a time. One that says what is done only once it
+        has nothing more to do is better asked so. NativeError (EOPNOTSUPP) where the kernel has no
+        io_uring with deadlines."""
+    def begin(self, reads: Sequence[tuple[int, int, int, int]], buffer: HostBuffer) -> int:
+        """Begin to read each (file, file_offset, size, offset in the buffer); returns a number to
+        wait for. The buffer lives until then. What is behind the end of a read, up to the end of
+        its page, may be written too."""
+    def wait(self, number: int, timeout_s: float) -> bool:
+        """Return whether all of a number's reads are done in time; NativeError if one failed. After
+        True or an error the number is forgotten."""
+    def drain(self) -> None:
+        """Wait for all reads, and forget them."""
+
+@final
 class SharedPool:
     """A sealed-size memfd mapped shared: the host tier's memory. Huge pages where allowed."""
 

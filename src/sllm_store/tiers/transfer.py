@@ -211,14 +211,19 @@ def run_plan(  # noqa: PLR0913 - a transfer's choices, by name
     except native.Cancelled as error:
         raise LoadCancelledError("the load was cancelled before it ended") from error
     except native.NativeError as error:
-        if error.errno == errno.EBADMSG:
-            raise ChecksumError(
-                f"{error.strerror}: verify the checkpoint, and restore its file or save it again"
-            ) from error
-        what = f"reading {error.filename}" if error.filename else "the transfer"
-        raise ReadError(f"{what} failed: {error.strerror}") from error
+        raise read_error(error) from error
     except native.CudaError as error:
         raise device_error(error, "the copy to the GPU failed") from error
+
+
+def read_error(error: native.NativeError) -> ReadError | ChecksumError:
+    """Return the store's error for what the native core says of reads."""
+    if error.errno == errno.EBADMSG:
+        return ChecksumError(
+            f"{error.strerror}: verify the checkpoint, and restore its file or save it again"
+        )
+    what = f"reading {error.filename}" if error.filename else "the transfer"
+    return ReadError(f"{what} failed: {error.strerror}")
 
 
 def _reading(

@@ -11,9 +11,12 @@ from torch.utils.dlpack import from_dlpack
 
 from sllm_store.errors import DeadlineError, ReadError
 from sllm_store.groups.reader import GroupReader
+from sllm_store.groups.reads import ThreadedReads
 from sllm_store.groups.ring import Ring, open_ring
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sllm_store.groups.stored import StoredModel
     from sllm_store.native import Control, HostBuffer
 
@@ -42,6 +45,13 @@ def reader(model: StoredModel) -> _Watched:
     return _Watched(model)
 
 
+def _open_watched(
+    reader: _Watched, order: Sequence[int], *, slots: int, readers: int = 1
+) -> Ring[HostBuffer]:
+    buffers = [reader.allocate(max(map(reader.size_bytes, order))) for _ in range(slots)]
+    return Ring(ThreadedReads(reader.read, readers=readers), order, buffers)
+
+
 def _require(
     reader: GroupReader, ring: Ring[HostBuffer], group: int, tensors: dict[str, torch.Tensor]
 ) -> None:
@@ -54,19 +64,30 @@ def _require(
 @pytest.mark.parametrize("slots", [1, 2, 9])
 def test_turns_repeat(reader: _Watched, tensors: dict[str, torch.Tensor], slots: int) -> None:
     order = [4, 0, 2]
-    with open_ring(reader, order, slots=slots) as ring:
+    with _open_watched(reader, order, slots=slots) as ring:
         for group in order * 3:
             _require(reader, ring, group, tensors)
         assert ring.counts.leased == 9
         assert ring.counts.restarts == 0
     assert all(reader.read_groups.count(group) >= 3 for group in order)
-    assert len(reader.read_groups) <= 9 + min(slots, 3)
+    assert len(reader.read_groups) <= 9 + slots
+
+
+@pytest.mark.parametrize("slots", [1, 2, 9])
+def test_groups_come_from_disk(
+    model: StoredModel, tensors: dict[str, torch.Tensor], slots: int
+) -> None:
+    reader = GroupReader(model, [[tensor] for tensor in model.tensors])
+    with open_ring(reader, range(6), slots=slots) as ring:
+        for group in (0, 1, 2, 3, 4, 5, 0, 1, 4, 5, 0, 3, 3, 2):
+            _require(reader, ring, group, tensors)
+        assert ring.counts.restarts == 4
 
 
 def test_another_group_begins_the_turn_anew(
     reader: _Watched, tensors: dict[str, torch.Tensor]
 ) -> None:
-    with open_ring(reader, range(6), slots=2) as ring:
+    with _open_watched(reader, range(6), slots=2) as ring:
         for group in (0, 1, 4, 5, 0, 3, 3, 2):
             _require(reader, ring, group, tensors)
         assert ring.counts.restarts == 4
@@ -82,7 +103,7 @@ def test_reading_goes_on_while_a_group_is_in_use(reader: _Watched) -> None:
             reached.set()
 
     reader.read = read  # type: ignore[method-assign]
-    with open_ring(reader, range(6), slots=3) as ring, ring.lease(0):
+    with _open_watched(reader, range(6), slots=3) as ring, ring.lease(0):
         assert reached.wait(60), "the groups after the one in use are read"
 
 
@@ -96,7 +117,7 @@ def test_two_groups_are_read_at_once(reader: _Watched) -> None:
         plain(group, buffer, control)
 
     reader.read = read  # type: ignore[method-assign]
-    with open_ring(reader, range(6), slots=2) as ring, ring.lease(0):
+    with _open_watched(reader, range(6), slots=2, readers=2) as ring, ring.lease(0):
         assert not both.broken
 
 
@@ -104,7 +125,7 @@ def test_a_read_that_fails_is_raised_once_and_tried_again(
     reader: _Watched, tensors: dict[str, torch.Tensor]
 ) -> None:
     reader.failing = {0}
-    with open_ring(reader, range(6), slots=2) as ring:
+    with _open_watched(reader, range(6), slots=2) as ring:
         with pytest.raises(ReadError, match="the disk is gone"), ring.lease(0):
             pass
         for group in (0, 1, 2):
@@ -115,7 +136,7 @@ def test_a_slow_read_is_waited_for_until_the_deadline_and_then_again(
     reader: _Watched, tensors: dict[str, torch.Tensor]
 ) -> None:
     reader.may_read.clear()
-    with open_ring(reader, range(6), slots=2) as ring:
+    with _open_watched(reader, range(6), slots=2) as ring:
         with pytest.raises(DeadlineError), ring.lease(0, timeout_s=0.01):
             pass
         reader.may_read.set()
@@ -125,6 +146,6 @@ def test_a_slow_read_is_waited_for_until_the_deadline_and_then_again(
 
 
 def test_closing_twice_is_closing_once(reader: _Watched) -> None:
-    ring = open_ring(reader, range(6), slots=2)
+    ring = _open_watched(reader, range(6), slots=2)
     ring.close()
     ring.close()

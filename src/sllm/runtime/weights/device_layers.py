@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.dlpack import from_dlpack
 
+from sllm_store.groups.reads import ThreadedReads
 from sllm_store.groups.ring import Ring
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class DeviceLayers:
         buffers = [
             _DeviceSlot(lane.allocate(size_bytes), now, now) for _ in range(min(slots, len(images)))
         ]
-        self._ring = Ring(self._fill, list(images), buffers)
+        self._ring = Ring(ThreadedReads(self._fill), list(images), buffers)
 
     @property
     def counts(self) -> RingCounts:

@@ -25,6 +25,7 @@ from sllm.runtime.weights.model_experts import (
 from sllm.runtime.weights.model_groups import ENDS
 from sllm.runtime.weights.placement import Placement
 from sllm.runtime.weights.slots import SlotTable
+from sllm_store.groups.reads import ThreadedReads
 from sllm_store.groups.ring import Ring
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def _open_staging(
     for memory in memories:
         lane.pin(memory)
     try:
-        with Ring(model.reader.read, order, buffers) as ring:
+        with Ring(ThreadedReads(model.reader.read), order, buffers) as ring:
             yield ring
     finally:
         for memory in memories:
