@@ -73,15 +73,17 @@ def test_cached_experts_compute_the_bits_of_resident_ones(
 
 
 @pytest.mark.parametrize("slots", [9, 14])
+@pytest.mark.parametrize("laid_out", [False, True])
 def test_books_of_the_device_compute_the_bits_of_resident_experts(
-    path: Path, monkeypatch: pytest.MonkeyPatch, *, slots: int
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, slots: int, laid_out: bool
 ) -> None:
-    planes = path.with_suffix("")
-    write_laid_out(path, planes, device=torch.device("cuda"))
-    resident = _compute(planes)
+    if laid_out:
+        write_laid_out(path, path.with_suffix(""), device=torch.device("cuda"))
+        path = path.with_suffix("")
+    resident = _compute(path)
     monkeypatch.setattr(device_placement, "FETCHED_BY_DEVICE", True)
     for _ in range(3):
-        assert torch.equal(_compute(planes, expert_slots=slots, host_expert_slots=24), resident)
+        assert torch.equal(_compute(path, expert_slots=slots, host_expert_slots=24), resident)
 
 
 def test_groups_are_what_experts_one_by_one_are(

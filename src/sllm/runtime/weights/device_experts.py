@@ -77,24 +77,24 @@ class DeviceFetcher:
     """
 
     def __init__(
-        self, lane: Lane[Any], host: ExpertCache[torch.Tensor], images: ExpertImages, slots: int
+        self,
+        lane: Lane[Any],
+        host: ExpertCache[torch.Tensor],
+        images: ExpertImages,
+        slots: torch.Tensor,
     ) -> None:
-        self.slot_bytes = images.slot_bytes
+        """slots: their memory on the device, (slots, bytes)."""
         self._lane = lane
         self._host = host
         self._images = images
-        self._memory = lane.allocate(slots * self.slot_bytes)
+        self._slots = slots
         self._scratch = lane.allocate(images.scratch_bytes)
         self._last: DeviceFetch | None = None
-
-    @property
-    def slots(self) -> torch.Tensor:
-        """Return the bytes of all slots: (slots, bytes)."""
-        return self._memory.view(-1, self.slot_bytes)
+        self._as_used = images.are_stored
 
     def slot(self, slot: int) -> torch.Tensor:
         """Return a slot's bytes."""
-        return self._memory[slot * self.slot_bytes : (slot + 1) * self.slot_bytes]
+        return self._slots[slot]
 
     def fetch(self, slots: Mapping[ExpertKey, int]) -> DeviceFetch:
         """Begin to copy experts into slots."""
@@ -103,6 +103,23 @@ class DeviceFetcher:
         self._last = DeviceFetch(self._lane, self._host, targets, self._lay_out)
         return self._last
 
+    def lay_out_all(self, keys: Sequence[ExpertKey]) -> None:
+        """Have experts on the host as they are used, so that a copy is all that brings them.
+
+        The host has all of them, and keeps them.
+        """
+        if self._as_used:
+            return
+        slot = self.slot(0)
+        for key in keys:
+            with self._host.lease(key.layer, [key.number]) as sources:
+                source = sources[key.number]
+                stored = slot[: len(source)]
+                self._lane.finish(self._lane.copy(stored, source, after=self._lane.mark()))
+                self._images.lay_out(key, slot, self._scratch)
+                source.copy_(stored)
+        self._as_used = True
+
     def release(self) -> None:
         """Wait for the copies of the last fetch and give the host's slots back."""
         last, self._last = self._last, None
@@ -110,4 +127,5 @@ class DeviceFetcher:
             last.release()
 
     def _lay_out(self, key: ExpertKey, slot: torch.Tensor) -> None:
-        self._images.lay_out(key, slot, self._scratch)
+        if not self._as_used:
+            self._images.lay_out(key, slot, self._scratch)

@@ -178,28 +178,32 @@ def _open_experts(
         return ModelExperts({})
     all_stay = residency.expert_slots >= len(model.experts)
     host_slots = residency.host_expert_slots or max(map(len, numbers.values()))
-    disk = DiskFetcher(model, host_slots)
+    images = ExpertImages(model)
+    slots = lane.allocate(residency.expert_slots * images.slot_bytes)
+    slots = slots.view(residency.expert_slots, images.slot_bytes)
+    products = {layer: _products(images, layer, slots[0]) for layer in numbers}
+    keeps_books = not all_stay and _keeps_books(model, residency, products)
+    disk = DiskFetcher(model, host_slots, images.slot_bytes if keeps_books else model.slot_bytes)
     closing.callback(disk.close)
     host_table = SlotTable(host_slots, eviction_for(model, host_slots))
-    host = ExpertCache(host_table, disk, lambda _, slot: disk.slot(slot))
+    host = ExpertCache(host_table, disk, lambda _, slot: disk.slot(slot)[: images.slot_bytes])
     if not all_stay:
         _fill_host(host, numbers, host_slots)
     lane.pin(disk.memory)
-    images = ExpertImages(model)
-    fetcher = DeviceFetcher(lane, host, images, residency.expert_slots)
+    fetcher = DeviceFetcher(lane, host, images, slots)
     closing.callback(fetcher.release)
-    products = {layer: _products(images, layer, fetcher) for layer in numbers}
 
     def view(key: ExpertKey, slot: int) -> Expert:
         return images.view(key, fetcher.slot(slot))
 
-    if _keeps_books(model, residency, images, products):
-        rows = (disk.memory.view(host_slots, -1), fetcher.slots)
+    if keeps_books:
+        fetcher.lay_out_all(list(model.experts))
         places = {
             layer: [host_table.places[ExpertKey(layer, number)] for number in own]
             for layer, own in numbers.items()
         }
-        books = DeviceBooks(lane, places, rows, chosen=model.needs().experts_chosen)
+        memories = (disk.memory.view(host_slots, -1), slots)
+        books = DeviceBooks(lane, places, memories, chosen=model.needs().experts_chosen)
         return cached_experts(ExpertCache(books, fetcher, view), products, seats=books.seats)
     table = SlotTable(residency.expert_slots, eviction_for(model, residency.expert_slots))
     cache = ExpertCache(table, fetcher, view, capacity=host.capacity)
@@ -213,29 +217,24 @@ def _open_experts(
 
 
 def _keeps_books(
-    model: ModelGroups,
-    residency: Residency,
-    images: ExpertImages,
-    products: Mapping[int, SlotProducts | None],
+    model: ModelGroups, residency: Residency, products: Mapping[int, SlotProducts | None]
 ) -> bool:
     """Return whether the device keeps the books of its cache.
 
-    The host has every expert as it is used then, and each layer room for those of a token.
+    The host has room for every expert then, and each layer for those of a token.
     """
     return (
         FETCHED_BY_DEVICE
-        and residency.expert_slots < len(model.experts) <= residency.host_expert_slots
+        and residency.host_expert_slots >= len(model.experts)
         and residency.expert_slots // len(products) >= model.needs().experts_chosen
-        and images.are_stored
         and None not in products.values()
     )
 
 
-def _products(images: ExpertImages, layer: int, fetcher: DeviceFetcher) -> SlotProducts | None:
-    """Return the kernels for a layer's experts; None where there are none for them."""
-    first = fetcher.slot(0)
-    planes = images.common_planes(layer, first) if has_kernels(first.device) else None
-    return None if planes is None else SlotProducts(planes, fetcher.slot_bytes)
+def _products(images: ExpertImages, layer: int, slot: torch.Tensor) -> SlotProducts | None:
+    """Return the kernels for a layer's experts, by the first slot; None where there are none."""
+    planes = images.common_planes(layer, slot) if has_kernels(slot.device) else None
+    return None if planes is None else SlotProducts(planes, images.slot_bytes)
 
 
 def _fill_host(

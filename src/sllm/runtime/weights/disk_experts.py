@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from torch.utils.dlpack import from_dlpack
 
 from sllm_store.groups.background import BackgroundReads
+from sllm_store.groups.layout import PAGE
+from sllm_store.units import align_up
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,21 +37,25 @@ class DiskFetch:
 
 
 class DiskFetcher:
-    """Slots in host memory, read into by a thread of their own. Close it to end its reads."""
+    """Slots in host memory, read into by a thread of their own. Close it to end its reads.
 
-    def __init__(self, model: ModelGroups, slots: int) -> None:
+    slot_bytes: a slot's, if experts take more than they do as they are stored.
+    """
+
+    def __init__(self, model: ModelGroups, slots: int, slot_bytes: int = 0) -> None:
+        self.slot_bytes = align_up(max(slot_bytes, model.slot_bytes), PAGE)
         self._model = model
-        self._reads = BackgroundReads(model.reader, slots * model.slot_bytes)
+        self._reads = BackgroundReads(model.reader, slots * self.slot_bytes)
         self.memory: torch.Tensor = from_dlpack(self._reads.buffer)
 
     def slot(self, slot: int) -> torch.Tensor:
         """Return a slot's bytes."""
-        start = slot * self._model.slot_bytes
-        return self.memory[start : start + self._model.slot_bytes]
+        start = slot * self.slot_bytes
+        return self.memory[start : start + self.slot_bytes]
 
     def fetch(self, slots: Mapping[ExpertKey, int]) -> DiskFetch:
         """Begin to read experts into slots."""
-        experts, slot_bytes = self._model.experts, self._model.slot_bytes
+        experts, slot_bytes = self._model.experts, self.slot_bytes
         places = [(experts[key], slot * slot_bytes) for key, slot in slots.items()]
         return DiskFetch(self._reads.begin(places), list(slots))
 

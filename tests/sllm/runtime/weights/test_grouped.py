@@ -59,15 +59,17 @@ def test_planes_in_slots_compute_what_stored_blocks_do(path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("laid_out", [False, True])
 def test_groups_whose_books_the_device_keeps_have_the_same_bits(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, laid_out: bool
 ) -> None:
     monkeypatch.setattr(device_placement, "has_kernels", lambda _: True)
-    planes = path.with_suffix("")
-    write_laid_out(path, planes)
-    resident = _compute(planes)
+    if laid_out:
+        write_laid_out(path, path.with_suffix(""))
+        path = path.with_suffix("")
+    resident = _compute(path)
     monkeypatch.setattr(device_placement, "FETCHED_BY_DEVICE", True)
-    with _open(planes, expert_slots=4, host_expert_slots=5) as source:
+    with _open(path, expert_slots=4, host_expert_slots=5) as source:
         # Two tokens of three experts each: their pairs go by the host, single steps do not.
         found = answer_logits(source, TOKENS, turns=2)
         counts = source.expert_counts
