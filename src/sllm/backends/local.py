@@ -209,7 +209,15 @@ class _Site:
         """
         if not self.has_kernels:
             return nullcontext()
-        return warmed_products(model, device=self.device, dtype=self.dtype, room_bytes=room_bytes)
+        from sllm.runtime.kernels.warm_memory import memory_of
+
+        return warmed_products(
+            model,
+            device=self.device,
+            dtype=self.dtype,
+            room_bytes=room_bytes,
+            memory=memory_of(self.device),
+        )
 
     def prepare(
         self, source: StoredWeights, plan: CachePlan, limits: EngineLimits

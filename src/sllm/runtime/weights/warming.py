@@ -1,8 +1,9 @@
 """Warming: the kernels of a model's products, compiled or loaded while its weights are read.
 
 Each kernel is compiled once for a kind of matrix and of launch, and later processes load it from
-Triton's cache. That takes milliseconds to seconds each, of which the first answer would have to
-wait for all. Threads do it over memory that nobody has written to: what is there does not matter.
+Triton's cache. Compiling takes seconds each, for which the first answer would have to wait. Threads
+do it over memory that nobody has written to: what is there does not matter. Loading takes
+milliseconds, so a process that finds all of it done leaves each kernel to its first use.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from sllm.runtime.weights.joining import join_matrices
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sllm.runtime.kernels.warm_memory import WarmMemory
     from sllm.runtime.quant.matrix import Matrix
     from sllm.runtime.weights.model_groups import ModelGroups
 
@@ -43,14 +45,24 @@ class Kind(NamedTuple):
 
 @contextmanager
 def warmed_products(
-    model: ModelGroups, *, device: torch.device, dtype: torch.dtype, room_bytes: int
+    model: ModelGroups,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    room_bytes: int,
+    memory: WarmMemory | None = None,
 ) -> Iterator[frozenset[Kind]]:
     """Warm the products with every kind of matrix of a model, beside what the context does.
 
     room_bytes: what the matrices may take on the device meanwhile, one for each thread; those that
-    are larger are left out. Leaving the context waits for the end, and raises what a kernel raised.
+    are larger are left out. memory: what knows that a process has done all this, and is told.
+    Leaving the context waits for the end, and raises what a kernel raised.
     """
     found = find_kinds(model)
+    work = f"{dtype} {TOKENS} {ROWS} {sorted(found)}"
+    if memory is not None and memory.knows(work):
+        yield frozenset()
+        return
     kinds = {kind: matrix for kind, matrix in found.items() if matrix.size_bytes <= room_bytes}
     largest = max((matrix.size_bytes for matrix in kinds.values()), default=0)
     fitting = max(min(room_bytes // max(largest, 1), _THREADS), 1)
@@ -62,8 +74,9 @@ def warmed_products(
             for job in jobs:
                 job.cancel()
             raise
-    for job in jobs:
-        job.result()
+    are_there = [job.result() for job in jobs]
+    if memory is not None and all(are_there) and kinds.keys() == found.keys():
+        memory.remember(work)
 
 
 def find_kinds(model: ModelGroups) -> dict[Kind, Matrix]:
@@ -90,7 +103,8 @@ def _kind_of(matrix: Matrix) -> Kind:
     return Kind(str(matrix.values.dtype), *matrix.shape)
 
 
-def _warm(matrix: Matrix, device: torch.device, dtype: torch.dtype) -> None:
+def _warm(matrix: Matrix, device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether there was room."""
     current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     try:
         with current:  # A thread begins with the first device.
@@ -102,7 +116,8 @@ def _warm(matrix: Matrix, device: torch.device, dtype: torch.dtype) -> None:
             for rows in ROWS:
                 there.embed(torch.zeros(rows, dtype=torch.long, device=device), dtype)
     except torch.OutOfMemoryError:
-        return  # There is no room to do it before the weights are there; they come first.
+        return False  # There is no room to do it before the weights are there; they come first.
+    return True
 
 
 def _multiply(matrix: Matrix, device: torch.device, dtype: torch.dtype) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from sllm.runtime.kernels.warm_memory import WarmMemory
 from sllm.runtime.quant.dense import Dense
 from sllm.runtime.weights.model_groups import ModelGroups
 from sllm.runtime.weights.warming import find_kinds, warmed_products
@@ -51,6 +52,33 @@ def test_one_token_of_all_kinds_of_floats_is_computed_by_the_end_of_the_context(
     with warmed_products(model, device=CPU, dtype=torch.float32, room_bytes=1 << 30) as kinds:
         pass
     assert sorted(done) == sorted((1, (k.rows, k.columns)) for k in kinds)
+
+
+def test_what_a_process_has_done_is_left_to_first_use_by_the_next(
+    model: ModelGroups, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    memory = WarmMemory(tmp_path, circumstances=["here"])
+    done: list[int] = []
+    counts: list[int] = []
+
+    def linear(_matrix: Dense, x: torch.Tensor) -> torch.Tensor:
+        if not done:
+            done.append(len(x))
+            raise torch.OutOfMemoryError
+        done.append(len(x))
+        return x
+
+    monkeypatch.setattr(Dense, "linear", linear)
+    for dtype in (torch.float32, torch.float32, torch.float32, torch.float64):
+        before = len(done)
+        with warmed_products(
+            model, device=CPU, dtype=dtype, room_bytes=1 << 30, memory=memory
+        ) as kinds:
+            pass
+        done.append(-len(kinds))
+        counts.append(len(done) - before)
+    every = len(find_kinds(model)) + 1
+    assert counts == [every, every, 1, every], "once all of it was done"
 
 
 def test_what_a_kernel_raises_is_raised(
