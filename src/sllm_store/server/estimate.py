@@ -3,8 +3,8 @@
 A load takes the time of its calls (planning, allocating, messages) and of its transfer. Reading
 and copying overlap, so a transfer takes as long as its slowest lane: the roofline of S. Williams,
 A. Waterman and D. Patterson ("Roofline", 2009), with lanes for arithmetic units. Lanes are learned
-from finished loads (lane_fit.py); mixtures of sources also have a factor of their own, the median
-of what the last few took against what their lanes said.
+from finished loads (lane_fit.py). What the last few loads of a model took against what their lanes
+said is a factor of its own, and so is the disk's pace of the last minutes (recent_loads.py).
 
 Loads that run at once share a lane equally, as in processor sharing (L. Kleinrock, 1967): a load
 of w seconds beside others with r_i seconds left ends after w + sum(min(r_i, w)). The same rule
@@ -15,14 +15,12 @@ Everything here is arithmetic on a few dozen numbers; nothing waits.
 
 from __future__ import annotations
 
-import math
-import statistics
 import threading
-from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from sllm_store.server.lane_fit import LaneFit, Prior, Sample
+from sllm_store.server.recent_loads import Pace, RecentLoads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -31,7 +29,6 @@ DISK, CACHE, HOST, DEVICE = "disk", "cache", "host", "device"
 CPU = "cpu"
 PURE_PART = 0.98
 _ALONE_PART = 0.8
-_MIXTURES_KEPT = 5
 _REMAINING_MIN_PART = 0.05
 _CALLS, _MAPPED = "calls", "mapped"
 _SEPARATOR = ">"
@@ -128,7 +125,8 @@ class Estimator:
             for lane, samples in (remembered or {}).items()
             if _kind(lane)[:2] in _PRIORS
         }
-        self._mixtures: dict[str, deque[tuple[Demand, float]]] = {}
+        self._recent = RecentLoads()
+        self._pace = Pace()
         self._running: list[Running] = []
         self._moved_on_s = clock()
         self._lock = threading.Lock()
@@ -183,13 +181,7 @@ class Estimator:
             mostly_alone = running.done_s >= _ALONE_PART * wall_s
             if not mostly_alone and self._fit(lane).samples:
                 return
-            mixture = _mixture(demand)
-            if mixture is None:
-                taken = Sample(demand.tensors, demand.size_bytes, running.done_s)
-                self._fit(lane).add(taken)
-            else:
-                last = self._mixtures.setdefault(mixture, deque(maxlen=_MIXTURES_KEPT))
-                last.append((demand, running.done_s))
+            self._learn(demand, lane, running.done_s)
 
     def calls_took(self, demand: Demand, seconds: float) -> None:
         """Learn what a load took besides its transfer."""
@@ -201,6 +193,18 @@ class Estimator:
         """Return what was learned, by lane, for another life."""
         with self._lock:
             return {lane: fit.samples for lane, fit in self._fits.items() if fit.samples}
+
+    def _learn(self, demand: Demand, lane: str, seconds: float) -> None:
+        """Take what a transfer took alone; off the disk, as it would have been at pace 1."""
+        mixture = _mixture(demand)
+        if _bound(lane) == DISK:
+            if self._fit(lane).samples:
+                self._pace.learn(seconds / self._at_pace(demand))
+            seconds /= self._pace.factor
+        if mixture is None:
+            self._fit(lane).add(Sample(demand.tensors, demand.size_bytes, seconds))
+        if mixture or _bound(lane) != DISK:
+            self._recent.add(mixture or lane, demand, seconds)
 
     def _move_on(self) -> float:
         """Let time pass for those that run: who shares a lane with others does a part of it."""
@@ -218,14 +222,17 @@ class Estimator:
 
     def _alone(self, demand: Demand) -> tuple[str, float]:
         """Return the slowest lane of a demand and the seconds it takes with nobody beside it."""
-        slowest, seconds = self._slowest(demand)
+        slowest, _ = self._slowest(demand)
         if demand.mapped:
             return slowest, 0.0
-        ratios = [
-            math.log(took_s / self._slowest(known)[1])
-            for known, took_s in self._mixtures.get(_mixture(demand) or "", ())
-        ]
-        return slowest, seconds * (math.exp(statistics.median(ratios)) if ratios else 1.0)
+        pace = self._pace.factor if _bound(slowest) == DISK else 1.0
+        return slowest, self._at_pace(demand) * pace
+
+    def _at_pace(self, demand: Demand) -> float:
+        """Return the seconds that a demand takes alone, off a disk at pace 1."""
+        slowest, seconds = self._slowest(demand)
+        way = _mixture(demand) or slowest
+        return seconds * self._recent.factor(way, demand.model, lambda one: self._slowest(one)[1])
 
     def _slowest(self, demand: Demand, *, at_once: bool = False) -> tuple[str, float]:
         """Return the slowest lane and its seconds; at once means without fitting anything."""
