@@ -54,7 +54,8 @@ class CudaLane:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._copies = torch.cuda.Stream(device)
+        # Kernels that copy take a place before those that compute: these wait for them in the end.
+        self._copies = torch.cuda.Stream(device, priority=-1)
         self._pinned: dict[int, torch.Tensor] = {}
 
     def allocate(self, size_bytes: int) -> torch.Tensor:
