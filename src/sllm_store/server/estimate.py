@@ -30,6 +30,7 @@ CPU = "cpu"
 PURE_PART = 0.98
 _ALONE_PART = 0.8
 _REMAINING_MIN_PART = 0.05
+_LEARNED_FROM = 4  # Loads from a disk, before those that follow tell its pace.
 _CALLS, _MAPPED = "calls", "mapped"
 _SEPARATOR = ">"
 _CODED = "+coded"
@@ -190,17 +191,23 @@ class Estimator:
             self._fit(_calls(demand)).add(taken)
 
     def remember(self) -> dict[str, tuple[Sample, ...]]:
-        """Return what was learned, by lane, for another life."""
+        """Return what was learned, by lane, for another life: off the disk, at its last pace."""
         with self._lock:
-            return {lane: fit.samples for lane, fit in self._fits.items() if fit.samples}
+            return {
+                lane: tuple(
+                    replace(one, seconds=one.seconds * self._pace_of(lane)) for one in fit.samples
+                )
+                for lane, fit in self._fits.items()
+                if fit.samples
+            }
 
     def _learn(self, demand: Demand, lane: str, seconds: float) -> None:
         """Take what a transfer took alone; off the disk, as it would have been at pace 1."""
         mixture = _mixture(demand)
         if _bound(lane) == DISK:
-            if self._fit(lane).samples:
+            if len(self._fit(lane).samples) >= _LEARNED_FROM:
                 self._pace.learn(seconds / self._at_pace(demand))
-            seconds /= self._pace.factor
+            seconds /= self._pace_of(lane)
         if mixture is None:
             self._fit(lane).add(Sample(demand.tensors, demand.size_bytes, seconds))
         if mixture or _bound(lane) != DISK:
@@ -225,8 +232,10 @@ class Estimator:
         slowest, _ = self._slowest(demand)
         if demand.mapped:
             return slowest, 0.0
-        pace = self._pace.factor if _bound(slowest) == DISK else 1.0
-        return slowest, self._at_pace(demand) * pace
+        return slowest, self._at_pace(demand) * self._pace_of(slowest)
+
+    def _pace_of(self, lane: str) -> float:
+        return self._pace.factor if _bound(lane) == DISK else 1.0
 
     def _at_pace(self, demand: Demand) -> float:
         """Return the seconds that a demand takes alone, off a disk at pace 1."""

@@ -240,6 +240,16 @@ def test_what_was_remembered_predicts_the_same() -> None:
         assert found.seconds == pytest.approx(known.seconds, rel=0.03)
 
 
+def test_a_disk_that_is_slow_now_is_remembered_as_it_is() -> None:
+    machine, estimator = calibrated()
+    machine.disk /= 2
+    for _ in range(6):
+        machine.load(estimator, demand("d", disk=1.0))
+    known = estimator.estimate(demand("a", disk=1.0)).seconds
+    again = Estimator(machine.clock, estimator.remember())
+    assert again.estimate(demand("a", disk=1.0)).seconds == pytest.approx(known, rel=0.05)
+
+
 def test_a_model_without_bytes_takes_the_time_of_its_calls() -> None:
     _, estimator = calibrated()
     empty = Demand(model="e", sources={}, tensors=1)

@@ -74,7 +74,8 @@ def test_an_estimate_learns_from_loads_and_a_new_store_remembers(
     assert len(list((tmp_path / "cache" / "serverless-llm" / "loads").iterdir())) == 1
     again = start_store(models, env=env).client().estimate_load("m")
     assert again.samples == 3
-    assert again.seconds == pytest.approx(known.seconds, rel=0.01)
+    # Of the lanes; what was particular about this model's last loads is not remembered.
+    assert again.seconds == pytest.approx(known.seconds, rel=0.5)
 
 
 def test_an_estimate_is_of_the_size_of_what_the_load_takes(
