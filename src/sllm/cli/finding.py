@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sllm.cli.options import open_library
 from sllm.cli.server_record import find_servers
-from sllm.core.errors import ServerError
+from sllm.core.errors import ServerError, ServingError
 from sllm.library.places import model_root
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sllm.cli.server_client import ServerClient
+    from sllm.library.models import Library
 
 TOKEN_VARIABLE = "GDSLLM_API_TOKEN"
 _URL_VARIABLES = ("LLM_SERVER_URL", "OLLAMA_HOST")
@@ -52,10 +53,13 @@ def running_server(given: str | None) -> Iterator[ServerClient]:
 
 
 @contextmanager
-def any_server(given: str | None, root: Path | None) -> Iterator[ServerClient]:
+def any_server(
+    given: str | None, root: Path | None, *, model: str | None = None
+) -> Iterator[ServerClient]:
     """Yield a client of a server: the one named, one that serves the root, or one of our own.
 
     One of our own lives in this process, on a free port of loopback, for as long as the context.
+    model: what it will be asked for; it begins to open that before all else.
     """
     from sllm.cli.server_client import ServerClient
 
@@ -66,13 +70,28 @@ def any_server(given: str | None, root: Path | None) -> Iterator[ServerClient]:
         if url is None:
             url = _serving(str(top), token)
         if url is None:
-            from sllm.gateway.serve import background
+            from sllm.gateway.backing import open_ahead
             from sllm.gateway.settings import Settings
 
             token = secrets.token_urlsafe(16)
             settings = Settings(model_root=top, port=0, token=token, keep_alive_s=-1)
-            url = stack.enter_context(background(settings, library=open_library(top)))
+            library = open_library(top)
+            path = checkpoint_of(library, model) if model else None
+            backing = stack.enter_context(open_ahead(settings, path))
+
+            from sllm.gateway.serve import background
+
+            url = stack.enter_context(background(settings, library=library, backing=backing))
         yield stack.enter_context(ServerClient(url, token))
+
+
+def checkpoint_of(library: Library, model: str) -> Path | None:
+    """Return where a model's checkpoint is; None if it cannot be had now."""
+    try:
+        found = library.get(model)
+    except ServingError:
+        return None  # The server says what is wrong when it is asked.
+    return found.path if found.problem is None else None
 
 
 def _serving(root: str, token: str | None) -> str | None:

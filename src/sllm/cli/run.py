@@ -79,7 +79,7 @@ def run(
     }
     system = _given(system=chosen["system"])
     shown = {"hide_thinking": chosen["hidethinking"], "verbose": chosen["verbose"]}
-    with any_server(url, root) as client:
+    with any_server(url, root, model=model) as client:
         ensure_model(client, model)
         if prompt is None:
             _converse(Chat(client, model, body=body, **system, **shown))

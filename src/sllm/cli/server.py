@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sllm.cli.edge import Failure
-from sllm.cli.finding import TOKEN_VARIABLE, running_server
+from sllm.cli.finding import TOKEN_VARIABLE, checkpoint_of, running_server
 from sllm.cli.forecast import at_most
 from sllm.cli.options import SizeType, as_source, open_library, root_option, url_option
 from sllm.cli.pull import pull_with_bars
@@ -59,8 +59,8 @@ def serve(*, model: str | None, preload: bool, root: Path | None, **chosen: Any)
 
     MODEL is fetched first if it is not here and can be.
     """
+    from sllm.gateway.backing import open_ahead
     from sllm.gateway.keep_alive import parse_keep_alive
-    from sllm.gateway.serve import serve as run_server
     from sllm.gateway.settings import KEEP_ALIVE_S, Settings
 
     library = open_library(root)
@@ -95,7 +95,11 @@ def serve(*, model: str | None, preload: bool, root: Path | None, **chosen: Any)
             note(f"serving {library.root} at {url}")
             yield
 
-    run_server(settings, library=library, bound_to=bound_to)
+    path = checkpoint_of(library, name) if name and preload else None
+    with open_ahead(settings, path) as backing:
+        from sllm.gateway.serve import serve as run_server
+
+        run_server(settings, library=library, backing=backing, bound_to=bound_to)
 
 
 @click.command()

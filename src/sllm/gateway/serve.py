@@ -30,6 +30,7 @@ def serve(
     settings: Settings,
     *,
     library: Library | None = None,
+    backing: Backing | None = None,
     bound_to: Callable[[int], AbstractContextManager[None]] | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; running answers get `grace_s` to end.
@@ -42,7 +43,7 @@ def serve(
         bound = stack.enter_context(contextlib.closing(_bind(settings)))
         if bound_to is not None:
             stack.enter_context(bound_to(bound.getsockname()[1]))
-        _server(settings, library, None).run(sockets=[bound])
+        _server(settings, library, backing).run(sockets=[bound])
 
 
 @contextlib.contextmanager

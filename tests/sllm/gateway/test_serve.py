@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from sllm.backends import early, local
 from sllm.core.errors import SettingsError
+from sllm.gateway.backing import open_ahead
 from sllm.gateway.serve import background
 from sllm.gateway.settings import Settings
 from sllm.library.models import Library
+from sllm_store.groups.head_start import HeadStart
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sllm.backends.engine import Engine
+    from sllm.backends.local import EngineOptions
     from sllm.gateway.backing import Backing
 
 
@@ -55,6 +60,34 @@ def test_a_real_model_knows_the_capital_of_france(
         done = httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=120).json()
     assert done["choices"][0]["message"]["content"] == "The capital of France is Paris."
     assert done["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_model_that_was_begun_ahead_is_taken_from_there_once(
+    tmp_path: Path, smollm2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Path] = []
+    given: list[bool] = []
+
+    def begin(path: Path, device: str, *, budget_bytes: int | None) -> HeadStart:
+        begun.append(path)
+        return HeadStart(path, device=999, budget_bytes=budget_bytes)
+
+    def open_engine(path: Path, options: EngineOptions, *, head_start: HeadStart) -> Engine:
+        given.append(path == head_start.path == head_start.stored(60).checkpoint.path)
+        return opened(path, options, head_start=head_start)
+
+    opened = local.open_engine
+    monkeypatch.setattr(early, "begin_early", begin)
+    monkeypatch.setattr(local, "open_engine", open_engine)
+    settings = Settings(model_root=tmp_path, port=0, context_tokens=64, device="cpu")
+    with open_ahead(settings, smollm2) as backing:
+        assert begun == [smollm2]
+        for openings in (1, 2):
+            backing.open_engine(smollm2, settings).close()
+            assert begun == [smollm2] * openings
+    assert given == [True, True]
+    with open_ahead(settings, smollm2):
+        pass  # Nobody asks: what began ends.
 
 
 def test_a_real_model_that_computes_keeps_nobody_waiting(tmp_path: Path, smollm2: Path) -> None:
