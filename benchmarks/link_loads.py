@@ -23,6 +23,7 @@ from benchmarks.load_time import COMPRESSED_KINDS, make
 from benchmarks.store import BenchStore
 from benchmarks.timed_load import SETTLE_S
 from sllm_store.torch import load_dict
+from sllm_store.torch.route import IN_PROCESS
 
 if TYPE_CHECKING:
     import argparse
@@ -80,7 +81,7 @@ class StoreBench:
         self._add = add
 
     def measure(self) -> None:
-        """Measure every checkpoint: with links lent to other GPUs, then without."""
+        """Measure every checkpoint: with links lent to other GPUs, without, and without a store."""
         checkpoints = [
             make(kind, self._args, compressed=kind in COMPRESSED_KINDS)
             for kind in self._args.shapes
@@ -93,8 +94,11 @@ class StoreBench:
                 for made in checkpoints:
                     for case in self._cases(made, is_lent=is_lent):
                         store.fill(case.directory.name)
-                        self._measure(made, case, partial(load_through, store.address, case))
+                        self._measure("store", made, case, partial(load, store.address, case))
                         store.forget(case.directory.name)
+        for made in checkpoints:
+            for case in self._cases(made, is_lent=False):
+                self._measure(IN_PROCESS, made, case, partial(load, IN_PROCESS, case))
 
     def _cases(self, made: Made, *, is_lent: bool) -> Iterator[Case]:
         gpus = self._args.gpus
@@ -110,7 +114,7 @@ class StoreBench:
         if made.compressed is not None:
             yield Case(name=f"{one}, coded", directory=made.compressed, device_map="cuda:0")
 
-    def _measure(self, made: Made, case: Case, load: Load) -> None:
+    def _measure(self, path: str, made: Made, case: Case, load: Load) -> None:
         expected = json.loads(made.sums.read_text())
         seconds = []
         for _ in range(self._args.runs):
@@ -125,9 +129,9 @@ class StoreBench:
             if wrong:
                 raise SystemExit(f"{case.name}: wrong bytes in {wrong[:3]}")
             del tensors
-        self._add("store", case.name, seconds, made.size_bytes, checkpoint=made.kind)
+        self._add(path, case.name, seconds, made.size_bytes, checkpoint=made.kind)
 
 
-def load_through(address: str, case: Case) -> dict[str, Any]:
-    """Load a checkpoint through the store at an address."""
+def load(address: str, case: Case) -> dict[str, Any]:
+    """Load a checkpoint through the store at an address, or in this process."""
     return dict(load_dict(case.directory, case.device_map, store=address))

@@ -2,7 +2,8 @@
 
 A store loads checkpoints that it has in its pool, over one link and over several: `load_dict` from
 the call to synchronised tensors, in this process. `weights` is loaded compressed too. `qwen-32b`
-has 65 GB, and wants a pool of 70 GB and as much room where DIR is.
+has 65 GB, and wants a pool of 70 GB and as much room where DIR is. This process then loads the same
+without a store, from the page cache or tmpfs.
 
 Then the native engine alone copies a pinned pool to one GPU, to several at once, and to one over
 the links of several (raw bytes, and coded ones that are decoded there), and a GPU's arena to
@@ -235,7 +236,7 @@ class Bench:
         row = {"case": case, "path": path, "size_bytes": size_bytes, "seconds": seconds}
         self._result.add(row | facts | rates)
         words = ", ".join([case, *facts.values()])
-        print(f"{path:7} {words:44} {rates['gb_per_s_median']:8.2f} GB/s", flush=True)
+        print(f"{path:10} {words:44} {rates['gb_per_s_median']:8.2f} GB/s", flush=True)
 
 
 def measure_native(bench: Bench, args: argparse.Namespace) -> None:

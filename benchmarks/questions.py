@@ -63,7 +63,7 @@ def _links(one: Result) -> str:
         [
             [
                 row["case"],
-                "the engine" if row["path"] == "native" else _by_store(row),
+                _by(row),
                 f"{row['gb_per_s_first']:.1f}",
                 f"{row['gb_per_s_median']:.1f}",
             ]
@@ -72,8 +72,9 @@ def _links(one: Result) -> str:
     )
 
 
-def _by_store(row: dict[str, Any]) -> str:
-    return f"the store, {row['checkpoint']}" if "checkpoint" in row else "the store"
+def _by(row: dict[str, Any]) -> str:
+    who = {"native": "the engine", "store": "the store", "in-process": "the process itself"}
+    return ", ".join([who[row["path"]], *([row["checkpoint"]] if "checkpoint" in row else [])])
 
 
 def _codec_rate(one: Result) -> str:

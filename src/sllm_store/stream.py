@@ -2,8 +2,8 @@
 
 For a host arena the ring disappears: reads land where the tensors will be, unless they have to be
 decoded. For a device the ring is RING_CHUNKS pinned chunks, so a load pins 128 MiB whatever the
-size of the model. Page cache to GPU, 8 GB by 14 threads: 53.7 GB/s with 16 chunks of 8 MiB, 40 to
-52 with fewer or larger ones.
+size of the model, and for several devices twice that. Page cache to GPU, 8 GB by 14 threads: 53.7
+GB/s with 16 chunks of 8 MiB, 40 to 52 with fewer or larger ones.
 """
 
 from __future__ import annotations
@@ -47,8 +47,10 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 8 << 20
 RING_CHUNKS = 16
+RINGS_MAX = 2  # Of RING_CHUNKS each, however many devices there are: pinning takes time.
 THREADS_MIN = 4
-THREADS_MAX = 16
+THREADS_PER_DEVICE = 16
+THREADS_MAX = 64
 CORES_LEFT = 2  # For threads that wait for copies, and for Python.
 CUFILE = "cufile"
 
@@ -86,7 +88,7 @@ def load_checkpoint(  # noqa: PLR0913 - a load's choices, by name
                 job.files,
                 job.targets,
                 mode=job.mode,
-                threads=threads or _threads(),
+                threads=threads or _threads(len(job.placed.devices)),
                 control=control,
             ),
             control,
@@ -117,7 +119,7 @@ def _prepare(path: Path, device_map: Mapping[str, str], mode: str, using: ExitSt
     pinned = None
     gpu = None if mode == CUFILE else _only_gpus(device_map)
     if gpu is not None:  # It is pinned while the checkpoint is opened.
-        pinned = using.enter_context(_RINGS.borrow(_ring_bytes(path), gpu))
+        pinned = using.enter_context(_RINGS.borrow(_ring_bytes(path, device_map), gpu))
     planned = _LOADS.plan(path, device_map)
     checkpoint, plan = planned.checkpoint, planned.plan
     arenas = _allocate(plan)
@@ -131,9 +133,11 @@ def _prepare(path: Path, device_map: Mapping[str, str], mode: str, using: ExitSt
     if host is None and targets:
         gpu = max(target.device for target in targets)
         if pinned is None and mode != CUFILE and gpu != HOST_DEVICE:
-            pinned = using.enter_context(_RINGS.borrow(_ring_bytes(path), gpu))
+            pinned = using.enter_context(_RINGS.borrow(_ring_bytes(path, device_map), gpu))
         # Where cuFile reads, nothing touches the ring; what goes to the host need not be pinned.
-        ring = native.HostBuffer(_ring_bytes(path)) if pinned is None else pinned.result()
+        ring = (
+            native.HostBuffer(_ring_bytes(path, device_map)) if pinned is None else pinned.result()
+        )
     with no_collection():
         transfer = _plan_transfer(planned.chunked, (targets, files, mode), host, ring)
     placed = Placed(
@@ -174,19 +178,22 @@ def _only_gpus(device_map: Mapping[str, str]) -> int | None:
     return None
 
 
-def _ring_bytes(path: Path) -> int:
+def _ring_bytes(path: Path, device_map: Mapping[str, str]) -> int:
     """Return the size of a ring for what is at `path`: no larger than that, in whole chunks."""
+    chunks_max = RING_CHUNKS * min(max(len(set(device_map.values())), 1), RINGS_MAX)
     try:
         files = list(path.iterdir()) if path.is_dir() else [path]
         size_bytes = sum(file.stat().st_size for file in files)
     except OSError:  # Opening the checkpoint says what is wrong.
         size_bytes = 0
-    return min(max(div_ceil(size_bytes, CHUNK_BYTES), 1), RING_CHUNKS) * CHUNK_BYTES
+    return min(max(div_ceil(size_bytes, CHUNK_BYTES), 1), chunks_max) * CHUNK_BYTES
 
 
-def _threads() -> int:
+def _threads(devices: int) -> int:
+    """Return how many threads read: one link's worth of them for every device."""
     cores = len(os.sched_getaffinity(0))
-    return min(max(cores - CORES_LEFT, THREADS_MIN), THREADS_MAX)
+    threads_max = min(THREADS_PER_DEVICE * max(devices, 1), THREADS_MAX)
+    return min(max(cores - CORES_LEFT, THREADS_MIN), threads_max)
 
 
 def _targets(

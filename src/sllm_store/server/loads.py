@@ -16,7 +16,7 @@ from sllm_store import native
 from sllm_store.server.survey import describe_copies, describe_transfer, moved_bytes
 from sllm_store.tiers.host import Claim, HostTier, Patience
 from sllm_store.tiers.resident import plan_copies
-from sllm_store.tiers.ring_steps import alternate, find_cold
+from sllm_store.tiers.ring_steps import alternate, find_cold, take_turns
 from sllm_store.tiers.transfer import Moves, Target, TransferPlan, cut_targets, open_files, run_plan
 
 if TYPE_CHECKING:
@@ -220,8 +220,9 @@ class Loader:
                 self._host.end_fill(residency)
                 filling = False
             try:
-                claim = self._in_turn(entry, claim)
-                moved = self._transfer(entry, claim, cut or _Cut((), entry.chunked), job)
+                cut = cut or _Cut((), entry.chunked)
+                claim = self._in_turn(entry, claim, cut)
+                moved = self._transfer(entry, claim, cut, job)
             except BaseException:
                 self._host.abandon(claim)
                 self._host.release(residency, job.holder)
@@ -233,12 +234,12 @@ class Loader:
                 self._host.end_fill(residency)
             self._host.leave(residency)
 
-    def _in_turn(self, entry: Entry, claim: Claim) -> Claim:
+    def _in_turn(self, entry: Entry, claim: Claim, cut: _Cut) -> Claim:
         """Let what the page cache has go through the ring beside what the disk delivers."""
         if not claim.streamed:
             return claim
         cold = find_cold(entry.chunked, open_files(entry.checkpoint), self._means.mode)
-        return replace(claim, streamed=alternate(claim.streamed, cold))
+        return replace(claim, streamed=alternate(take_turns(claim.streamed, cut.moves), cold))
 
     def _transfer(self, entry: Entry, claim: Claim, cut: _Cut, job: LoadJob) -> _Moved:
         """Run one static plan: ready chunks first (they only copy), then those to read."""
@@ -247,10 +248,11 @@ class Loader:
         moves = cut.moves
         plan = TransferPlan()
         if cut.targets:
-            for chunk, pool_chunk in claim.ready.items():
-                plan.add(self._address(pool_chunk), moves=moves[chunk])
-        for chunk, pool_chunk in claim.kept.items():
-            plan.add(self._address(pool_chunk), reads=chunked.reads[chunk], moves=moves[chunk])
+            for chunk in take_turns(list(claim.ready), moves):
+                plan.add(self._address(claim.ready[chunk]), moves=moves[chunk])
+        for chunk in take_turns(list(claim.kept), moves):
+            address = self._address(claim.kept[chunk])
+            plan.add(address, reads=chunked.reads[chunk], moves=moves[chunk])
         last_use = [-1] * len(claim.ring)
         for index, chunk in enumerate(claim.streamed):
             slot = index % len(claim.ring)

@@ -6,7 +6,7 @@ What the page cache has waits for no disk: it passes through slots of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import TYPE_CHECKING
 
 from sllm_store.tiers.transfer import TransferPlan
@@ -62,6 +62,15 @@ def alternate(chunks: Sequence[int], cold: frozenset[int]) -> tuple[int, ...]:
     return (*pairs, *kinds[0][both:], *kinds[1][both:])
 
 
+def take_turns(chunks: Sequence[int], moves: Sequence[Moves]) -> list[int]:
+    """Return chunks in turn for each target, each one's in order: no link waits for another's."""
+    targets: dict[int, list[int]] = {}
+    for chunk in chunks:
+        targets.setdefault(moves[chunk].first_target, []).append(chunk)
+    turns = chain.from_iterable(zip_longest(*targets.values()))
+    return [chunk for chunk in turns if chunk is not None]
+
+
 def plan_ring(
     chunked: ChunkedImage,
     moves: Sequence[Moves],
@@ -71,7 +80,7 @@ def plan_ring(
 ) -> TransferPlan:
     """Read every chunk that goes anywhere once, through the ring."""
     transfer = TransferPlan()
-    moved = [chunk for chunk, wanted in enumerate(moves) if wanted.is_any]
+    moved = take_turns([chunk for chunk, wanted in enumerate(moves) if wanted.is_any], moves)
     chains = _chains(ring, apart=len({chunk in cold for chunk in moved}) > 1)
     used = {True: 0, False: 0}
     for chunk in moved:

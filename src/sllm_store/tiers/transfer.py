@@ -108,6 +108,11 @@ class Moves(NamedTuple):
         """Whether something goes anywhere."""
         return bool(self.copies or self.decodes)
 
+    @property
+    def first_target(self) -> int:
+        """The first target that gets something, -1 if none does."""
+        return min((move[0] for moves in self for move in moves[:1]), default=-1)
+
 
 NO_MOVES = Moves([], [])
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import cast
 
 import pytest
 
 from sllm_store import native
 from sllm_store.checkpoint.layout import Image, Piece, Run
-from sllm_store.tiers.ring_steps import Ring, alternate, find_cold, plan_ring
-from sllm_store.tiers.transfer import HOST_DEVICE, ChunkedImage, Target, cut_image, cut_targets
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from sllm_store.tiers.ring_steps import Ring, alternate, find_cold, plan_ring, take_turns
+from sllm_store.tiers.transfer import (
+    HOST_DEVICE,
+    NO_MOVES,
+    ChunkedImage,
+    Moves,
+    Target,
+    cut_image,
+    cut_targets,
+    run_plan,
+)
 
 MB = 1 << 20
 CHUNK = MB
@@ -166,3 +174,34 @@ def test_an_image_of_nothing_has_nothing_cold(file: native.File) -> None:
         find_cold(ChunkedImage(Image(size_bytes=0, offsets=(), runs=()), CHUNK, []), [file], "auto")
         == frozenset()
     )
+
+
+def test_chunks_of_several_targets_take_turns() -> None:
+    first, second = Moves([(0, 0, 1, 0)], []), Moves([], [(1, 0, 2, 1, 0)])
+    both = Moves([(1, 0, 1, 0)], [(0, 0, 2, 1, 0)])
+    moves = [first, first, both, first, second, second, NO_MOVES]
+    assert take_turns([0, 1, 2, 3, 4, 5], moves) == [0, 4, 1, 5, 2, 3]
+    assert take_turns([5, 4], moves) == [5, 4]
+    assert take_turns([3, 0, 2], moves) == [3, 0, 2]
+    assert take_turns([6], moves) == [6]
+    assert take_turns([], moves) == []
+
+
+def test_a_ring_brings_every_target_its_part_from_the_start(file: native.File) -> None:
+    image = chunked()
+    half = SIZE // 2 // CHUNK * CHUNK
+    memory = native.HostBuffer(SIZE)
+    pieces = [
+        Piece(image_offset=0, size_bytes=half, arena_offset=0),
+        Piece(image_offset=half, size_bytes=SIZE - half, arena_offset=half),
+    ]
+    targets = [
+        Target(device=HOST_DEVICE, address=memory.address, pieces=(piece,)) for piece in pieces
+    ]
+    ring = native.HostBuffer(4 * CHUNK)
+    slots = Ring(address=ring.address, slots=4, slot_bytes=CHUNK)
+    plan = plan_ring(image, cut_targets(targets, image), slots, cold=frozenset())
+    assert [copy[1] for copy in plan.copies[:6]] == [0, 1, 0, 1, 0, 1]
+    run_plan(plan, [file], targets, mode="buffered", threads=2, control=native.Control())
+    whole = (ctypes.c_char * SIZE).from_address(memory.address).raw
+    assert whole == Path(file.path).read_bytes()[HEADER:]
