@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from sllm.runtime.weights.source import Weights, WeightSource
 
 
+STATES_RECORDED = False  # Whether steps that move states on are.
+
+
 class Block(Protocol):
     """One half of a layer: what it adds to the residual stream."""
 
@@ -64,13 +67,20 @@ class Decoder:
         self._mlps = [_mlp(layer) for layer in config.layers]
         native = operations is None and dtype == torch.float32 and self.device.type == "cpu"
         self._host = HostLayers(config) if native else None
+        self._moves_states = any(isinstance(layer.mixer, DeltaConfig) for layer in config.layers)
         self._steps: RecordedSteps | None = None
         if recorder is not None and self._operations.records:
             from sllm.runtime.layers.recorded_steps import MOST_ROWS, RecordedSteps
 
             most_rows = int(min(MOST_ROWS, _most_rows(config, source)))
             if most_rows:
-                self._steps = RecordedSteps(self._step, recorder, self.device, most_rows=most_rows)
+                self._steps = RecordedSteps(
+                    self._step,
+                    recorder,
+                    self.device,
+                    most_rows=most_rows,
+                    moves_states=self._moves_states,
+                )
 
     @torch.inference_mode()
     def forward(self, batch: Batch, memory: CacheMemory) -> torch.Tensor:
@@ -104,6 +114,8 @@ class Decoder:
         passage = Passage(
             self._operations, rotation, memory, inputs.places, steps=inputs.steps, dead=dead
         )
+        if self._moves_states:
+            passage.slots = inputs.slots.long()
         x, added = self._through_layers(x, passage)
         return self._logits(self._join(x, added, self._norm(ends, "norm"))[1])
 
@@ -169,8 +181,7 @@ def _note_lengths(batch: Batch) -> None:
 def _most_rows(config: ModelConfig, source: WeightSource) -> float:
     """Return of how many rows every step asks for the same, at the same places, but for its inputs.
 
-    There are none where weights move, the host looks at numbers or at a sequence's length, or a
-    layer keeps states by slot.
+    There are none where weights move, or the host looks at numbers or at a sequence's length.
     """
     if not source.stays or isinstance(config.rope.scaling, DynamicScaling):
         return 0
@@ -178,7 +189,7 @@ def _most_rows(config: ModelConfig, source: WeightSource) -> float:
 
 
 def _most_layer_rows(layer: LayerConfig, source: WeightSource, index: int) -> float:
-    if not isinstance(layer.mixer, AttentionConfig):
+    if isinstance(layer.mixer, DeltaConfig) and not STATES_RECORDED:
         return 0
     if isinstance(layer.mlp, MlpConfig):
         return math.inf

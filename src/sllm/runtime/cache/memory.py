@@ -7,6 +7,7 @@ value_heads * key_dim * value_dim float32 and the last inputs of its convolution
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ from sllm.runtime.config.model import AttentionConfig, DeltaConfig
 from sllm.runtime.config.rope import DynamicScaling
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from sllm.runtime.cache.sequence import CachedSequence
     from sllm.runtime.config.model import ModelConfig
 
@@ -103,6 +106,15 @@ class CacheMemory:
         for source, target in self.books.states.copies():
             for layer in layers:
                 layer.copy_state(source, target)
+
+    @contextmanager
+    def keep_states(self, slots: Sequence[int]) -> Iterator[None]:
+        """Put the states in some slots back as they were, once the context is closed."""
+        layers = [layer for layer in self.layers if isinstance(layer, DeltaMemory)]
+        kept = [(layer.recurrent[slots], layer.convolved[slots]) for layer in layers]
+        yield
+        for layer, (recurrent, convolved) in zip(layers, kept, strict=True):
+            layer.recurrent[slots], layer.convolved[slots] = recurrent, convolved
 
 
 def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:

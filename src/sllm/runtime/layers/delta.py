@@ -40,6 +40,11 @@ class Projected:
     decay: torch.Tensor
     strength: torch.Tensor
 
+    def some(self, rows: torch.Tensor) -> Projected:
+        """Return those of some tokens."""
+        found = (part[rows] for part in (self.mixed, self.gate, self.decay, self.strength))
+        return Projected(*found)
+
 
 @dataclass(frozen=True, slots=True)
 class Heads:
@@ -73,10 +78,13 @@ class GatedDelta:
         )
         spans = passage.spans
         _forget([span.sequence.slot for span in spans if span.start == 0], memory)
+        if passage.slots is not None:
+            mixed = self._step(passage.slots, projected, kernel, memory)
         steps = [span for span in spans if span.count == 1]
         if steps:
-            rows = [span.first_row for span in steps]
-            mixed[rows] = self._step(steps, projected, kernel, memory)
+            rows = torch.tensor([span.first_row for span in steps], device=x.device)
+            slots = torch.tensor([span.sequence.slot for span in steps], device=x.device)
+            mixed[rows] = self._step(slots, projected.some(rows), kernel, memory)
         for span in spans:
             for part in _parts(span):
                 mixed[part.rows] = self._run(part, projected, kernel, memory)
@@ -126,19 +134,16 @@ class GatedDelta:
         return mixed, gate, strength.flatten(1), decay.flatten(1)
 
     def _step(
-        self, spans: list[Span], projected: Projected, kernel: torch.Tensor, memory: DeltaMemory
+        self, slots: torch.Tensor, projected: Projected, kernel: torch.Tensor, memory: DeltaMemory
     ) -> torch.Tensor:
-        """Return (spans, value_heads, value_dim) of one token each; their states move on."""
-        device = projected.mixed.device
-        rows = torch.tensor([span.first_row for span in spans], device=device)
-        slots = torch.tensor([span.sequence.slot for span in spans], device=device)
-        new = projected.mixed[rows].unsqueeze(-1)
+        """Return (slots, value_heads, value_dim) of one token each; their states move on."""
+        new = projected.mixed.unsqueeze(-1)
         inputs = torch.cat((memory.convolved[slots].to(new.dtype), new), dim=-1)
         memory.convolved[slots] = inputs[..., 1:].to(memory.convolved.dtype)
         heads = self._heads(functional.silu((inputs * kernel.squeeze(1)).sum(-1)))
         one_each = Heads(*(part.transpose(0, 1).unsqueeze(2) for part in heads.parts()))
-        decay, strength = projected.decay[rows], projected.strength[rows]
-        out, state = _recur(one_each, decay, strength, memory.recurrent[slots])
+        states = memory.recurrent[slots]
+        out, state = _recur(one_each, projected.decay, projected.strength, states)
         memory.recurrent[slots] = state
         return out.squeeze(2)
 

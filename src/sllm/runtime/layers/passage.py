@@ -23,7 +23,8 @@ class Passage:
 
     places: of each token in the cache. dead: which rows have no token, if any may not. steps: short
     spans, which attend all at once, if they do; `spans` has them too, and `alone` the others.
-    Places are worked out once and used by every layer.
+    slots: of the sequences of a recorded step, which has no spans. Places are worked out once and
+    used by every layer.
     """
 
     operations: Operations
@@ -33,6 +34,7 @@ class Passage:
     spans: Sequence[Span] = ()
     steps: PagedSteps | None = None
     dead: torch.Tensor | None = None
+    slots: torch.Tensor | None = None
     _read: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
 
     @classmethod

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from sllm.runtime.batch import Batch
+    from sllm.runtime.batch import Batch, Span
     from sllm.runtime.cache.memory import CacheMemory
     from sllm.runtime.layers.recording import Recorder
 
@@ -45,12 +45,15 @@ class RecordedSteps:
         device: torch.device,
         *,
         most_rows: int = MOST_ROWS,
+        moves_states: bool = False,
     ) -> None:
         """`compute` returns the logits of every row, and leaves sequences as they are.
 
-        most_rows: with which it asks for the same each time.
+        most_rows: with which it asks for the same each time. moves_states: whether it does so with
+        the states of sequences.
         """
         self._most_rows = most_rows
+        self._moves_states = moves_states
         self._compute = compute
         self._recorder = recorder
         self._device = device
@@ -59,7 +62,13 @@ class RecordedSteps:
 
     def takes(self, batch: Batch) -> bool:
         """Return whether a batch is one of steps and guesses alone, and few enough of them."""
-        return batch.is_steps and count_rows(len(batch.ids)) <= self._most_rows
+        rows = count_rows(len(batch.ids))
+        if not batch.is_steps or rows > self._most_rows:
+            return False
+        # A dead row has no state of its own, and a recording forgets and saves none.
+        return not self._moves_states or (
+            rows == len(batch.ids) == len(batch.spans) and all(map(_moves_on, batch.spans))
+        )
 
     def run(self, batch: Batch, memory: CacheMemory) -> torch.Tensor:
         """Return the logits of a batch that it takes, in memory of their own."""
@@ -80,8 +89,15 @@ class RecordedSteps:
 
     def _record(self, inputs: StepInputs, batch: Batch, memory: CacheMemory) -> _Recorded:
         inputs.fill(batch)
-        compute = self._recorder.record(lambda: self._compute(inputs, memory))
+        with memory.keep_states([span.sequence.slot for span in batch.spans]):
+            compute = self._recorder.record(lambda: self._compute(inputs, memory))
         return _Recorded(inputs, compute)
+
+
+def _moves_on(span: Span) -> bool:
+    """Return whether a step's state neither begins with it nor is to be saved after it."""
+    saved = span.sequence.saved
+    return span.start > 0 and (saved is None or saved.position != span.end)
 
 
 def count_rows(steps: int) -> int:

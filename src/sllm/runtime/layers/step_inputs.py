@@ -16,12 +16,12 @@ from sllm_store.units import align_up
 if TYPE_CHECKING:
     from sllm.runtime.batch import Batch
 
-_FIELDS = 4
+_FIELDS = 5
 _ALIGNMENT = 32  # Numbers, so that every tensor begins where the widest loads may.
 
 
 class StepInputs:
-    """Tokens, positions, places and pages of up to `rows` steps, each on up to `columns` pages.
+    """Tokens, positions, places, slots and pages of up to `rows` steps, on up to `columns` each.
 
     All int32: one copy brings a step's.
     """
@@ -36,11 +36,11 @@ class StepInputs:
         self._source = host
         self._device = torch.zeros(shape, dtype=torch.int32, device=device)
         self._copied = torch.cuda.Event() if on_gpu else None
-        self._tokens, self._positions, self._places, self._lengths = (
+        self._tokens, self._positions, self._places, self._lengths, self._slots = (
             self._host[field * each : field * each + rows] for field in range(_FIELDS)
         )
         self._pages = self._host[_FIELDS * each :].reshape(rows, columns)
-        self.tokens, self.positions, self.places, lengths = (
+        self.tokens, self.positions, self.places, lengths, self.slots = (
             self._device[field * each : field * each + rows] for field in range(_FIELDS)
         )
         pages = self._device[_FIELDS * each :].view(rows, columns)
@@ -57,11 +57,12 @@ class StepInputs:
             pages = span.sequence.pages
             self._positions[span.rows] = range(span.start, span.end)
             self._lengths[span.rows] = range(span.start + 1, span.end + 1)
+            self._slots[span.rows] = span.sequence.slot
             self._places[span.rows] = span.sequence.places(span.start, span.end)
             self._pages[span.rows, : len(pages)] = pages
         for dead, value in zip(
-            (self._tokens, self._positions, self._places, self._lengths, self._pages),
-            (0, 0, -1, 1, 0),
+            (self._tokens, self._positions, self._places, self._lengths, self._slots, self._pages),
+            (0, 0, -1, 1, 0, 0),
             strict=True,
         ):
             dead[count:] = value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sllm.runtime import decoder as decoder_module
 from sllm.runtime.batch import Batch, Piece
 from sllm.runtime.cache.memory import AttentionMemory
 from sllm.runtime.decoder import Decoder
@@ -58,6 +59,21 @@ def test_recorded_steps_compute_what_steps_do(name: str, guesses: int) -> None:
         assert float((ours - theirs).abs().max()) <= TOLERANCE
     assert recorder.recorded == 2 + guesses, "three tokens and four share a size"
     assert recorder.replayed == len(turns)
+
+
+def test_steps_that_move_states_on_are_recorded_without_moving_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(decoder_module, "STATES_RECORDED", True)
+    model = make_model("qwen3-next", mlp_only_layers=list(range(8)))
+    recorder = FakeRecorder()
+    turns = [[0, 1, 2], [2], [3, 0, 1, 2], [1], [0, 1, 2, 3]]
+    recording = _recording(model, recorder)
+    found = _answer(model, recording, turns, prompt=14, guesses=0)
+    expected = _answer(model, model.decoder, turns, prompt=14, guesses=0)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert float((ours - theirs).abs().max()) <= TOLERANCE
+    assert (recorder.recorded, recorder.replayed) == (2, 4), "three steps would have a dead row"
 
 
 def test_dead_rows_change_nothing_in_the_cache_or_for_others(llama: TinyModel) -> None:
