@@ -21,7 +21,17 @@ from sllm_store import native
 from sllm_store.convert.importer import import_checkpoint
 from sllm_store.torch import load_dict
 
-KINDS = ("llama-8b", "weights", "weights-4gb", "many", "few", "smollm2", "qwen-32b")
+KINDS = (
+    "llama-8b",
+    "weights",
+    "weights-4gb",
+    "many",
+    "few",
+    "many-2gb",
+    "few-2gb",
+    "smollm2",
+    "qwen-32b",
+)
 FILE_BYTES = 5 * 10**9
 _STAGING_BYTES = 256 << 20
 _WRITERS = 4
@@ -96,6 +106,8 @@ def shapes_of(kind: str, *, small: bool = False) -> Shapes:
     if kind in MODELS:
         return (SMALL if small else MODELS[kind]).shapes()
     many, few, numbers = (2000, 30, 1000) if small else (20_000, 300, 100_000)
+    if kind.endswith("-2gb"):
+        kind, many, few = kind.removesuffix("-2gb"), many // 2, few // 2
     if kind == "many":
         return {f"layers.{i // 100}.t{i % 100}": (1, numbers) for i in range(many)}
     assert kind == "few", kind
@@ -190,10 +202,13 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 def _parts(shapes: Shapes) -> list[Shapes]:
     """Cut a checkpoint into files."""
     parts: list[Shapes] = [{}]
+    size_bytes = 0
     for name, shape in shapes.items():
-        if _numbers(parts[-1]) * _ITEM_BYTES > FILE_BYTES:
+        if size_bytes > FILE_BYTES:
             parts.append({})
+            size_bytes = 0
         parts[-1][name] = shape
+        size_bytes += math.prod(shape) * _ITEM_BYTES
     return parts
 
 

@@ -90,7 +90,14 @@ GROUPS: dict[str, list[Step]] = {
             arguments=("--device", "cuda:0", "--gib", "4"),
         ),
     ],
-    "estimates": [Step(name="estimates", out="estimates", limit_s=300)],
+    "estimates": [
+        Step(
+            name="estimates",
+            out="estimates",
+            limit_s=300,
+            arguments=("--shapes", "few-2gb,many-2gb", "--pool", "6GB"),
+        )
+    ],
     "links": [Step(name="links", out="links-2", arguments=("--gpus", "2"), limit_s=400)],
 }
 
