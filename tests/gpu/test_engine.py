@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from sllm.backends.local import EngineOptions, open_engine
+from sllm.backends.measured_rates import rates_for
+from sllm.core.sampling import SamplingParameters
+from sllm.runtime.sampler import Draw, draw_each, find_peaks
 from sllm.runtime.weights.model_groups import ModelGroups
 from sllm.runtime.weights.warming import warmed_products
 from tests.sllm.runtime.engine.listening import Listener, make_request
@@ -47,3 +50,32 @@ def test_an_engine_opens_warm_and_answers(name: str, tmp_path: Path) -> None:
     assert forecast.bound == "device"
     assert forecast.rates.link
     assert forecast.stored.host == forecast.stored.disk == 0
+
+
+def test_measuring_what_bounds_a_gpu_leaves_its_memory_to_weights(tmp_path: Path) -> None:
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    rates = rates_for(tmp_path, torch.device("cuda"), {"XDG_CACHE_HOME": str(tmp_path)})
+    assert rates.link
+    assert torch.cuda.memory_reserved() <= before
+
+
+@pytest.mark.parametrize("spread", [0.05, 3.0])
+def test_rows_are_drawn_from_together_as_on_a_cpu(spread: float) -> None:
+    generator = torch.Generator().manual_seed(5)
+    logits = (torch.randn(40, 151_936, generator=generator) * spread).to(torch.bfloat16)
+    asked: list[dict[str, Any]] = [{}, {"top_k": 40, "top_p": 0.9}, {"top_p": 0.95}, {"min_p": 0.1}]
+    draws = [
+        Draw(
+            parameters=SamplingParameters(
+                seed=row, max_tokens=9, repeat_penalty=1.1, **asked[row % len(asked)]
+            ),
+            prompt=list(range(row, row + 60)),
+            answer=[],
+        )
+        for row in range(len(logits))
+    ]
+    expected = draw_each(logits, draws, find_peaks(logits))
+    found = draw_each(logits.cuda(), draws, find_peaks(logits.cuda()))
+    same = sum(one == other for one, other in zip(found, expected, strict=True))
+    assert same >= len(draws) - 1, "sums are rounded in another order"

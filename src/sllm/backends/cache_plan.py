@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sllm.core.errors import BudgetError
 from sllm.runtime.cache.memory import PAGE_TOKENS, bytes_per_sequence, bytes_per_token
 from sllm.runtime.config.model import AttentionConfig, MlpConfig
+from sllm.runtime.drawing import rows_at_a_time
 from sllm.runtime.engine.guesses import GUESSES_MAX
 from sllm_store.units import div_ceil, format_size
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from sllm.runtime.config.model import LayerConfig, ModelConfig
+    from sllm.runtime.engine.schedule import EngineLimits
 
 _SHARE = 4
 _SAMPLING_BYTES = 4 + 5 * 8  # Of a token: its score, and doubles that are sorted and summed.
@@ -42,10 +44,10 @@ class CachePlan:
 def plan_cache(
     configs: Sequence[ModelConfig],
     *,
+    device: torch.device,
     dtype: torch.dtype,
     context_tokens: int | None,
-    parallel: int,
-    pass_tokens: int,
+    limits: EngineLimits,
     available_bytes: int,
 ) -> CachePlan:
     """Return the plan for a model, and perhaps a draft after it, that have caches of one length.
@@ -53,11 +55,15 @@ def plan_cache(
     Without a context that is asked for, it is the model's own or what fits. Raises BudgetError if
     that is nothing, or if what is asked for needs more than there is.
     """
+    parallel, pass_tokens = limits.parallel, limits.pass_tokens
     each = max(sum(bytes_per_token(config, dtype) for config in configs), 1)
     outputs = min(pass_tokens, parallel * (1 + GUESSES_MAX))
     fixed = sum(
         parallel * bytes_per_sequence(config, dtype)
         + _pass_bytes(config, dtype, tokens=pass_tokens, outputs=outputs)
+        + min(outputs, rows_at_a_time(device, config.vocabulary))
+        * config.vocabulary
+        * _SAMPLING_BYTES
         for config in configs
     )
     seen = max(_context_bytes(config, dtype, pass_tokens) for config in configs)
@@ -97,10 +103,10 @@ def _plan_spares(
 
 
 def _pass_bytes(config: ModelConfig, dtype: torch.dtype, *, tokens: int, outputs: int) -> int:
-    """Return what is in between in a pass: the widest layer, logits, and one row's sampling."""
+    """Return what is in between in a pass: the widest layer and logits."""
     widest = max(_width(layer) for layer in config.layers) + 6 * config.hidden
     logits = outputs * config.vocabulary * (dtype.itemsize + 4)
-    return tokens * widest * dtype.itemsize + logits + config.vocabulary * _SAMPLING_BYTES
+    return tokens * widest * dtype.itemsize + logits
 
 
 def _width(layer: LayerConfig) -> int:

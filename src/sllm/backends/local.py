@@ -136,10 +136,10 @@ def open_engine(
             opened.enter_context(draft)
         plan = plan_cache(
             [config] if draft is None else [config, draft.config],
+            device=site.device,
             dtype=site.dtype,
             context_tokens=options.context_tokens,
-            parallel=limits.parallel,
-            pass_tokens=limits.pass_tokens,
+            limits=limits,
             available_bytes=site.budget_bytes,
         )
         draft_bytes = 0 if draft is None else draft.residency.device_bytes

@@ -55,6 +55,13 @@ def disk_rate(path: Path, environ: Mapping[str, str] = os.environ) -> float | No
 
 
 def _measure_gpu(device: torch.device) -> dict[str, float]:
+    try:
+        return _measure_copies(device)
+    finally:
+        torch.cuda.empty_cache()  # PyTorch would keep the room, and weights are to have it.
+
+
+def _measure_copies(device: torch.device) -> dict[str, float]:
     source = torch.empty(_MEMORY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     pinned = torch.empty(_LINK_BYTES, dtype=torch.uint8).pin_memory()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sllm.runtime.batch import Batch, Piece
-from sllm.runtime.sampler import choose
+from sllm.runtime.sampler import Draw, choose
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -49,7 +49,7 @@ def generate(
                 decoder.forward(Batch.of([piece], decoder.device), memory)
             piece = Piece(sequence=sequence, tokens=waiting)
             logits = decoder.forward(Batch.of([piece], decoder.device), memory)
-            choice = choose(logits[0], parameters, prompt=prompt, answer=done)
+            choice = choose(logits[0], Draw(parameters=parameters, prompt=prompt, answer=done))
             done.append(choice.token)
             waiting = [choice.token]
             yield choice

@@ -2,7 +2,8 @@
 
 What a grammar forbids goes first. Then the order is that of Transformers, vLLM and Ollama: bias,
 penalties, temperature, top-k, top-p, min-p. One random number, of the request's seed and the
-token's position, then picks among what is left, in order of the ids.
+token's position, then picks among what is left, in order of the ids. On a GPU the rows of a pass
+are drawn from together.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,15 +19,13 @@ import torch
 from sllm.core.errors import NumericalError
 from sllm.core.philox import uniform
 from sllm.core.requests import Choice
+from sllm.runtime.drawing import draw, rows_at_a_time
 from sllm.runtime.one_thread import on_one_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from sllm.core.sampling import SamplingParameters
-
-_SORTED_FIRST = 1024
-_SORTED_GROWTH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +44,69 @@ def find_peaks(logits: torch.Tensor) -> list[Peak]:
     return [Peak(value, int(token)) for value, token in zip(*found, strict=True)]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """What is asked of a row of logits: a token that follows a prompt and what is answered."""
+
+    parameters: SamplingParameters
+    prompt: Sequence[int]
+    answer: Sequence[int]
+
+    @property
+    def position(self) -> int:
+        """Return the token's place."""
+        return len(self.prompt) + len(self.answer)
+
+
+@on_one_thread
+def draw_each(
+    logits: torch.Tensor, draws: Sequence[Draw | None], peaks: Sequence[Peak]
+) -> list[int]:
+    """Return a token for each row (tokens, vocabulary): its peak's, or what is drawn.
+
+    What is no number in one row makes no difference to another's; `report` refuses it.
+    """
+    tokens = [peak.token for peak in peaks]
+    warm: dict[int, Draw] = {}
+    cold: dict[int, Draw] = {}
+    for row, one in enumerate(draws):
+        if one is not None and one.parameters.temperature:
+            warm[row] = one
+        elif one is not None and _changes(one.parameters):
+            cold[row] = one
+    count = rows_at_a_time(logits.device, logits.shape[-1])
+    for asked in (*_parted(warm, count), *_parted(cold, count)):
+        found = _draw_together(logits[[*asked]], [*asked.values()])
+        for row, token in zip(asked, found, strict=True):
+            tokens[row] = token
+    return tokens
+
+
+def _parted(draws: Mapping[int, Draw], count: int) -> Iterator[dict[int, Draw]]:
+    rows = iter(draws.items())
+    while part := dict(islice(rows, count)):
+        yield part
+
+
+def _draw_together(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
+    """Return a token for each row, all with a temperature or none."""
+    scores = logits.float()
+    _penalise(scores, draws)
+    if not draws[0].parameters.temperature:
+        return [int(token) for token in scores.argmax(dim=-1).tolist()]
+    points = [uniform(one.parameters.seed, one.position) for one in draws]
+    return draw(scores, [one.parameters for one in draws], points)
+
+
 @on_one_thread
 def choose(
     logits: torch.Tensor,
-    parameters: SamplingParameters,
+    asked: Draw,
     *,
-    prompt: Sequence[int],
-    answer: Sequence[int],
     allowed: torch.Tensor | None = None,
     peak: Peak | None = None,
 ) -> Choice:
-    """Return the token that follows `prompt` and `answer`, given its logits (vocabulary,).
+    """Return the token that is drawn from logits (vocabulary,).
 
     allowed: a bool for each token, at least one of them true; the others are not chosen, and what
     is reported of the model's probabilities does not change. peak: of the logits, if it is known.
@@ -62,19 +114,16 @@ def choose(
     """
     peak = peak or find_peaks(logits.unsqueeze(0))[0]
     _require_number(peak)
-    plain = logits.float()
-    masked = plain if allowed is None else plain.masked_fill(~allowed, -math.inf)
-    scores = _penalise(masked, parameters, prompt, answer)
-    if parameters.temperature == 0:
-        token = peak.token if scores is plain else int(scores.argmax())
-    else:
-        position = len(prompt) + len(answer)
-        token = _pick(_filter(scores, parameters), uniform(parameters.seed, position))
-    return _report(logits, token, parameters.logprobs)
+    row, best = logits.unsqueeze(0), peak
+    if allowed is not None:
+        row = row.masked_fill(~allowed, -math.inf)
+        best = find_peaks(row)[0]
+    (token,) = draw_each(row, [asked], [best])
+    return _report(logits, token, asked.parameters.logprobs)
 
 
-def report(logits: torch.Tensor, peak: Peak, token: int, count: int) -> Choice:
-    """Return a token that was not chosen, with what its logits say of it and of the likeliest ones.
+def report(logits: torch.Tensor, peak: Peak, token: int, count: int | None) -> Choice:
+    """Return a token with what its logits say of it, and of so many of the likeliest ones.
 
     Raises NumericalError for logits that are not numbers.
     """
@@ -90,88 +139,61 @@ def _require_number(peak: Peak) -> None:
         )
 
 
-def _penalise(
-    logits: torch.Tensor,
-    parameters: SamplingParameters,
-    prompt: Sequence[int],
-    answer: Sequence[int],
-) -> torch.Tensor:
-    biases = {id_: bias for id_, bias in parameters.logit_bias.items() if 0 <= id_ < len(logits)}
-    repeats = parameters.repeat_penalty != 1.0
-    counts = bool(answer) and (parameters.presence_penalty or parameters.frequency_penalty)
-    if not (biases or repeats or counts):
-        return logits
-    scores = logits.clone()
-    for token, bias in biases.items():
-        scores[token] += bias
-    if repeats:
-        window = parameters.repeat_window
-        seen = [*prompt, *answer] if window is None else _last(prompt, answer, window)
-        ids = torch.tensor(sorted(set(seen)), dtype=torch.long, device=scores.device)
-        found, penalty = scores[ids], parameters.repeat_penalty
-        scores[ids] = torch.where(found > 0, found / penalty, found * penalty)
-    if counts:
-        for token, count in Counter(answer).items():
-            scores[token] -= parameters.presence_penalty + count * parameters.frequency_penalty
-    return scores
+def _changes(parameters: SamplingParameters) -> bool:
+    """Return whether anything is added to logits, or taken from them."""
+    return bool(
+        parameters.logit_bias
+        or parameters.repeat_penalty != 1.0
+        or parameters.presence_penalty
+        or parameters.frequency_penalty
+    )
+
+
+def _penalise(scores: torch.Tensor, draws: Sequence[Draw]) -> None:
+    """Change scores (tokens, vocabulary) by the biases and penalties of each row's draw."""
+    size, flat = scores.shape[-1], scores.view(-1)
+    for find, apply in ((_biases, torch.add), (_repeats, _weaken), (_counts, torch.add)):
+        found = [
+            (row * size + token, value)
+            for row, one in enumerate(draws)
+            for token, value in find(one).items()
+            if 0 <= token < size
+        ]
+        if found:
+            places = torch.tensor([place for place, _ in found]).to(scores.device)
+            values = torch.tensor([value for _, value in found]).to(scores.device)
+            flat[places] = apply(flat[places], values)
+
+
+def _biases(one: Draw) -> Mapping[int, float]:
+    return one.parameters.logit_bias
+
+
+def _repeats(one: Draw) -> Mapping[int, float]:
+    """Return the penalty of repeating for each token that would be repeated."""
+    penalty, window = one.parameters.repeat_penalty, one.parameters.repeat_window
+    if penalty == 1.0:
+        return {}
+    seen = (*one.prompt, *one.answer) if window is None else _last(one.prompt, one.answer, window)
+    return dict.fromkeys(seen, penalty)
+
+
+def _counts(one: Draw) -> Mapping[int, float]:
+    """Return what is added for each token of the answer."""
+    presence, frequency = one.parameters.presence_penalty, one.parameters.frequency_penalty
+    if not (presence or frequency):
+        return {}
+    return {token: -(presence + n * frequency) for token, n in Counter(one.answer).items()}
+
+
+def _weaken(scores: torch.Tensor, penalties: torch.Tensor) -> torch.Tensor:
+    return torch.where(scores > 0, scores / penalties, scores * penalties)
 
 
 def _last(prompt: Sequence[int], answer: Sequence[int], count: int) -> list[int]:
     missing = max(count - len(answer), 0)
     ours = list(answer[max(len(answer) - count, 0) :])
     return [*prompt[max(len(prompt) - missing, 0) :], *ours] if missing else ours
-
-
-def _filter(scores: torch.Tensor, parameters: SamplingParameters) -> torch.Tensor:
-    """Return the probabilities of all tokens in float64; those that are filtered out have none."""
-    shares = torch.softmax(scores.double() / parameters.temperature, dim=-1)
-    if parameters.top_k or parameters.top_p < 1:
-        kept, ids = _likeliest(shares, parameters)
-        shares = torch.zeros_like(shares).scatter_(0, ids, kept)
-    if parameters.min_p:
-        shares = torch.where(shares < parameters.min_p * shares.max(), 0.0, shares)
-    return shares
-
-
-def _likeliest(
-    shares: torch.Tensor, parameters: SamplingParameters
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the shares that top-k and top-p leave, from the greatest, and their ids.
-
-    Top-p leaves those before which the sum is too small, and mostly they are few: so a few are
-    sorted, and more only where their sum is still too small.
-    """
-    most = min(parameters.top_k or len(shares), len(shares))
-    count = most if most < len(shares) else min(_SORTED_FIRST, most)
-    ordered, ids = _greatest(shares, count)
-    if parameters.top_p >= 1:
-        return ordered, ids
-    enough = parameters.top_p * (ordered if most < len(shares) else shares).sum()
-    while True:
-        left = int(torch.searchsorted(ordered.cumsum(-1), enough)) + 1
-        if left <= count or count == most:
-            return ordered[:left], ids[:left]
-        count = min(_SORTED_GROWTH * count, most)
-        ordered, ids = _greatest(shares, count)
-
-
-def _greatest(shares: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the greatest shares in order, of equals the lowest id first, and their ids."""
-    if count == len(shares):
-        return torch.sort(shares, descending=True, stable=True)
-    least = torch.topk(shares, count, sorted=False).values.min()
-    candidates = (~(shares < least)).nonzero().squeeze(-1)
-    found, order = torch.sort(shares[candidates], descending=True, stable=True)
-    return found[:count], candidates[order[:count]]
-
-
-def _pick(shares: torch.Tensor, point: float) -> int:
-    """Return the first token at which the sum of shares exceeds a point between 0 and 1."""
-    sums = shares.cumsum(-1)
-    token = int(torch.searchsorted(sums, sums[-1] * point, right=True))
-    if token < len(shares):
-        return token
-    return int(shares.nonzero()[-1])  # The product was rounded up to the whole sum.
 
 
 def _report(logits: torch.Tensor, token: int, count: int | None) -> Choice:

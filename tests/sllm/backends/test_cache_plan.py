@@ -9,6 +9,8 @@ from sllm.backends.cache_plan import CachePlan, plan_cache
 from sllm.core.errors import BudgetError
 from sllm.runtime.cache.memory import bytes_per_sequence, bytes_per_token
 from sllm.runtime.config.families import parse_config
+from sllm.runtime.drawing import rows_at_a_time
+from sllm.runtime.engine.schedule import EngineLimits
 from tests.sllm.runtime.tiny_models import CONFIGS
 
 CONFIG = parse_config(CONFIGS["llama"]().to_dict())
@@ -16,14 +18,18 @@ HYBRID = parse_config(CONFIGS["qwen3-next"]().to_dict())
 
 
 def _plan(
-    available_bytes: int, context_tokens: int | None = None, *configs: object, parallel: int = 4
+    available_bytes: int,
+    context_tokens: int | None = None,
+    *configs: object,
+    parallel: int = 4,
+    device: str = "cpu",
 ) -> CachePlan:
     return plan_cache(
         list(configs or [CONFIG]),  # type: ignore[arg-type]
+        device=torch.device(device),
         dtype=torch.float32,
         context_tokens=context_tokens,
-        parallel=parallel,
-        pass_tokens=64,
+        limits=EngineLimits(context_tokens=2, parallel=parallel, pass_tokens=64),
         available_bytes=available_bytes,
     )
 
@@ -70,3 +76,12 @@ def test_a_draft_has_a_cache_of_the_same_length() -> None:
     assert both.tokens == alone.tokens
     more = both.size_bytes - alone.size_bytes
     assert more >= alone.tokens * bytes_per_token(CONFIG, torch.float32)
+
+
+def test_a_gpu_has_room_for_the_rows_that_are_drawn_from_together() -> None:
+    gpu, vocabulary = torch.device("cuda"), CONFIG.vocabulary
+    assert rows_at_a_time(torch.device("cpu"), vocabulary) == 1
+    assert rows_at_a_time(gpu, 1 << 40) == 1
+    rows = min(rows_at_a_time(gpu, vocabulary), 64)
+    more = _plan(1 << 30, 100, device="cuda").size_bytes - _plan(1 << 30, 100).size_bytes
+    assert more >= (rows - 1) * vocabulary * 4 * 8

@@ -20,6 +20,7 @@ from sllm.core.errors import (
     UnsupportedModelError,
 )
 from sllm.core.requests import Finish
+from sllm.runtime.engine.schedule import EngineLimits
 from sllm.runtime.weights.model_groups import ModelGroups
 from tests.sllm.runtime.engine.listening import Listener, make_request
 from tests.sllm.runtime.tiny_models import make_model, random_tokens
@@ -40,10 +41,10 @@ def _budget(path: Path, *, context_tokens: int) -> int:
         WEIGHTS
         + plan_cache(
             [ModelGroups.open(path).config],
+            device=torch.device("cpu"),
             dtype=torch.float32,
             context_tokens=context_tokens,
-            parallel=8,
-            pass_tokens=512,
+            limits=EngineLimits(context_tokens=2, parallel=8, pass_tokens=512),
             available_bytes=6 << 20,
         ).size_bytes
     )

@@ -20,7 +20,8 @@ from transformers import (
 from sllm.core.errors import NumericalError
 from sllm.core.philox import uniform
 from sllm.core.sampling import SamplingParameters
-from sllm.runtime.sampler import choose, find_peaks
+from sllm.runtime import sampler
+from sllm.runtime.sampler import Draw, choose, draw_each, find_peaks
 
 if TYPE_CHECKING:
     from sllm.core.requests import Choice
@@ -40,7 +41,8 @@ def _choose(
     **asked: Any,
 ) -> Choice:
     parameters = SamplingParameters(**{"seed": 0, "max_tokens": 9, **asked})
-    return choose(logits, parameters, prompt=prompt or [], answer=answer or [])
+    asked_of = Draw(parameters=parameters, prompt=prompt or [], answer=answer or [])
+    return choose(logits, asked_of)
 
 
 def _reachable(logits: torch.Tensor, count: int = 3000, **asked: Any) -> dict[int, int]:
@@ -175,7 +177,8 @@ def test_top_p_of_a_large_vocabulary_leaves_what_sorting_all_of_it_leaves(
         shares = _shares_by_sorting(logits.float(), parameters, [1], [])
         sums = shares.cumsum(-1)
         expected = int((sums > uniform(seed, 1) * float(sums[-1])).nonzero()[0])
-        assert choose(logits, parameters, prompt=[1], answer=[]).token == expected
+        asked = Draw(parameters=parameters, prompt=[1], answer=[])
+        assert choose(logits, asked).token == expected
 
 
 @given(
@@ -210,7 +213,8 @@ def test_every_draw_is_that_of_sorting_the_whole_vocabulary(
         shares = _shares_by_sorting(logits, parameters, ids[:3], ids[3:])
         point = uniform(parameters.seed, len(ids)) * float(shares.cumsum(-1)[-1])
         expected = int((shares.cumsum(-1) > point).nonzero()[0])
-        assert choose(logits, parameters, prompt=ids[:3], answer=ids[3:]).token == expected
+        one = Draw(parameters=parameters, prompt=ids[:3], answer=ids[3:])
+        assert choose(logits, one).token == expected
     assert torch.equal(logits, kept)
 
 
@@ -234,7 +238,7 @@ def _shares_by_sorting(
     ordered, ids = torch.sort(shares, descending=True, stable=True)
     total = shares.sum()
     if 0 < parameters.top_k < len(shares):
-        total = ordered[: parameters.top_k].sum()
+        total = ordered.cumsum(-1)[parameters.top_k - 1]
         ordered[parameters.top_k :] = 0
     if parameters.top_p < 1:
         before = ordered.cumsum(-1).roll(1)
@@ -261,10 +265,70 @@ def test_a_known_peak_changes_no_choice(asked: dict[str, Any]) -> None:
     parameters = SamplingParameters(seed=1, max_tokens=5, temperature=0, **asked)
     for row, peak in zip(logits, find_peaks(logits), strict=True):
         said = (peak.token,)
+        asked_of = Draw(parameters=parameters, prompt=said, answer=said)
         for allowed in (None, torch.arange(50) != peak.token):
             known, alone = (
-                choose(row, parameters, prompt=said, answer=said, allowed=allowed, peak=given)
-                for given in (peak, None)
+                choose(row, asked_of, allowed=allowed, peak=given) for given in (peak, None)
             )
             assert known == alone
             assert allowed is None or known.token != peak.token
+
+
+ASKED: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0},
+    {"temperature": 0, "repeat_penalty": 1.5},
+    {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "repeat_penalty": 1.1, "repeat_window": 64},
+    {"top_p": 0.95},
+    {"top_p": 0.999999},
+    {"top_k": 7, "presence_penalty": 0.5},
+    {"top_k": 3000, "top_p": 0.2, "min_p": 0.05},
+    {"min_p": 0.3, "logit_bias": {5: 4.0, 10**6: 1.0}},
+    {"temperature": 2.0, "frequency_penalty": -1.0},
+]
+
+
+@pytest.mark.parametrize("together", [1, 3, 100])
+@pytest.mark.parametrize("levels", [2, 30, 10**6])  # With many equals, some, and hardly any.
+def test_rows_that_are_drawn_together_bring_what_each_brings_alone(
+    monkeypatch: pytest.MonkeyPatch, together: int, levels: int
+) -> None:
+    monkeypatch.setattr(sampler, "rows_at_a_time", lambda device, vocabulary: together)
+    generator = torch.Generator().manual_seed(levels)
+    size = 2500
+    for turn in range(6):
+        logits = torch.randint(0, levels, (len(ASKED), size), generator=generator) * (12 / levels)
+        ids = torch.randint(0, size, (9,), generator=generator).tolist()
+        draws = [
+            Draw(
+                parameters=SamplingParameters(seed=turn * 50 + row, max_tokens=9, **asked),
+                prompt=ids[:4],
+                answer=ids[4:],
+            )
+            for row, asked in enumerate(ASKED)
+        ]
+        kept = logits.clone()
+        found = draw_each(logits, draws, find_peaks(logits))
+        assert torch.equal(logits, kept)
+        for row, one, token in zip(logits, draws, found, strict=True):
+            assert token == choose(row, one).token
+            if one.parameters.temperature:
+                shares = _shares_by_sorting(row, one.parameters, ids[:4], ids[4:])
+                point = uniform(one.parameters.seed, 9) * float(shares.cumsum(-1)[-1])
+                assert token == int((shares.cumsum(-1) > point).nonzero()[0])
+
+
+def test_a_row_that_is_no_number_leaves_the_others_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sampler, "rows_at_a_time", lambda device, vocabulary: 100)
+    logits = torch.stack([_logits(seed) for seed in range(4)])
+    logits[1], logits[2, 7] = math.nan, math.inf
+    tried: list[dict[str, Any]] = [{}, {"top_k": 5, "top_p": 0.5, "min_p": 0.1}]
+    for asked in tried:
+        parameters = SamplingParameters(seed=3, max_tokens=9, **asked)
+        one = Draw(parameters=parameters, prompt=[1], answer=[])
+        found = draw_each(logits, [one, one, one, None], find_peaks(logits))
+        assert found[0] == choose(logits[0], one).token
+        assert found[3] == int(logits[3].argmax())
+        assert all(0 <= token < VOCABULARY for token in found)

@@ -15,7 +15,7 @@ from sllm.core.errors import InvalidRequestError
 from sllm.core.requests import Choice, Finish
 from sllm.runtime.cache.prefix import PageChain
 from sllm.runtime.engine.guesses import Pace
-from sllm.runtime.sampler import choose, report
+from sllm.runtime.sampler import Draw, choose, report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -106,23 +106,39 @@ class ActiveRequest:
             token = self.request.prompt[len(self.prompt)]
             self.prompt.append(report(row, peak, token, self.request.parameters.logprobs or 0))
 
+    def plan_draws(self, guesses: Sequence[int]) -> list[Draw]:
+        """Return what is asked of the rows of logits after its last id and after each guess.
+
+        That is nothing if a grammar is asked between them.
+        """
+        if self._constraint is not None:
+            return []
+        return [self.draw_after(guesses[:count]) for count in range(len(guesses) + 1)]
+
+    def draw_after(self, guesses: Sequence[int] = ()) -> Draw:
+        """Return what is asked of the row of logits after its last id, or after some guesses."""
+        answer = [*self._answer, *guesses]
+        return Draw(parameters=self.request.parameters, prompt=self.request.prompt, answer=answer)
+
     def draw(
-        self, logits: torch.Tensor, peaks: Sequence[Peak], guesses: Sequence[int]
+        self,
+        logits: torch.Tensor,
+        peaks: Sequence[Peak],
+        guesses: Sequence[int],
+        drawn: Sequence[int | None],
     ) -> Iterator[Choice]:
         """Yield the tokens that a pass brought: one, and one more for each guess that was right.
 
-        logits: a row for the last id, and one for each guess; peaks: theirs.
+        logits: a row for the last id, and one for each guess; peaks: theirs. drawn: what the rows
+        brought, None where nothing is drawn yet.
         """
         assert len(logits) == len(guesses) + 1
-        for row, peak, guess in zip(logits, peaks, [*guesses, None], strict=True):
-            choice = choose(
-                row,
-                self.request.parameters,
-                prompt=self.request.prompt,
-                answer=self._answer,
-                allowed=self._allowed(row),
-                peak=peak,
-            )
+        after = [*guesses, None]
+        for row, peak, token, guess in zip(logits, peaks, drawn, after, strict=True):
+            if token is None:
+                choice = choose(row, self.draw_after(), allowed=self._allowed(row), peak=peak)
+            else:
+                choice = report(row, peak, token, self.request.parameters.logprobs)
             self._advance(choice.token)
             self._answer.append(choice.token)
             self.ids.append(choice.token)

@@ -9,7 +9,7 @@ from sllm.core.errors import CacheFullError, UnsupportedModelError
 from sllm.runtime.batch import Batch, Piece
 from sllm.runtime.config.model import AttentionConfig
 from sllm.runtime.engine.guesses import takes_back
-from sllm.runtime.sampler import choose, find_peaks
+from sllm.runtime.sampler import draw_each, find_peaks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,17 +104,13 @@ class Draft:
             ids = [*request.ids, *place.guesses] if place.guesses else request.ids
             pieces.append(Piece(sequence=place.sequence, tokens=ids[place.sequence.length :]))
         logits = self._forward(pieces)
-        peaks = find_peaks(logits)
-        for request, place, row, peak in zip(requests, places, logits, peaks, strict=True):
-            prompt = request.request.prompt
-            choice = choose(
-                row,
-                request.request.parameters,
-                prompt=prompt,
-                answer=[*request.ids[len(prompt) :], *place.guesses],
-                peak=peak,
-            )
-            place.guesses.append(choice.token)
+        draws = [
+            request.draw_after(place.guesses)
+            for request, place in zip(requests, places, strict=True)
+        ]
+        tokens = draw_each(logits, draws, find_peaks(logits))
+        for place, token in zip(places, tokens, strict=True):
+            place.guesses.append(token)
 
     def _forward(self, pieces: list[Piece]) -> torch.Tensor:
         return self._decoder.forward(Batch.of(pieces, self._decoder.device), self._memory)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from sllm.core.errors import CacheFullError, EngineClosedError
 from sllm.core.requests import Finish, Step
 from sllm.runtime.batch import Batch, Piece
+from sllm.runtime.drawing import rows_at_a_time
 from sllm.runtime.engine.embedding import embed
 from sllm.runtime.engine.schedule import Schedule
-from sllm.runtime.sampler import find_peaks
+from sllm.runtime.sampler import draw_each, find_peaks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from sllm.runtime.engine.guesses import Guesser
     from sllm.runtime.engine.schedule import EngineLimits, Share
     from sllm.runtime.engine.throughput import Throughput
-    from sllm.runtime.sampler import Peak
+    from sllm.runtime.sampler import Draw, Peak
 
 _log = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ class Passes:
             shares = self._with_guesses(shares)
             logits = self._forward(shares)
             peaks = find_peaks(logits)
+            drawn = self._draw_each(shares, logits, peaks)
         except Exception as error:  # noqa: BLE001 - whoever was in the pass is told
             _log.exception("a pass over %d requests failed, and they end", len(shares))
             for share in shares:
@@ -123,7 +125,7 @@ class Passes:
         tokens, first = 0, 0
         for share in [share for share in shares if share.outputs]:
             rows = slice(first, first + share.outputs)
-            tokens += self._draw(share, logits[rows], peaks[rows])
+            tokens += self._take(share, logits[rows], peaks[rows], drawn[rows])
             first = rows.stop
         self._throughput.note_pass(tokens, now_s=self._clock())
 
@@ -160,7 +162,30 @@ class Passes:
         guessed = dict(zip(counts, found, strict=True))
         return [_add_guesses(share, guessed.get(place, [])) for place, share in enumerate(shares)]
 
-    def _draw(self, share: Share, rows: torch.Tensor, peaks: Sequence[Peak]) -> int:
+    def _draw_each(
+        self, shares: list[Share], logits: torch.Tensor, peaks: Sequence[Peak]
+    ) -> list[int | None]:
+        """Return the tokens of the pass by row; None for those that are not drawn together.
+
+        One row at a time is drawn once all before it are known, and so only where guesses hold.
+        """
+        if rows_at_a_time(logits.device, logits.shape[-1]) == 1:
+            return [None] * len(peaks)
+        asked: list[Draw | None] = []
+        for share in shares:
+            found = share.request.plan_draws(share.guesses) if share.complete else []
+            asked += [None] * (share.outputs - len(found))
+            asked += found
+        tokens = draw_each(logits, asked, peaks)
+        return [None if one is None else token for one, token in zip(asked, tokens, strict=True)]
+
+    def _take(
+        self,
+        share: Share,
+        rows: torch.Tensor,
+        peaks: Sequence[Peak],
+        drawn: Sequence[int | None],
+    ) -> int:
         """Tell a request what its logits brought; return how many tokens that is."""
         request = share.request
         choices: list[Choice] = []
@@ -169,8 +194,8 @@ class Passes:
             request.report_prompt(rows[: share.reports], peaks)
             if share.complete:
                 last = slice(len(rows) - 1 - len(share.guesses), None)
-                drawn = request.draw(rows[last], peaks[last], share.guesses)
-                choices.extend(drawn)  # What comes before an error stays.
+                found = request.draw(rows[last], peaks[last], share.guesses, drawn[last])
+                choices.extend(found)  # What comes before an error stays.
                 share.sequence.settle(len(request.ids) - 1)
                 finish = request.finish()
         except Exception as raised:  # noqa: BLE001 - one request's trouble, and it is told

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from sllm.core.errors import UnsupportedModelError
+from sllm.runtime import sampler
 from sllm.runtime.config.families import parse_config
+from sllm.runtime.engine import passes
 from sllm.runtime.engine.draft import Draft, check_draft
 from sllm.runtime.engine.schedule import EngineLimits
 from sllm.runtime.engine.token_engine import TokenEngine
@@ -53,6 +55,19 @@ def test_answers_are_the_same_with_a_draft(model: TinyModel, asked: dict[str, An
     assert fewer < passes / 4, "the model guesses itself"
     found, _ = _run(model, make_model("llama-one-head"), **asked)
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    "asked", [{"temperature": 0}, {}, {"top_k": 5, "repeat_penalty": 1.2}, {"logprobs": 2}]
+)
+@pytest.mark.parametrize("drafted", [False, True])
+def test_answers_are_the_same_where_rows_are_drawn_together(
+    model: TinyModel, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], *, drafted: bool
+) -> None:
+    expected, _ = _run(model, None, **asked)
+    for module in (passes, sampler):
+        monkeypatch.setattr(module, "rows_at_a_time", lambda device, vocabulary: 8)
+    assert _run(model, model if drafted else None, **asked)[0] == expected
 
 
 def test_a_draft_without_room_guesses_for_whom_it_has_room(model: TinyModel) -> None:
