@@ -63,6 +63,9 @@ void bind_codec(nb::module_& module) {
              "control"_a, ReleaseGil());
   module.def("decode_segment", &decode_segment, "address"_a, "stored_size"_a, "destination"_a,
              "raw_size"_a, ReleaseGil());
+  module.def(
+      "prepare_decoder", [](int device) { codec::DeviceDecoder::of(device); }, "device"_a,
+      ReleaseGil());
   module.def("decode_segments_on_device", &decode_segments_on_device, "device"_a, "segments"_a,
              ReleaseGil());
 }

@@ -15,13 +15,19 @@ DecodeSite::DecodeSite(int ordinal, std::uint64_t slot_bytes, unsigned slots)
       slot_bytes_(slot_bytes),
       decoder_(codec::DeviceDecoder::of(ordinal)),
       memory_(ordinal, slots * slot_bytes + slots * kFlagSize),
-      words_(kPageSize, true),
-      stream_(ordinal) {
-  for (unsigned i = 0; i < slots; ++i) done_.push_back(std::make_unique<cuda::Event>(ordinal));
+      words_(kPageSize, true) {
+  for (unsigned i = 0; i < slots; ++i) {
+    done_.push_back(std::make_unique<cuda::Event>(ordinal));
+    streams_.push_back(std::make_unique<cuda::Stream>(ordinal));
+  }
   cuda::ContextScope scope(ordinal);
-  cuda::check(cuda::require(cuda::driver().memset_d32_async, "cuMemsetD32Async")(flag(0), 0, slots,
-                                                                                 stream_.handle()),
-              "cuMemsetD32Async");
+  const auto memset = cuda::require(cuda::driver().memset_d32_async, "cuMemsetD32Async");
+  cuda::check(memset(flag(0), 0, slots, streams_[0]->handle()), "cuMemsetD32Async");
+  streams_[0]->drain();
+}
+
+void DecodeSite::drain() const noexcept {
+  for (const auto& stream : streams_) stream->drain();
 }
 
 cuda::DevicePointer DecodeSite::flag(unsigned index) const {
@@ -36,14 +42,15 @@ void DecodeSite::decode(unsigned index, std::span<const CodedSegment> segments,
     jobs.push_back({slot(index) + layout.offsets[i], segments[i].raw, segments[i].stored_size,
                     segments[i].raw_size});
   }
+  const cuda::Stream& stream = *streams_[index];
   cuda::ContextScope scope(ordinal_);
-  staged.hold(stream_);
-  decoder_.launch(jobs, flag(index), stream_.handle());
+  staged.hold(stream);
+  decoder_.launch(jobs, flag(index), stream.handle());
   const auto word = reinterpret_cast<cuda::DevicePointer>(words_.address() + index * kFlagSize);
   cuda::check(cuda::require(cuda::driver().memcpy_async, "cuMemcpyAsync")(
-                  word, flag(index), kFlagSize, stream_.handle()),
+                  word, flag(index), kFlagSize, stream.handle()),
               "cuMemcpyAsync of a flag");
-  done_[index]->record(stream_);
+  done_[index]->record(stream);
 }
 
 bool DecodeSite::found_corrupt(unsigned index) const {

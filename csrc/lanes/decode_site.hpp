@@ -1,4 +1,5 @@
-// A target's side of decoding: slots for coded bytes, and a stream that decodes them in place.
+// A target's side of decoding: slots for coded bytes, each with a stream that decodes what is in
+// it.
 #pragma once
 
 #include <cstddef>
@@ -32,7 +33,7 @@ class DecodeSite {
   const cuda::Event& done(unsigned index) const { return *done_[index]; }
   // Once done: whether one of its segments was corrupt.
   bool found_corrupt(unsigned index) const;
-  void drain() const noexcept { stream_.drain(); }
+  void drain() const noexcept;
 
  private:
   cuda::DevicePointer flag(unsigned index) const;
@@ -43,7 +44,9 @@ class DecodeSite {
   cuda::DeviceBuffer memory_;  // the slots, then a flag for each
   pool::HostBuffer words_;     // the flags as the host sees them
   std::vector<std::unique_ptr<cuda::Event>> done_;
-  cuda::Stream stream_;  // the last member: what it runs uses the others
+  // By slot: one may have work for a tenth of the GPU, so they are decoded side by side. The last
+  // member: what they run uses the others.
+  std::vector<std::unique_ptr<cuda::Stream>> streams_;
 };
 
 }  // namespace sllm::lanes

@@ -194,6 +194,10 @@ def encode_segments_into(
 def decode_segment(address: int, stored_size: int, destination: int, raw_size: int) -> None:
     """Decode one segment; NativeError (EBADMSG) unless it is whole, and of raw_size bytes."""
 
+def prepare_decoder(device: int) -> None:
+    """Load the kernel that decodes into a GPU, which takes tenths of a second: now, rather than when
+    it is first needed."""
+
 def decode_segments_on_device(device: int, segments: Sequence[tuple[int, int, int, int]]) -> None:
     """Decode segments in device memory: (address, stored_size, destination, raw_size) each, with
     addresses that are multiples of 16. NativeError (EBADMSG) if one is corrupt; then nothing is

@@ -38,6 +38,7 @@ from sllm_store.native._C import (
     encode_segments_into,
     has_queues,
     instruction_sets,
+    prepare_decoder,
     probe,
     run_transfer,
 )
@@ -80,6 +81,7 @@ __all__ = [
     "encode_segments_into",
     "has_queues",
     "instruction_sets",
+    "prepare_decoder",
     "probe",
     "run_transfer",
 ]

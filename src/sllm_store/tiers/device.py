@@ -30,8 +30,8 @@ def visible_gpus() -> tuple[str, ...]:
 def open_gpus() -> None:
     """Open every GPU that this process sees, all at once, so that no load waits for it.
 
-    A context takes some tenths of a second. A GPU that cannot be opened is left to the loads that
-    want it.
+    A context takes some tenths of a second, and so does the kernel that decodes. A GPU that cannot
+    be opened is left to the loads that want it.
     """
     on_each(_open, range(len(visible_gpus())))
 
@@ -50,6 +50,7 @@ def on_each(function: Callable[[_Item], _Answer], items: Sequence[_Item]) -> lis
 def _open(device: int) -> None:
     with suppress(native.CudaError):
         native.device_memory(device)
+        native.prepare_decoder(device)
 
 
 def device_error(error: native.CudaError, what: str) -> StoreError:
