@@ -23,6 +23,7 @@ from benchmarks import page_cache
 from benchmarks.load_time import make
 from benchmarks.result import Result
 from benchmarks.store import BenchStore
+from benchmarks.timed_load import settle
 from sllm_store.client import SllmStoreClient
 from sllm_store.torch.devices import store_device
 
@@ -46,8 +47,7 @@ def prepare(client: SllmStoreClient, directory: Path, state: str, device: str) -
             page_cache.fill(directory)
         else:
             page_cache.evict(directory)
-    if device != "cpu":
-        time.sleep(SETTLE_S)
+    settle(device, SETTLE_S)
 
 
 def measure(client: SllmStoreClient, directory: Path, state: str, device: str) -> dict[str, object]:

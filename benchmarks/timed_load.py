@@ -124,11 +124,11 @@ def prepare(state: str, directory: Path, store: str) -> None:
         raise SystemExit(f"{state}: the page cache holds {cached:.0%} of {directory}")
 
 
-def settle(device: str) -> None:
+def settle(device: str, seconds: float = SETTLE_S) -> None:
     """Give what the last load freed back to the driver, and let it scrub that."""
     if device != "cpu":
         torch.cuda.empty_cache()
-        time.sleep(SETTLE_S)
+        time.sleep(seconds)
 
 
 def _parse_arguments() -> argparse.Namespace:
