@@ -73,6 +73,15 @@ class Columns:
         rates: Any = self._disk.get((loader, state), [])
         return list(rates)
 
+    def peer_rounds(self, state: str) -> list[float]:
+        """Return the best rate of all the others in each round."""
+        peers = [
+            self.rounds(loader, state)
+            for loader, where in self._seconds
+            if where == state and not loader.startswith("ours")
+        ]
+        return [max(rates) for rates in zip(*peers, strict=False)]
+
     def extra_device_bytes(self, loader: str, state: str) -> float | None:
         """Return the device memory that a load took beyond its tensors."""
         return self._extra.get((loader, state))
@@ -159,12 +168,7 @@ def _main_columns(results: dict[str, Any]) -> list[Verdict]:
     extra = columns.extra_device_bytes(IN_PROCESS, "page cache")
     fresh = columns.first(IN_PROCESS, "page cache")
     return [
-        *at_least(
-            "cold disk",
-            "the best peer",
-            columns.median(ours, "cold disk"),
-            columns.best_peer("cold disk"),
-        ),
+        *in_rounds("cold disk", "the best peer", cold, columns.peer_rounds("cold disk")),
         *in_rounds(
             "cold disk",
             "95 % of the best raw direct rate",
