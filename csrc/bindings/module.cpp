@@ -3,7 +3,6 @@
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
-#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -19,12 +18,12 @@
 #include <system_error>
 #include <tuple>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include "bindings/arguments.hpp"
 #include "bindings/codec.hpp"
 #include "bindings/products.hpp"
+#include "bindings/transfer.hpp"
 #include "bindings/tuner.hpp"
 #include "io/checksum.hpp"
 #include "io/control.hpp"
@@ -33,7 +32,6 @@
 #include "io/file.hpp"
 #include "io/probe.hpp"
 #include "io/read_queue.hpp"
-#include "io/transfer.hpp"
 #include "io/writer.hpp"
 #include "pool/dlpack.hpp"
 #include "pool/host_memory.hpp"
@@ -51,12 +49,6 @@ namespace {
 using Pair = std::tuple<std::int64_t, std::int64_t>;
 using Triple = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
 using Quadruple = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
-using Quintuple = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
-using Sextuple =
-    std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
-// A device and its base; and those to go via.
-using Device =
-    std::variant<Pair, std::tuple<std::int64_t, std::int64_t, std::vector<std::int64_t>>>;
 using ReleaseGil = nb::call_guard<nb::gil_scoped_release>;
 using sllm::bindings::checked_memory;
 using sllm::bindings::checked_size;
@@ -246,71 +238,7 @@ void bind_file(nb::module_& module) {
           "offset"_a, "address"_a, "size"_a, ReleaseGil());
 }
 
-sllm::io::TransferDevice to_device(const Device& device) {
-  if (const auto* pair = std::get_if<Pair>(&device)) {
-    return {std::get<0>(*pair), std::get<1>(*pair), {}};
-  }
-  const auto& [ordinal, base, via] = std::get<1>(device);
-  return {ordinal, base, via};
-}
-
-sllm::io::TransferReport run_transfer(
-    const std::vector<std::shared_ptr<sllm::io::File>>& files, const std::vector<Pair>& steps,
-    const std::vector<Quintuple>& reads, const std::vector<Quintuple>& copies,
-    const std::vector<Device>& devices, const std::vector<Sextuple>& decodes,
-    const std::string& mode, std::int64_t threads, sllm::io::Control& control,
-    std::shared_ptr<sllm::io::Tuner> tuner, std::shared_ptr<sllm::lanes::LinkStock> stock) {
-  sllm::io::TransferRequest request;
-  request.tuner = std::move(tuner);
-  request.stock = std::move(stock);
-  request.mode = sllm::io::parse_read_mode(mode);
-  request.threads = threads;
-  request.files.assign(files.begin(), files.end());
-  for (const auto& file : files) {
-    if (file == nullptr) throw std::invalid_argument("a file is None");
-  }
-  for (const auto& [address, after] : steps) {
-    if (address < 0) throw std::invalid_argument("a buffer_address is negative");
-    request.steps.push_back({reinterpret_cast<std::byte*>(address), after});
-  }
-  for (const auto& [step, file, file_offset, size, step_offset] : reads) {
-    request.reads.push_back({step, file, file_offset, size, step_offset});
-  }
-  for (const auto& [step, device, device_offset, size, step_offset] : copies) {
-    request.copies.push_back({step, device, device_offset, size, step_offset});
-  }
-  for (const auto& [step, device, device_offset, raw_size, stored_size, step_offset] : decodes) {
-    request.decodes.push_back({step, device, device_offset, raw_size, stored_size, step_offset});
-  }
-  for (const Device& device : devices) request.devices.push_back(to_device(device));
-  return sllm::io::run_transfer(request, control);
-}
-
-void bind_transfer(nb::module_& module) {
-  using sllm::io::TransferReport;
-  nb::class_<TransferReport>(module, "TransferReport", "What a transfer did.")
-      .def_rw("bytes_direct", &TransferReport::bytes_direct)
-      .def_rw("bytes_buffered", &TransferReport::bytes_buffered)
-      .def_rw("bytes_copied", &TransferReport::bytes_copied)
-      .def_prop_ro("setting",
-                   [](const TransferReport& self) {
-                     const auto& [threads, depth, size] = self.setting;
-                     return std::make_tuple(threads, depth, size);
-                   })
-      .def_rw("read_s", &TransferReport::read_s)
-      .def_rw("copy_s", &TransferReport::copy_s)
-      .def_rw("total_s", &TransferReport::total_s);
-  using sllm::lanes::LinkStock;
-  nb::class_<LinkStock>(module, "LinkStock",
-                        "What transfers need of GPUs beside the memory they fill, kept for the "
-                        "next ones.",
-                        nb::is_final())
-      .def(nb::init<>())
-      .def_prop_ro("idle", &LinkStock::idle);
-  module.def("run_transfer", &run_transfer, "files"_a, "steps"_a, "reads"_a, "copies"_a,
-             "devices"_a, nb::kw_only(), "decodes"_a = std::vector<Sextuple>(), "mode"_a,
-             "threads"_a, "control"_a, "tuner"_a = nb::none(), "stock"_a = nb::none(),
-             ReleaseGil());
+void bind_checksums(nb::module_& module) {
   module.def(
       "checksum_ranges",
       [](const std::shared_ptr<sllm::io::File>& file, const std::vector<Pair>& ranges,
@@ -564,7 +492,8 @@ NB_MODULE(_C, module) {
   bind_control(module);
   bind_file(module);
   sllm::bindings::bind_tuner(module);
-  bind_transfer(module);
+  sllm::bindings::bind_transfer(module);
+  bind_checksums(module);
   bind_writer(module);
   bind_host_memory(module);
   bind_read_queue(module);

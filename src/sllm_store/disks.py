@@ -139,6 +139,7 @@ class DiskMemory:
         self._disks: dict[int, Disk] = {}
         self._tuners: dict[tuple[str, str], native.Tuner] = {}
         self._kept: dict[tuple[str, str], int] = {}
+        self._recalled: dict[str, tuple[object, _Record]] = {}
 
     def find(self, path: Path) -> Disk:
         """Return the disk that holds a path, looked at once in this process. Raises OSError."""
@@ -188,6 +189,22 @@ class DiskMemory:
         return self._recall(disk).comparison
 
     def _recall(self, disk: Disk) -> _Record:
+        """Return what a disk's file says, which is read again when it is another."""
+        try:
+            status = self._path(disk).stat()
+            seen = status.st_ino, status.st_size, status.st_mtime_ns
+            known, record = self._recalled.get(disk.id, (None, _Record()))
+            if known != seen:
+                record = self._read(disk)
+                self._recalled[disk.id] = seen, record
+            return record
+        except FileNotFoundError:
+            return _Record()
+        except OSError as error:
+            _log.debug("the record of disk %s says nothing: %s", disk.name, error)
+            return _Record()
+
+    def _read(self, disk: Disk) -> _Record:
         try:
             with self._path(disk).open("rb") as file:
                 text = file.read(RECORD_BYTES_MAX)

@@ -21,9 +21,9 @@ from sllm_store.errors import DeviceError
 from sllm_store.interpreter import no_collection, short_turns
 from sllm_store.tiers.device import allocate_arenas, device_ordinal
 from sllm_store.tiers.direct_storage import choose_mode
-from sllm_store.tiers.planned import PlannedLoads
+from sllm_store.tiers.planned import PlannedLoads, files_at
 from sllm_store.tiers.ring import Rings
-from sllm_store.tiers.ring_steps import Ring, find_cold, plan_ring
+from sllm_store.tiers.ring_steps import Ring, find_cold
 from sllm_store.tiers.transfer import (
     HOST_DEVICE,
     Target,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from sllm_store.checkpoint.loaded import Loaded
     from sllm_store.checkpoint.model import Checkpoint
     from sllm_store.checkpoint.plan import LoadPlan
-    from sllm_store.tiers.transfer import ChunkedImage
+    from sllm_store.tiers.planned import Files, Planned
     from sllm_store.tiers.watching import OnProgress
 
 CHUNK_BYTES = 8 << 20
@@ -82,14 +82,14 @@ def load_checkpoint(  # noqa: PLR0913 - a load's choices, by name
         job = _prepare(path, device_map, mode, using)
         control = native.Control()
         run_watched(
-            partial(
-                run_plan,
+            lambda beside: run_plan(
                 job.transfer,
                 job.files,
                 job.targets,
                 mode=job.mode,
                 threads=threads or _threads(len(job.placed.devices)),
                 control=control,
+                beside=beside,
             ),
             control,
             bytes_total=job.transfer.bytes_total,
@@ -118,9 +118,11 @@ def _prepare(path: Path, device_map: Mapping[str, str], mode: str, using: ExitSt
     """Open, plan and allocate; a ring is borrowed for as long as `using` is open."""
     pinned = None
     gpu = None if mode == CUFILE else _only_gpus(device_map)
+    found = files_at(path)
+    ring_bytes = _ring_bytes(path, device_map, found)
     if gpu is not None:  # It is pinned while the checkpoint is opened.
-        pinned = using.enter_context(_RINGS.borrow(_ring_bytes(path, device_map), gpu))
-    planned = _LOADS.plan(path, device_map)
+        pinned = using.enter_context(_RINGS.borrow(ring_bytes, gpu))
+    planned = _LOADS.plan(path, device_map, found)
     checkpoint, plan = planned.checkpoint, planned.plan
     arenas = _allocate(plan)
     # What is compressed cannot be read in place: then the host is a target as any other.
@@ -133,13 +135,11 @@ def _prepare(path: Path, device_map: Mapping[str, str], mode: str, using: ExitSt
     if host is None and targets:
         gpu = max(target.device for target in targets)
         if pinned is None and mode != CUFILE and gpu != HOST_DEVICE:
-            pinned = using.enter_context(_RINGS.borrow(_ring_bytes(path, device_map), gpu))
+            pinned = using.enter_context(_RINGS.borrow(ring_bytes, gpu))
         # Where cuFile reads, nothing touches the ring; what goes to the host need not be pinned.
-        ring = (
-            native.HostBuffer(_ring_bytes(path, device_map)) if pinned is None else pinned.result()
-        )
+        ring = native.HostBuffer(ring_bytes) if pinned is None else pinned.result()
     with no_collection():
-        transfer = _plan_transfer(planned.chunked, (targets, files, mode), host, ring)
+        transfer = _plan_transfer(planned, (targets, files, mode), host, ring)
     placed = Placed(
         arenas=tuple(arenas),
         devices=plan.devices,
@@ -178,14 +178,11 @@ def _only_gpus(device_map: Mapping[str, str]) -> int | None:
     return None
 
 
-def _ring_bytes(path: Path, device_map: Mapping[str, str]) -> int:
-    """Return the size of a ring for what is at `path`: no larger than that, in whole chunks."""
+def _ring_bytes(path: Path, device_map: Mapping[str, str], files: Files) -> int:
+    """Return the size of a ring for the files at `path`: no larger than those, in whole chunks."""
     chunks_max = RING_CHUNKS * min(max(len(set(device_map.values())), 1), RINGS_MAX)
-    try:
-        files = list(path.iterdir()) if path.is_dir() else [path]
-        size_bytes = sum(file.stat().st_size for file in files)
-    except OSError:  # Opening the checkpoint says what is wrong.
-        size_bytes = 0
+    sizes = {name: size_bytes for name, _, size_bytes, _ in files}
+    size_bytes = sizes.get(path.name, sum(sizes.values()))
     return min(max(div_ceil(size_bytes, CHUNK_BYTES), 1), chunks_max) * CHUNK_BYTES
 
 
@@ -215,21 +212,20 @@ def _targets(
 
 
 def _plan_transfer(
-    chunked: ChunkedImage,
+    planned: Planned,
     job: tuple[list[Target], list[native.File], str],
     host: native.HostBuffer | None,
     ring: native.HostBuffer | None,
 ) -> TransferPlan:
     """Read every chunk once: in place on the host, or through the ring to the targets."""
     targets, files, mode = job
-    moves = cut_targets(targets, chunked)
     if host is None:
         if ring is None:
             return TransferPlan()
         slots = Ring(address=ring.address, slots=ring.size // CHUNK_BYTES, slot_bytes=CHUNK_BYTES)
-        cold = find_cold(chunked, files, mode)
-        return plan_ring(chunked, moves, slots, cold=cold)
+        return planned.through_ring(targets, slots, find_cold(planned.chunked, files, mode))
+    moves = cut_targets(targets, planned.chunked)
     transfer = TransferPlan()
-    for chunk, reads in enumerate(chunked.reads):
+    for chunk, reads in enumerate(planned.chunked.reads):
         transfer.add(host.address + chunk * CHUNK_BYTES, reads=reads, moves=moves[chunk])
     return transfer

@@ -425,3 +425,20 @@ def test_a_range_of_more_than_two_gib_arrives(tmp_path: Path, mode: str) -> None
     transfer([native.File(str(path))], [(0, 0, size, 0)], target, mode=mode)
     assert [target.peek(mark, 1) for mark in marks] == [b"\x77"] * 4
     assert target.peek(1, 100) == bytes(100)
+
+
+def test_ranges_are_resident_where_half_of_their_bytes_are(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    write_file(path, 4 * MIB)
+    file = native.File(str(path))
+    file.evict()
+    target = Target(MIB)
+    file.read_into(MIB, target.address, MIB)
+    ranges = [(0, offset, 64 << 10) for offset in range(0, 4 * MIB, 256 << 10)]
+    plain = [2 * file.resident_bytes(offset, size) >= size for _, offset, size in ranges]
+    assert native.are_resident([file], ranges) == plain
+    assert any(plain)
+    assert native.are_resident([file], []) == []
+    for number in (-1, 1):
+        with pytest.raises((ValueError, IndexError)):
+            native.are_resident([file], [(number, 0, 1)])

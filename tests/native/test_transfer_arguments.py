@@ -39,6 +39,34 @@ def test_the_plain_request_works(file: native.File) -> None:
     assert run(file).total_s > 0
 
 
+def test_reads_that_were_parsed_before_are_the_same_reads(file: native.File) -> None:
+    reads = native.Reads([(0, 0, 0, 100, 0), (1, 0, 100, 100, 0)])
+    assert len(reads) == 2
+    for _ in range(2):
+        assert run(file, reads=reads).bytes_buffered == run(file).bytes_buffered == 200
+    with pytest.raises(ValueError, match="read 0"):
+        run(file, reads=native.Reads([(2, 0, 0, 100, 0)]))
+
+
+def test_a_transfer_calls_back_and_ends_when_that_raises(file: native.File) -> None:
+    called: list[str] = []
+    report = run(file, meanwhile=lambda: called.append("meanwhile"), watch=lambda: None)
+    assert (called, report.bytes_buffered) == (["meanwhile"], 200)
+    control = native.Control()
+    with pytest.raises(ZeroDivisionError):
+        run(file, meanwhile=lambda: 1 // 0, control=control)
+    assert control.cancelled
+
+
+def test_what_a_transfer_fails_of_is_told_after_what_goes_on_meanwhile(file: native.File) -> None:
+    called: list[str] = []
+    with pytest.raises(ValueError, match="mode 'fast'"):
+        run(file, mode="fast", meanwhile=lambda: called.append("meanwhile"))
+    with pytest.raises(native.NativeError):
+        run(file, reads=[(0, 0, 900, 101, 0)], meanwhile=lambda: called.append("meanwhile"))
+    assert called == ["meanwhile"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

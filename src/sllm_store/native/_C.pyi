@@ -1,6 +1,6 @@
 """Native I/O core of sllm_store. Every call that blocks runs without the GIL."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 class NativeError(OSError):
@@ -125,10 +125,19 @@ class LinkStock:
     def idle(self) -> int:
         """Links whose needs are kept."""
 
+class Reads:
+    """The reads of transfers, parsed once."""
+
+    def __init__(self, reads: Sequence[tuple[int, int, int, int, int]]) -> None: ...
+    def __len__(self) -> int: ...
+
+def are_resident(files: Sequence[File], ranges: Sequence[tuple[int, int, int]]) -> list[bool]:
+    """Whether the page cache holds half of each range (file, offset, size) at least."""
+
 def run_transfer(
     files: Sequence[File],
     steps: Sequence[tuple[int, int]],
-    reads: Sequence[tuple[int, int, int, int, int]],
+    reads: Reads | Sequence[tuple[int, int, int, int, int]],
     copies: Sequence[tuple[int, int, int, int, int]],
     devices: Sequence[tuple[int, int] | tuple[int, int, Sequence[int]]],
     *,
@@ -138,6 +147,8 @@ def run_transfer(
     control: Control,
     tuner: Tuner | None = None,
     stock: LinkStock | None = None,
+    meanwhile: Callable[[], object] | None = None,
+    watch: Callable[[], object] | None = None,
 ) -> TransferReport:
     """Move bytes from files through memory to devices; the work horse of every load.
 
@@ -166,6 +177,9 @@ def run_transfer(
     tuner:   of the disk with the files; without one a setting that suits most disks is kept.
     stock:   where links take from what they need of GPUs, and put it when all went well; without
              one it is made for this transfer alone.
+    meanwhile, watch: called by the thread that called, while the transfer has another one:
+             meanwhile once, then watch ten times a second. When one of them raises, or a signal's
+             handler does, the transfer is cancelled, and that is raised when it has ended.
     Steps without reads that wait for nothing are sent first, and take no worker. The others start
     in order; `threads` (1 to 64) workers read, and share big steps. Each step is sent as soon as its
     reads are done: steps may overtake one another unless `after` says otherwise. bytes_done and

@@ -71,13 +71,14 @@ def decode_image(
     plan.add(address, moves=moves)
     control = native.Control()
     run_watched(
-        lambda: run_plan(
+        lambda beside: run_plan(
             plan,
             [],
             [target],
             mode="buffered",
             threads=min(os.cpu_count() or 1, THREADS_MAX),
             control=control,
+            beside=beside,
         ),
         control,
         bytes_total=plan.bytes_total,

@@ -47,7 +47,8 @@ def choose_mode(mode: str, files: Sequence[native.File], *, only_copies: bool) -
 def recall_comparison(path: Path) -> Comparison | None:
     """Return how cuFile compares on the disk that holds a path, None where nobody knows."""
     try:
-        return disk_memory(os.environ).recall_comparison(disk_of(path))
+        memory = disk_memory(os.environ)
+        return memory.recall_comparison(memory.find(path))
     except OSError:
         return None
 

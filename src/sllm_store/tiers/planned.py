@@ -9,22 +9,24 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sllm_store.checkpoint.layout import plan_image
 from sllm_store.checkpoint.plan import plan_load
 from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.interpreter import no_collection
-from sllm_store.tiers.transfer import cut_image
+from sllm_store.tiers.ring_steps import Ring, plan_ring
+from sllm_store.tiers.transfer import cut_image, cut_targets
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from sllm_store.checkpoint.model import Checkpoint
     from sllm_store.checkpoint.plan import LoadPlan
-    from sllm_store.tiers.transfer import ChunkedImage
+    from sllm_store.tiers.transfer import ChunkedImage, Target, TransferPlan
 
 KEPT_MAX = 8
 # Of all that is kept together; a tensor takes about a kilobyte.
@@ -40,6 +42,23 @@ class Planned:
     checkpoint: Checkpoint
     plan: LoadPlan
     chunked: ChunkedImage
+    _through_rings: dict[int, TransferPlan] = field(default_factory=dict)
+
+    def through_ring(
+        self, targets: Sequence[Target], ring: Ring, cold: frozenset[int]
+    ) -> TransferPlan:
+        """Plan the way through a ring to targets, of which a plan always has the same.
+
+        Where all chunks are read from one place it is planned once for rings of one size.
+        """
+        moves = partial(cut_targets, targets, self.chunked)
+        if 0 < len(cold) < sum(map(bool, self.chunked.reads)):
+            return plan_ring(self.chunked, moves(), ring, cold=cold)
+        if ring.slots not in self._through_rings:
+            at_zero = replace(ring, address=0)
+            plan = plan_ring(self.chunked, moves(), at_zero, cold=frozenset())
+            self._through_rings[ring.slots] = plan.kept()
+        return self._through_rings[ring.slots].moved_to(ring.address)
 
 
 class PlannedLoads:
@@ -51,13 +70,17 @@ class PlannedLoads:
         self._kept: OrderedDict[object, tuple[Files, Planned]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def plan(self, path: Path, device_map: Mapping[str, str]) -> Planned:
+    def plan(
+        self, path: Path, device_map: Mapping[str, str], files: Files | None = None
+    ) -> Planned:
         """Open a checkpoint and plan its load, unless that was done and its files are the same.
 
-        Raises what open_checkpoint and plan_load raise.
+        `files` are those at the path, where they were looked for a moment ago. Raises what
+        open_checkpoint and plan_load raise.
         """
         key = (path.absolute(), frozenset(device_map.items()))
-        files = _files(path)
+        if files is None:
+            files = files_at(path)
         with self._lock:
             kept, planned = self._kept.get(key, ((), None))
             if planned is not None and kept == files:
@@ -66,7 +89,7 @@ class PlannedLoads:
         with no_collection():
             planned = self._plan(path, device_map)
         # Files that changed meanwhile are opened again by the next load.
-        if files and _files(path) == files:
+        if files and files_at(path) == files:
             self._keep(key, files, planned)
         return planned
 
@@ -87,7 +110,7 @@ class PlannedLoads:
                 tensors -= len(oldest.plan.tensors)
 
 
-def _files(path: Path) -> Files:
+def files_at(path: Path) -> Files:
     """Describe what may be read at `path`; nothing where that cannot be told."""
     directory = path if path.is_dir() else path.parent
     try:

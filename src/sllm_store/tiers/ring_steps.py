@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain, zip_longest
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
+from sllm_store.native import are_resident
 from sllm_store.tiers.transfer import TransferPlan
 
 if TYPE_CHECKING:
@@ -43,12 +45,13 @@ def find_cold(chunked: ChunkedImage, files: Sequence[File], mode: str) -> frozen
     if mode != "auto" or not read:
         return frozenset()
     asked = read[:: max(len(read) // _ASKED, 1)]
-    cold = [_is_cold(chunked.reads[chunk], files) for chunk in asked]
-    if all(cold):
+    warm = are_resident(files, [_window(chunked.reads[chunk]) for chunk in asked])
+    if not any(warm):
         return frozenset(read)
-    if not any(cold):
+    if all(warm):
         return frozenset()
-    return frozenset(chunk for chunk in read if _is_cold(chunked.reads[chunk], files))
+    warm = are_resident(files, [_window(chunked.reads[chunk]) for chunk in read])
+    return frozenset(chunk for chunk, is_warm in zip(read, warm, strict=True) if not is_warm)
 
 
 def alternate(chunks: Sequence[int], cold: frozenset[int]) -> tuple[int, ...]:
@@ -103,7 +106,8 @@ def _chains(ring: Ring, *, apart: bool) -> dict[bool, list[tuple[int, int]]]:
     return {True: slots[:half], False: slots[half:]}
 
 
-def _is_cold(reads: Sequence[Read], files: Sequence[File]) -> bool:
-    file, start, size, _ = max(reads, key=lambda read: read[2])
+def _window(reads: Sequence[Read]) -> tuple[int, int, int]:
+    """Return a part of what a chunk reads, to tell all of it by: file, offset and size."""
+    file, start, size, _ = max(reads, key=itemgetter(2))
     length = min(size, _WINDOW_BYTES)
-    return 2 * files[file].resident_bytes(start + (size - length) // 2, length) < length
+    return file, start + (size - length) // 2, length

@@ -12,7 +12,7 @@ import errno
 import os
 from bisect import bisect_right
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,7 +23,7 @@ from sllm_store.tiers.device import device_error
 from sllm_store.units import div_ceil
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from sllm_store.checkpoint.layout import Arena, Decode, Image, Piece
@@ -149,6 +149,7 @@ class TransferPlan:
     reads: list[tuple[int, int, int, int, int]] = field(default_factory=list)
     copies: list[tuple[int, int, int, int, int]] = field(default_factory=list)
     decodes: list[tuple[int, int, int, int, int, int]] = field(default_factory=list)
+    parsed: native.Reads | None = None  # The same reads, for a plan that is used more than once.
 
     def add(
         self,
@@ -165,6 +166,14 @@ class TransferPlan:
         self.copies.extend((index, *copy) for copy in moves.copies)
         self.decodes.extend((index, *decode) for decode in moves.decodes)
         return index
+
+    def kept(self) -> TransferPlan:
+        """Return the same plan, to be used more than once: nothing may be added any more."""
+        return replace(self, parsed=native.Reads(self.reads))
+
+    def moved_to(self, address: int) -> TransferPlan:
+        """Return a plan whose buffers are at offsets from 0, with `address` for that."""
+        return replace(self, steps=[(address + offset, after) for offset, after in self.steps])
 
     @property
     def bytes_total(self) -> int:
@@ -183,6 +192,16 @@ def open_files(checkpoint: Checkpoint) -> list[native.File]:
         raise ReadError(f"cannot open {error.filename}: {error.strerror}") from error
 
 
+class Beside(NamedTuple):
+    """What the thread that runs a plan calls: `meanwhile` once, then `watch` every now and then."""
+
+    meanwhile: Callable[[], None] | None = None
+    watch: Callable[[], None] | None = None
+
+
+NOTHING = Beside()
+
+
 def run_plan(  # noqa: PLR0913 - a transfer's choices, by name
     plan: TransferPlan,
     files: Sequence[native.File],
@@ -192,18 +211,19 @@ def run_plan(  # noqa: PLR0913 - a transfer's choices, by name
     threads: int,
     control: native.Control,
     stock: native.LinkStock | None = None,
+    beside: Beside = NOTHING,
 ) -> native.TransferReport:
     """Run a plan to its end, or raise the store's error for what went wrong.
 
-    What its reads teach about the disk is remembered for the next ones, and what its links need of
-    GPUs is kept in `stock`.
+    What is called beside it may raise anything: the plan has ended then. What its reads teach about
+    the disk is remembered for the next ones, and what its links need of GPUs is kept in `stock`.
     """
     try:
         with _reading(plan, files, mode) as tuner:
             return native.run_transfer(
                 files,
                 plan.steps,
-                plan.reads,
+                plan.reads if plan.parsed is None else plan.parsed,
                 plan.copies,
                 [(target.device, target.address, target.via) for target in targets],
                 decodes=plan.decodes,
@@ -212,6 +232,8 @@ def run_plan(  # noqa: PLR0913 - a transfer's choices, by name
                 control=control,
                 tuner=tuner,
                 stock=stock,
+                meanwhile=beside.meanwhile,
+                watch=beside.watch,
             )
     except native.Cancelled as error:
         raise LoadCancelledError("the load was cancelled before it ended") from error

@@ -12,6 +12,8 @@ import pytest
 from sllm_store.errors import CheckpointNotFoundError, InvalidRequestError
 from sllm_store.tiers import planned as planned_module
 from sllm_store.tiers.planned import PlannedLoads
+from sllm_store.tiers.ring_steps import Ring, plan_ring
+from sllm_store.tiers.transfer import Target, cut_targets
 from tests.store_process import random_tensors, write_upstream
 
 if TYPE_CHECKING:
@@ -84,3 +86,19 @@ def test_the_oldest_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     large = loads.plan(tmp_path / "large", GPU)
     assert len(large.plan.tensors) == 11
     assert loads.plan(tmp_path / "large", GPU) is not large
+
+
+def test_a_way_through_a_ring_is_planned_once_and_is_the_plain_one(tmp_path: Path) -> None:
+    write_upstream(tmp_path / "m", random_tensors(30, 1 << 18))
+    planned = PlannedLoads(CHUNK_BYTES).plan(tmp_path / "m", GPU)
+    targets = [Target(device=0, address=1 << 30, pieces=planned.plan.arenas[0].pieces)]
+    moves = cut_targets(targets, planned.chunked)
+    everything = frozenset(range(planned.chunked.chunks_total))
+    for address, slots in ((1 << 20, 4), (1 << 24, 4), (1 << 20, 3)):
+        ring = Ring(address=address, slots=slots, slot_bytes=CHUNK_BYTES)
+        for cold in (frozenset[int](), everything, frozenset({0, 2})):
+            plain = plan_ring(planned.chunked, moves, ring, cold=cold)
+            found = planned.through_ring(targets, ring, cold)
+            assert (found.steps, found.copies) == (plain.steps, plain.copies)
+            assert (found.reads, found.decodes) == (plain.reads, plain.decodes)
+            assert (found.parsed is None) == (len(cold) == 2)

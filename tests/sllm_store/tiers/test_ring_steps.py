@@ -5,12 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 from pathlib import Path
-from typing import cast
 
 import pytest
 
 from sllm_store import native
 from sllm_store.checkpoint.layout import Image, Piece, Run
+from sllm_store.tiers import ring_steps
 from sllm_store.tiers.ring_steps import Ring, alternate, find_cold, plan_ring, take_turns
 from sllm_store.tiers.transfer import (
     HOST_DEVICE,
@@ -142,16 +142,19 @@ class HalfCached:
         self._cached = cached
         self.asked = 0
 
-    def resident_bytes(self, offset: int, size: int) -> int:
-        self.asked += 1
-        return max(min(self._cached - offset, size), 0)
+    def are_resident(
+        self, files: list[native.File], ranges: list[tuple[int, int, int]]
+    ) -> list[bool]:
+        self.asked += len(ranges)
+        return [2 * (self._cached - offset) >= size for _, offset, size in ranges]
 
 
-def test_the_page_cache_is_asked_which_chunks_it_has() -> None:
+def test_the_page_cache_is_asked_which_chunks_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     cut = chunked()
     everything = frozenset(range(cut.chunks_total))
     half = HalfCached(HEADER + 10 * CHUNK)
-    files = cast("list[native.File]", [half])
+    monkeypatch.setattr(ring_steps, "are_resident", half.are_resident)
+    files: list[native.File] = []
     assert find_cold(cut, files, "auto") == frozenset(range(10, cut.chunks_total))
     assert half.asked == 2 * cut.chunks_total
     assert find_cold(cut, files, "direct") == everything
@@ -160,11 +163,14 @@ def test_the_page_cache_is_asked_which_chunks_it_has() -> None:
 
 
 @pytest.mark.parametrize("cached", [0, 1 << 40])
-def test_a_file_that_is_all_of_one_kind_is_asked_about_in_a_few_places(cached: int) -> None:
+def test_a_file_that_is_all_of_one_kind_is_asked_about_in_a_few_places(
+    cached: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Run(file=0, file_offset=HEADER, size_bytes=1000 * CHUNK, image_offset=0)
     cut = cut_image(Image(size_bytes=1000 * CHUNK, offsets=(), runs=(run,)), CHUNK)
     file = HalfCached(cached)
-    cold = find_cold(cut, cast("list[native.File]", [file]), "auto")
+    monkeypatch.setattr(ring_steps, "are_resident", file.are_resident)
+    cold = find_cold(cut, [], "auto")
     assert len(cold) == (0 if cached else 1000)
     assert file.asked < 40
 
