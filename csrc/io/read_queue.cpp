@@ -71,19 +71,12 @@ void ReadQueue::cut(const Read& read, Batch& batch) {
   }
 }
 
-// Hands requests to the kernel: all of them, or some in a chain once the last ones are done.
 void ReadQueue::submit_waiting() {
-  if (order_ == Order::kInTurns && in_flight_ != 0) return;
-  while (!waiting_.empty() && in_flight_ < kEntries) {
-    const bool next_waits =
-        order_ == Order::kInTurns && waiting_.size() > 1 && in_flight_ + 1 < kEntries;
-    start(waiting_.front(), next_waits);
-    waiting_.pop_front();
-  }
+  for (; !waiting_.empty() && in_flight_ < kEntries; waiting_.pop_front()) start(waiting_.front());
   if (ring_->has_queued()) require(ring_->submit(0));
 }
 
-void ReadQueue::start(Request request, bool next_waits) {
+void ReadQueue::start(Request request) {
   const File& file = *request.file;
   const Memory& memory = request.batch->memory;
   std::byte* destination = memory.address + request.place;
@@ -102,7 +95,7 @@ void ReadQueue::start(Request request, bool next_waits) {
   }
   const std::size_t index = free_.back();
   // What the page cache has is copied by the kernel's threads, not by whoever wants to compute.
-  const Uring::Manner manner{!request.direct, next_waits};
+  const Uring::Manner manner{!request.direct, order_ == Order::kInTurns};
   const int fd = request.direct ? file.direct_fd() : file.buffered_fd();
   while (!ring_->try_read(fd, destination, static_cast<std::uint32_t>(size), request.offset, index,
                           manner)) {

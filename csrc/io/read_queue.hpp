@@ -80,7 +80,7 @@ class ReadQueue {
   void check(std::span<const Read> reads, const Memory& memory) const;
   void cut(const Read& read, Batch& batch);
   void submit_waiting();
-  void start(Request request, bool next_waits);
+  void start(Request request);
   void reap();
   void finish(const Uring::Result& result);
 

@@ -68,7 +68,7 @@ constexpr long kSetup = 425;
 constexpr long kEnter = 426;
 constexpr std::uint8_t kOpcodeRead = 22;
 constexpr std::uint8_t kOpcodeWrite = 23;
-constexpr std::uint8_t kSubmissionHardLink = 1U << 3;
+constexpr std::uint8_t kSubmissionDrain = 1U << 1;
 constexpr std::uint8_t kSubmissionAsync = 1U << 4;
 constexpr unsigned kEnterGetEvents = 1U << 0;
 constexpr unsigned kEnterExtendedArgument = 1U << 3;
@@ -151,7 +151,7 @@ bool Uring::try_read(int fd, std::byte* destination, std::uint32_t size, std::ui
   UringSubmission request{};
   request.opcode = kOpcodeRead;
   if (manner.in_background) request.flags |= kSubmissionAsync;
-  if (manner.next_waits) request.flags |= kSubmissionHardLink;
+  if (manner.in_turn) request.flags |= kSubmissionDrain;
   request.fd = fd;
   request.offset = offset;
   request.address = reinterpret_cast<std::uintptr_t>(destination);

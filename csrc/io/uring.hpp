@@ -22,11 +22,11 @@ class Uring {
 
   // Who may submit: the first thread that does, which is cheaper, or one after another.
   enum class Users { kOneThread, kAnyThread };
-  // How a read is made: by a thread of the kernel, or as part of submitting it; and whether the
-  // next one that is queued waits for it.
+  // How a read is made: by a thread of the kernel, or as part of submitting it; and whether it
+  // waits until everything queued before is complete.
   struct Manner {
     bool in_background = false;
-    bool next_waits = false;
+    bool in_turn = false;
   };
 
   // Null where this kernel or its policy refuses; `error` is then the errno.
