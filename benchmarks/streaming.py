@@ -40,6 +40,7 @@ from sllm.runtime.weights import device_placement
 from sllm.runtime.weights.laid_out import write_laid_out
 from sllm.runtime.weights.model_groups import ModelGroups
 from sllm.runtime.weights.opening import device_needs, open_weights
+from sllm.runtime.weights.residency import HOST_SLOTS
 from sllm_store.groups.ring import open_ring
 
 if TYPE_CHECKING:
@@ -190,7 +191,8 @@ class Run:
         needs = device_needs(model) if self.device.type == "cuda" else model.needs()
         page_cache.evict(self.path)
         layer_bytes = max(needs.layer_bytes)
-        on_device = needs.ends_bytes + needs.other_bytes + BUFFERS * layer_bytes
+        buffers = BUFFERS if self.device.type == "cuda" else HOST_SLOTS
+        on_device = needs.ends_bytes + needs.other_bytes + buffers * layer_bytes
         on_host = None if tier == "host" else BUFFERS * layer_bytes
         with open_weights(
             self.path,

@@ -362,14 +362,15 @@ std::shared_ptr<sllm::io::ReadQueue> make_read_queue(
 }
 
 std::uint64_t begin_reads(sllm::io::ReadQueue& queue, const std::vector<Quadruple>& reads,
-                          const Shared<sllm::pool::HostBuffer>& buffer) {
+                          const Shared<sllm::pool::HostBuffer>& buffer, std::int64_t start) {
   const auto memory = buffer.memory;
   nb::gil_scoped_release release;
+  const std::size_t from = checked_size(start);
   std::vector<sllm::io::ReadQueue::Read> parsed;
   parsed.reserve(reads.size());
   for (const auto& [file, offset, size, place] : reads) {
     parsed.push_back(
-        {checked_size(file), checked_size(offset), checked_size(size), checked_size(place)});
+        {checked_size(file), checked_size(offset), checked_size(size), from + checked_size(place)});
   }
   return queue.begin(parsed, {memory, memory->address(), memory->size()});
 }
@@ -380,7 +381,7 @@ void bind_read_queue(nb::module_& module) {
                         "Reads that are asked for ahead and go on while whoever asked computes.",
                         nb::is_final())
       .def(nb::new_(&make_read_queue), "files"_a, nb::kw_only(), "in_turns"_a)
-      .def("begin", &begin_reads, "reads"_a, "buffer"_a)
+      .def("begin", &begin_reads, "reads"_a, "buffer"_a, "start"_a = 0)
       .def(
           "wait",
           [](ReadQueue& self, std::uint64_t number, double timeout_s) {

@@ -83,6 +83,13 @@ def test_a_buffer_lives_until_it_is_read(path: Path) -> None:
     assert _bytes(buffer, 0, SIZE) == path.read_bytes()[:SIZE]
 
 
+def test_places_are_counted_from_a_start(path: Path) -> None:
+    queue = _open(path)
+    buffer = native.HostBuffer(1 << 20)
+    assert queue.wait(queue.begin([(0, 8192, 5000, 4096)], buffer, 12288), 60)
+    assert _bytes(buffer, 16384, 5000) == path.read_bytes()[8192 : 8192 + 5000]
+
+
 def test_a_range_beyond_the_file_is_an_error_once(path: Path) -> None:
     queue = _open(path)
     number = queue.begin([(0, 0, SIZE + 8192, 0)], native.HostBuffer(2 * SIZE))

@@ -1,10 +1,11 @@
-"""Reads: groups on their way into buffers, by threads or by a queue that the kernel works off."""
+"""Reads: groups on their way into slots, by threads or by a queue that the kernel works off."""
 
 from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
 _Into = TypeVar("_Into", contravariant=True)
 _LOOK_S = 60.0
 _READERS = 2  # A disk has nothing to do between two reads of one thread.
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The part of a buffer that begins at an offset, with room for any group."""
+
+    buffer: native.HostBuffer
+    offset: int
 
 
 class Fill(Protocol[_Into]):
@@ -130,9 +139,9 @@ class QueuedReads:
         self._reader = reader
         self._queue = native.ReadQueue(reader.files, in_turns=_is_virtual(reader.files))
 
-    def begin(self, group: int, buffer: native.HostBuffer) -> Reading:
+    def begin(self, group: int, buffer: Slot) -> Reading:
         """Ask for a group."""
-        number = self._queue.begin(self._reader.ranges(group), buffer)
+        number = self._queue.begin(self._reader.ranges(group), buffer.buffer, buffer.offset)
         return _Queued(self._reader, self._queue, number)
 
     def cancel(self) -> None:
@@ -149,9 +158,13 @@ def _is_virtual(files: Sequence[native.File]) -> bool:
     return any(memory.find(Path(file.path)).kind == "virtual" for file in files)
 
 
-def open_reads(reader: GroupReader, groups: Iterable[int]) -> Reads[native.HostBuffer]:
+def open_reads(reader: GroupReader, groups: Iterable[int]) -> Reads[Slot]:
     """Return what reads these groups from disk fastest."""
     if reader.mode == "auto" and all(map(reader.lands_in_place, groups)):
         with suppress(OSError):  # NativeError is one.
             return QueuedReads(reader)
-    return ThreadedReads(reader.read, readers=_READERS)
+
+    def read(group: int, slot: Slot, control: native.Control) -> None:
+        reader.read_many([(group, slot.offset)], slot.buffer, control)
+
+    return ThreadedReads(read, readers=_READERS)

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from sllm_store.errors import DeadlineError
-from sllm_store.groups.reads import open_reads
+from sllm_store.groups.reads import Slot, open_reads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sllm_store import native
     from sllm_store.groups.reader import GroupReader
     from sllm_store.groups.reads import Reading, Reads
 
@@ -43,11 +42,13 @@ class _Ahead(NamedTuple, Generic[_Buffer]):
     reading: Reading
 
 
-def open_ring(reader: GroupReader, order: Sequence[int], *, slots: int) -> Ring[native.HostBuffer]:
-    """Return a ring that reads from disk into buffers of its own, at most one per group."""
-    size_bytes = max(1, *map(reader.size_bytes, order))
-    buffers = [reader.allocate(size_bytes) for _ in range(min(slots, len(order)))]
-    return Ring(open_reads(reader, order), order, buffers)
+def open_ring(reader: GroupReader, order: Sequence[int], *, slots: int) -> Ring[Slot]:
+    """Return a ring that reads from disk into memory of its own, with at most a slot per group."""
+    slots = min(slots, len(order))
+    slot_bytes = max(map(reader.size_bytes, order))
+    buffer = reader.allocate(slots * slot_bytes)
+    places = [Slot(buffer, slot * slot_bytes) for slot in range(slots)]
+    return Ring(open_reads(reader, order), order, places)
 
 
 class Ring(Generic[_Buffer]):

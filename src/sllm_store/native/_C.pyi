@@ -355,9 +355,11 @@ class ReadQueue:
         """in_turns: the disk has one request at a time. One that says what is done only once it
         has nothing more to do is better asked so. NativeError (EOPNOTSUPP) where the kernel has no
         io_uring with deadlines."""
-    def begin(self, reads: Sequence[tuple[int, int, int, int]], buffer: HostBuffer) -> int:
-        """Begin to read each (file, file_offset, size, offset in the buffer); returns a number to
-        wait for. The buffer lives until then. What is behind the end of a read, up to the end of
+    def begin(
+        self, reads: Sequence[tuple[int, int, int, int]], buffer: HostBuffer, start: int = 0
+    ) -> int:
+        """Begin to read each (file, file_offset, size, place) to start + place in the buffer;
+        returns a number to wait for. The buffer lives until then. What is behind the end of a read, up to the end of
         its page, may be written too."""
     def wait(self, number: int, timeout_s: float) -> bool:
         """Return whether all of a number's reads are done in time; NativeError if one failed. After

@@ -13,8 +13,8 @@ from torch.utils.dlpack import from_dlpack
 
 from sllm_store.errors import InvalidCheckpointError, ReadError
 from sllm_store.groups.reader import GroupReader
-from sllm_store.groups.reads import QueuedReads, Reads, ThreadedReads, open_reads
-from sllm_store.native import HostBuffer, NativeError
+from sllm_store.groups.reads import QueuedReads, Reads, Slot, ThreadedReads, open_reads
+from sllm_store.native import Control, NativeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,9 +26,12 @@ def _reader(model: StoredModel) -> GroupReader:
     return GroupReader(model, [[tensor] for tensor in model.tensors])
 
 
-def _open(reader: GroupReader, kind: str) -> Reads[HostBuffer]:
+def _open(reader: GroupReader, kind: str) -> Reads[Slot]:
+    def read(group: int, slot: Slot, control: Control) -> None:
+        reader.read_many([(group, slot.offset)], slot.buffer, control)
+
     if kind == "threads":
-        return ThreadedReads(reader.read, readers=2)
+        return ThreadedReads(read, readers=2)
     try:
         return QueuedReads(reader)
     except NativeError:
@@ -41,20 +44,27 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def reads(model: StoredModel, kind: str) -> Iterator[Reads[HostBuffer]]:
+def reads(model: StoredModel, kind: str) -> Iterator[Reads[Slot]]:
     found = _open(_reader(model), kind)
     yield found
     found.close()
 
 
-def _tensor(reader: GroupReader, group: int, buffer: HostBuffer) -> torch.Tensor:
+def _slots(reader: GroupReader, count: int) -> list[Slot]:
+    size_bytes = max(map(reader.size_bytes, range(len(reader.layouts))))
+    buffer = reader.allocate(count * size_bytes)
+    return [Slot(buffer, place * size_bytes) for place in range(count)]
+
+
+def _tensor(reader: GroupReader, group: int, slot: Slot) -> torch.Tensor:
     (tensor,), (place,) = reader.layouts[group].tensors, reader.layouts[group].places
-    raw = from_dlpack(buffer)[place : place + tensor.size_bytes]
+    start = slot.offset + place
+    raw = from_dlpack(slot.buffer)[start : start + tensor.size_bytes]
     return raw.view(torch.float32).view(tensor.shape)
 
 
-def test_groups_arrive_in_their_buffers(
-    model: StoredModel, tensors: dict[str, torch.Tensor], reads: Reads[HostBuffer]
+def test_groups_arrive_in_their_slots(
+    model: StoredModel, tensors: dict[str, torch.Tensor], reads: Reads[Slot]
 ) -> None:
     reader = _reader(model)
     for evict in (True, False):
@@ -62,39 +72,39 @@ def test_groups_arrive_in_their_buffers(
             model.files[0].evict()
         else:
             Path(model.files[0].path).read_bytes()
-        buffers = [reader.load(5) for _ in reader.layouts]
-        readings = [reads.begin(group, buffer) for group, buffer in enumerate(buffers)]
+        slots = _slots(reader, len(reader.layouts))
+        readings = [reads.begin(group, slot) for group, slot in enumerate(slots)]
         for group in (5, 0, 1, 4, 3, 2):
             assert readings[group].wait(60)
             name = reader.layouts[group].tensors[0].name
-            assert torch.equal(_tensor(reader, group, buffers[group]), tensors[name])
+            assert torch.equal(_tensor(reader, group, slots[group]), tensors[name])
 
 
 def test_a_file_that_has_become_too_short_is_an_error(
-    model: StoredModel, reads: Reads[HostBuffer]
+    model: StoredModel, reads: Reads[Slot]
 ) -> None:
     reader = _reader(model)
     os.truncate(model.files[0].path, 4096)
-    reading = reads.begin(5, reader.allocate(reader.size_bytes(5)))
+    reading = reads.begin(5, *_slots(reader, 1))
     with pytest.raises(ReadError, match="expected"):
         reading.wait(60)
 
 
 def test_a_file_that_has_changed_is_an_error(
-    model: StoredModel, reads: Reads[HostBuffer], tmp_path: Path
+    model: StoredModel, reads: Reads[Slot], tmp_path: Path
 ) -> None:
     reader = _reader(model)
     path = Path(model.files[0].path)
     path.write_bytes(path.read_bytes())
     with pytest.raises(InvalidCheckpointError, match="changed"):
-        reads.begin(0, reader.allocate(reader.size_bytes(0))).wait(60)
+        reads.begin(0, *_slots(reader, 1)).wait(60)
 
 
-def test_what_is_abandoned_is_over(model: StoredModel, reads: Reads[HostBuffer]) -> None:
+def test_what_is_abandoned_is_over(model: StoredModel, reads: Reads[Slot]) -> None:
     reader = _reader(model)
-    buffer = reader.allocate(reader.size_bytes(5))
+    (slot,) = _slots(reader, 1)
     for group in (0, 5, 3):
-        reading = reads.begin(group, buffer)
+        reading = reads.begin(group, slot)
         reads.cancel()
         reading.abandon()
 
@@ -102,8 +112,8 @@ def test_what_is_abandoned_is_over(model: StoredModel, reads: Reads[HostBuffer])
 def test_closing_ends_what_has_begun_and_may_be_repeated(model: StoredModel, kind: str) -> None:
     reader = _reader(model)
     reads = _open(reader, kind)
-    for group in range(6):
-        reads.begin(group, reader.allocate(reader.size_bytes(group)))
+    for group, slot in enumerate(_slots(reader, 6)):
+        reads.begin(group, slot)
     reads.close()
     reads.close()
 

@@ -11,7 +11,7 @@ from torch.utils.dlpack import from_dlpack
 
 from sllm_store.errors import DeadlineError, ReadError
 from sllm_store.groups.reader import GroupReader
-from sllm_store.groups.reads import ThreadedReads
+from sllm_store.groups.reads import Slot, ThreadedReads
 from sllm_store.groups.ring import Ring, open_ring
 
 if TYPE_CHECKING:
@@ -53,11 +53,16 @@ def _open_watched(
 
 
 def _require(
-    reader: GroupReader, ring: Ring[HostBuffer], group: int, tensors: dict[str, torch.Tensor]
+    reader: GroupReader,
+    ring: Ring[HostBuffer] | Ring[Slot],
+    group: int,
+    tensors: dict[str, torch.Tensor],
 ) -> None:
     (tensor,), (place,) = reader.layouts[group].tensors, reader.layouts[group].places
-    with ring.lease(group) as buffer:
-        raw = from_dlpack(buffer)[place : place + tensor.size_bytes]
+    with ring.lease(group) as leased:
+        slot = leased if isinstance(leased, Slot) else Slot(leased, 0)
+        start = slot.offset + place
+        raw = from_dlpack(slot.buffer)[start : start + tensor.size_bytes]
         assert torch.equal(raw.view(torch.float32).view(tensor.shape), tensors[tensor.name])
 
 

@@ -19,7 +19,7 @@ from sllm.runtime.quant.block_matrix import BlockMatrix
 from sllm.runtime.quant.dense import Dense
 from sllm.runtime.quant.host_rows import memory_of
 from sllm.runtime.weights.recurring import Recurring
-from sllm.runtime.weights.residency import SLOTS
+from sllm.runtime.weights.residency import HOST_SLOTS
 from sllm_store.decoder_layer import decoder_layer
 from sllm_store.products import WIDTHS
 
@@ -107,7 +107,9 @@ class HostLayers:
 
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
-        self._found: Recurring[Weights, HostLayer | None] = Recurring(len(config.layers) * SLOTS)
+        self._found: Recurring[Weights, HostLayer | None] = Recurring(
+            len(config.layers) * HOST_SLOTS
+        )
 
     def find(self, index: int, weights: Weights) -> HostLayer | None:
         """Return a layer over weights that are there now; None if PyTorch has to compute it."""

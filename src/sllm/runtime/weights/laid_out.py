@@ -55,8 +55,8 @@ def write_laid_out(
         open_ring(model.reader, order, slots=_BUFFERS) as ring,
     ):
         for group in order:
-            with ring.lease(group) as buffer:
-                raw = from_dlpack(buffer)[: sizes[group]]
+            with ring.lease(group) as slot:
+                raw = from_dlpack(slot.buffer)[slot.offset : slot.offset + sizes[group]]
                 stored = model.view(group, raw if device is None else raw.to(device))
                 image = Image(stored)
                 memory = torch.zeros(image.size_bytes, dtype=torch.uint8, device=device)

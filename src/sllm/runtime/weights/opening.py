@@ -13,7 +13,7 @@ from sllm.runtime.weights.images import GroupImage
 from sllm.runtime.weights.lane import CudaLane
 from sllm.runtime.weights.model_groups import ModelGroups
 from sllm.runtime.weights.placement import place_on_host
-from sllm.runtime.weights.residency import Budgets, plan_residency
+from sllm.runtime.weights.residency import HOST_SLOTS, Budgets, plan_residency
 from sllm.runtime.weights.stored import StoredWeights
 from sllm_store.errors import InvalidRequestError
 
@@ -67,7 +67,7 @@ def place_weights(
     if target.type == "cpu":
         given = [size for size in (device_budget_bytes, host_budget_bytes) if size is not None]
         budgets = Budgets(device_bytes=min(given, default=None))
-        plan = plan_residency(model.needs(other_bytes=other_bytes), budgets)
+        plan = plan_residency(model.needs(other_bytes=other_bytes), budgets, slots=HOST_SLOTS)
         return StoredWeights(model, plan, place_on_host(model, plan))
     if target.type != "cuda":
         raise InvalidRequestError(f"weights cannot be on {device}: use cpu, or cuda and a number")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SLOTS = 3
+HOST_SLOTS = 2  # One in use and one that is read into: a third costs a resident layer or two.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sllm.runtime.weights.model_groups import ENDS, ModelGroups
 from sllm.runtime.weights.placement import place_on_host
 from sllm.runtime.weights.recurring import Recurring
-from sllm.runtime.weights.residency import SLOTS, Budgets, plan_residency
+from sllm.runtime.weights.residency import HOST_SLOTS, Budgets, plan_residency
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -50,7 +50,7 @@ class StoredWeights:
 
     @classmethod
     def open(
-        cls, path: Path, *, budget_bytes: int | None = None, slots: int = SLOTS
+        cls, path: Path, *, budget_bytes: int | None = None, slots: int = HOST_SLOTS
     ) -> StoredWeights:
         """Open a checkpoint of any format in host memory, and read what stays.
 
