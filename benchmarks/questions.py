@@ -198,6 +198,7 @@ def _streaming(one: Result) -> str:
             what = f"layers from {row['tier']}, {row['batch']} requests"
         else:
             what = f"experts, {row['slots_per_layer']} slots a layer, {row['hit_rate']:.0%} hits"
+            what += f", the {row['books']}'s books" if "books" in row else ""
         rate = f"{row['tokens_per_s_of_whole']:.2f}"
         rows.append([what, rate, f"{row['fraction_of_bound']:.0%}"])
     return _table(["what", ">tokens/s of the whole model", ">part of the bound"], rows)

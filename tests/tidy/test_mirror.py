@@ -69,6 +69,7 @@ TESTED_THROUGH = {
     "sllm/runtime/kernels/device/token_columns.py": "runtime/kernels/test_column_products.py",
     "sllm/runtime/kernels/device/planar_mma.py": "runtime/kernels/test_nibble_products.py",
     "sllm/runtime/kernels/shares.py": "runtime/kernels/test_products.py",
+    "sllm/runtime/kernels/device/chosen_nibbles.py": "runtime/kernels/test_chosen_nibbles.py",
     "sllm/runtime/kernels/device/expert_books.py": "runtime/kernels/test_expert_books.py",
     "sllm/runtime/kernels/device/chosen_experts.py": "runtime/kernels/test_expert_products.py",
     "sllm/runtime/layers/attention.py": "runtime/test_decoder.py",

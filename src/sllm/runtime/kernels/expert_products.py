@@ -13,6 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from sllm.runtime.kernels.chains import chain_options
+from sllm.runtime.kernels.chosen_nibbles import (
+    fits_nibbles,
+    multiply_down_nibbles,
+    multiply_gate_up_nibbles,
+)
 from sllm.runtime.kernels.device.chosen_experts import add_chosen, down_chosen, gate_up_chosen
 from sllm.runtime.kernels.launch_book import book_of
 from sllm.runtime.kernels.launches import GemvLaunch, guess_gemv, processors_of
@@ -53,6 +58,10 @@ def multiply_gate_up(
     rows, groups, _ = gate.first.low.shape
     assert gate.first.low.shape == up.first.low.shape
     assert gate.slot_bytes == up.slot_bytes
+    if launch is None and fits_nibbles(x, gate.first, up.first):
+        matrices = (gate.first, up.first, gate.slot_bytes)
+        multiply_gate_up_nibbles(x, slots, matrices, out=out)
+        return
     launch = launch or find_pair_launch(gate.first, chosen)
     others = {f"up_{name}": value for name, value in compiled_for(up.first).items()}
     gate_up_chosen[(-(-rows // launch.rows), tokens * chosen)](
@@ -88,6 +97,9 @@ def multiply_down(
     tokens, chosen = slots.shape
     rows, groups, _ = down.first.low.shape
     assert x.is_contiguous()
+    if launch is None and fits_nibbles(x, down.first):
+        multiply_down_nibbles(x, slots, (down.first, down.slot_bytes), out=out)
+        return
     launch = launch or find_launch(down.first, chosen)
     down_chosen[(-(-rows // launch.rows), tokens * chosen)](
         out,

@@ -70,7 +70,7 @@ def multiply_nibbles(
     partial = make_room(x, shares, rows)
     planar_mma[(-(-rows // _ROWS), shares)](
         partial,
-        _aligned(x).view(torch.int32),
+        as_aligned(x).view(torch.int32),
         planes.low,
         *as_words(planes, narrow=torch.int16),
         rows,
@@ -78,7 +78,7 @@ def multiply_nibbles(
         each,
         tokens,
         zero=planes.format.zero,
-        span=_span(planes),
+        span=span_of(planes),
         scaled=HALVES[planes.scales.dtype],
         half=x.dtype == torch.float16,
         pairs=power_of_two(-(-tokens // 2)),
@@ -118,7 +118,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
-def _aligned(x: torch.Tensor) -> torch.Tensor:
+def as_aligned(x: torch.Tensor) -> torch.Tensor:
     """Return x in one dimension, as loads of 16 bytes can read it."""
     x = x.contiguous().view(-1)
     return x if x.data_ptr() % _LOAD_BYTES == 0 else x.clone()
@@ -126,7 +126,7 @@ def _aligned(x: torch.Tensor) -> torch.Tensor:
 
 def as_words(planes: Planes, *, narrow: torch.dtype) -> tuple[torch.Tensor | None, ...]:
     """Return scales, offsets, steps and floors as kernels read them: two in a word, or one."""
-    wide = torch.int32 if _span(planes) == 1 else torch.int16
+    wide = torch.int32 if span_of(planes) == 1 else torch.int16
     return (
         planes.scales.view(wide),
         None if planes.offsets is None else planes.offsets.view(wide),
@@ -143,5 +143,6 @@ def _has_bytes(planes: Planes) -> bool:
     )
 
 
-def _span(planes: Planes) -> int:
+def span_of(planes: Planes) -> int:
+    """Return how many groups share a scale."""
     return planes.format.scale_columns // planes.format.group

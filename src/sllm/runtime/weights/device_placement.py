@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from sllm.runtime.weights.source import Expert
     from sllm_store.groups.head_start import Arrived
 
-FETCHED_BY_DEVICE = False  # Whether a device may keep the books of its cache of experts.
+FETCHED_BY_DEVICE = True  # Whether a device may keep the books of its cache of experts.
 _POPULATING = 8  # Threads.
 _LOADING = 2  # Buffers that resident groups go through: one is read into while one is copied.
 

@@ -2,63 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import pytest
 import torch
 
 from sllm.runtime.kernels.expert_products import (
-    SlotPlanes,
     add_pairs,
     multiply_down,
     multiply_gate_up,
 )
 from sllm.runtime.kernels.launches import GemvLaunch
-from sllm.runtime.kernels.layout import Planes, numbers
-from sllm_store.units import align_up
-from tests.sllm.runtime.kernels.plane_cases import SCHEMES, make_case
+from tests.sllm.runtime.kernels.plane_cases import SCHEMES
+from tests.sllm.runtime.kernels.slot_cases import fill_slots
 from tests.sllm.runtime.quant.block_cases import COLUMNS
 
 TOLERANCE = 2e-5
-SLOTS = 4
-
-
-class Slots(NamedTuple):
-    """Matrices side by side in slots, and the numbers of each slot."""
-
-    planes: list[SlotPlanes]
-    numbers: list[torch.Tensor]
-
-
-def _fill_slots(schemes: list[str], rows: int, device: torch.device) -> Slots:
-    """Return a matrix of each scheme in every slot: numbers are (slots, rows, columns)."""
-    cases = [
-        [make_case(scheme, rows=rows, seed=10 * place + slot).planes for slot in range(SLOTS)]
-        for place, scheme in enumerate(schemes)
-    ]
-    offsets, size = [], 0
-    for case in cases:
-        places = {}
-        for name, plane in case[0].tensors.items():
-            places[name] = size
-            size = align_up(size + plane.nbytes, 256)
-        offsets.append(places)
-    memory = torch.zeros((SLOTS, size), dtype=torch.uint8)
-    for case, places in zip(cases, offsets, strict=True):
-        for slot, planes in enumerate(case):
-            for name, plane in planes.tensors.items():
-                raw = plane.contiguous().view(-1).view(torch.uint8)
-                memory[slot, places[name] : places[name] + len(raw)] = raw
-    memory = memory.to(device)
-    found = []
-    for case, places in zip(cases, offsets, strict=True):
-        views = {}
-        for name, plane in case[0].tensors.items():
-            raw = memory[0, places[name] : places[name] + plane.nbytes]
-            views[name] = raw.view(plane.dtype).view(plane.shape)
-        found.append(SlotPlanes(Planes(case[0].format, **views), size))
-    values = [torch.stack([numbers(planes) for planes in case]).to(device) for case in cases]
-    return Slots(found, values)
 
 
 def _random(*shape: int, device: torch.device) -> torch.Tensor:
@@ -76,7 +33,7 @@ CHOSEN = [[2, 0, 3], [3, 1, 0]]
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_gate_and_up_are_those_of_each_pair_s_expert(scheme: str, device: torch.device) -> None:
-    (gate, up), values = _fill_slots([scheme, scheme], 5, device)
+    (gate, up), values = fill_slots([scheme, scheme], 5, device)
     slots = torch.tensor(CHOSEN, dtype=torch.int32, device=device)
     x = _random(2, COLUMNS, device=device) / 64
     out = torch.empty((2, 3, 5), device=device)
@@ -87,7 +44,7 @@ def test_gate_and_up_are_those_of_each_pair_s_expert(scheme: str, device: torch.
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_down_has_a_row_of_x_for_each_pair(scheme: str, device: torch.device) -> None:
-    (down,), (values,) = _fill_slots([scheme], 5, device)
+    (down,), (values,) = fill_slots([scheme], 5, device)
     slots = torch.tensor(CHOSEN, dtype=torch.int32, device=device)
     x = _random(2, 3, COLUMNS, device=device)
     out = torch.empty((2, 3, 5), device=device)
@@ -96,7 +53,7 @@ def test_down_has_a_row_of_x_for_each_pair(scheme: str, device: torch.device) ->
 
 
 def test_gate_and_up_may_be_of_different_formats(device: torch.device) -> None:
-    (gate, up), values = _fill_slots(["Q4_0", "Q6_K"], 3, device)
+    (gate, up), values = fill_slots(["Q4_0", "Q6_K"], 3, device)
     slots = torch.tensor([[1]], dtype=torch.int32, device=device)
     x = _random(1, COLUMNS, device=device) / 64
     out = torch.empty((1, 1, 3), device=device)
@@ -106,8 +63,8 @@ def test_gate_and_up_may_be_of_different_formats(device: torch.device) -> None:
 
 
 def test_pairs_in_several_launches_have_the_bits_of_one(device: torch.device) -> None:
-    (gate, up), _ = _fill_slots(["Q4_1", "Q4_1"], 5, device)
-    (down,), _ = _fill_slots(["Q4_K"], 7, device)
+    (gate, up), _ = fill_slots(["Q4_1", "Q4_1"], 5, device)
+    (down,), _ = fill_slots(["Q4_K"], 7, device)
     slots = torch.tensor(CHOSEN, dtype=torch.int32, device=device)
     x, wide = _random(2, COLUMNS, device=device), _random(2, 3, COLUMNS, device=device)
     found = []
@@ -124,7 +81,7 @@ def test_pairs_in_several_launches_have_the_bits_of_one(device: torch.device) ->
 
 
 def test_a_pair_without_an_expert_is_nothing(device: torch.device) -> None:
-    (down,), (values,) = _fill_slots(["Q4_0"], 5, device)
+    (down,), (values,) = fill_slots(["Q4_0"], 5, device)
     slots = torch.tensor([[2, -2, -1]], dtype=torch.int32, device=device)
     x = _random(1, 3, COLUMNS, device=device)
     out = torch.full((1, 3, 5), 7.0, device=device)

@@ -44,7 +44,7 @@ def planar_mma(
     below = tl.minimum(first_row + g + 8, rows - 1).to(tl.int64)
     own = (row, below, g, q, tl.arange(0, 4)[None, :])
     start, stop = share * groups_each, tl.minimum((share + 1) * groups_each, groups)
-    totals = _sum(
+    totals = sum_groups(
         x, low, scales, offsets, steps, floors, own, lane // 32 * 4, groups, start, stop, tokens,
         zero, span, scaled, half, pairs, 4 * warps, even, ahead, chained,
     )  # fmt: skip
@@ -57,7 +57,7 @@ def planar_mma(
 
 
 @triton.jit
-def _sum(
+def sum_groups(
     x, low, scales, offsets, steps, floors, own, first_group, groups, start, stop, tokens,
     zero: tl.constexpr, span: tl.constexpr, scaled: tl.constexpr, half: tl.constexpr,
     pairs: tl.constexpr, step: tl.constexpr, even: tl.constexpr, ahead: tl.constexpr,
