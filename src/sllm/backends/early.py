@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Final
 from sllm.backends.libraries import begin_libraries
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from sllm_store.groups.head_start import HeadStart
 
 _RUNTIME: Final = "sllm.backends.local"
-# PyTorch imports these too, or what is imported after it does.
-_BESIDE: Final = ("numpy", "typing_extensions", "torchgen.model", "pynvml", "multiprocessing")
+# PyTorch imports these too. The linker loads one library at a time, for which whoever imports waits
+# with the interpreter's lock: so what has libraries of its own comes before PyTorch's.
+_BEFORE: Final = ("numpy",)
+_BESIDE: Final = ("typing_extensions", "torchgen.model", "pynvml")
 
 
 def begin_early(path: Path, device: str, *, budget_bytes: int | None = None) -> HeadStart | None:
@@ -32,14 +35,11 @@ def begin_early(path: Path, device: str, *, budget_bytes: int | None = None) -> 
     device: as EngineOptions has it; a name that is wrong is told later. budget_bytes: what may be
     taken on it. Whoever asks closes what is returned.
     """
-    is_early = "torch" not in sys.modules
-    if is_early:
-        begin_libraries()
     found = re.fullmatch(r"auto|cuda(?::([0-9]{1,3}))?", device)
     if found is None:
         return None
     number = int(found[1] or 0)
-    if is_early:
+    if "torch" not in sys.modules:
         from sllm.runtime.kernels.compiler_key import find_compiler_key
         from sllm_store.waking import wake_gpu
 
@@ -56,10 +56,15 @@ def import_runtime() -> None:
     from sllm_store.interpreter import no_collection, short_turns
 
     with short_turns(), no_collection():
+        _import_each(_BEFORE)
         loading = begin_libraries()
-        for name in _BESIDE:
-            with suppress(ImportError):
-                import_module(name)
+        _import_each(_BESIDE)
         loading.join()
         import_module(_RUNTIME)
         gc.freeze()
+
+
+def _import_each(names: Iterable[str]) -> None:
+    for name in names:
+        with suppress(ImportError):
+            import_module(name)
