@@ -23,7 +23,7 @@ _CLAIM_WARPS = 8
 class FetchLaunch:
     """How many programs copy, the bytes that each has under way, and its warps."""
 
-    programs: int = 64
+    programs: int = 32
     block_bytes: int = 16 << 10
     warps: int = 8
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from sllm.runtime.kernels.layout import Planes
 
 _ADDED_AT_ONCE = 256
-_MOST_PAIR_ROWS = 4  # Eight rows of two matrices take more registers than there are.
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ def multiply_gate_up(
         matrices = (gate.first, up.first, gate.slot_bytes)
         multiply_gate_up_nibbles(x, slots, matrices, out=out)
         return
-    launch = launch or find_pair_launch(gate.first, chosen)
+    launch = launch or find_launch(gate.first, chosen)
     others = {f"up_{name}": value for name, value in compiled_for(up.first).items()}
     gate_up_chosen[(-(-rows // launch.rows), tokens * chosen)](
         out,
@@ -135,25 +134,17 @@ def add_pairs(found: torch.Tensor, shares: torch.Tensor, dtype: torch.dtype) -> 
 
 def find_launch(planes: Planes, chosen: int) -> GemvLaunch:
     """Return the launch for a matrix: one for any number of tokens, so that bits do not differ."""
-    found = _find(f"chosen {format_key(planes)} {chosen}", planes.low.device)
-    return replace(found or _guess(planes, chosen), shares=1)
+    rows, groups, _ = planes.low.shape
+    return _found(launch_key(planes, chosen), (rows, groups), chosen, planes.low.device)
 
 
-def find_pair_launch(gate: Planes, chosen: int) -> GemvLaunch:
-    """Return the launch for gate and up at once, likewise."""
-    found = _find(f"chosen pair {format_key(gate)} {chosen}", gate.low.device)
-    if found is None:
-        guess = _guess(gate, chosen)
-        found = replace(guess, rows=min(guess.rows, _MOST_PAIR_ROWS))
-    return replace(found, shares=1)
+def launch_key(planes: Planes, chosen: int) -> str:
+    """Return what a launch is remembered by."""
+    return f"chosen {format_key(planes)} {chosen}"
 
 
 @cache
-def _find(key: str, device: torch.device) -> GemvLaunch | None:
-    return book_of(device).find(GemvLaunch, key)
-
-
-def _guess(planes: Planes, chosen: int) -> GemvLaunch:
-    rows, groups, _ = planes.low.shape
-    processors = processors_of(planes.low.device)
-    return guess_gemv(rows * chosen, groups, tokens=1, processors=processors)
+def _found(key: str, shape: tuple[int, int], chosen: int, device: torch.device) -> GemvLaunch:
+    rows, groups = shape
+    guess = guess_gemv(rows * chosen, groups, tokens=1, processors=processors_of(device))
+    return replace(book_of(device).find(GemvLaunch, key) or guess, shares=1)
