@@ -23,7 +23,7 @@ from sllm_store.tiers.device import allocate_arenas, device_ordinal
 from sllm_store.tiers.direct_storage import choose_mode
 from sllm_store.tiers.planned import PlannedLoads, files_at
 from sllm_store.tiers.ring import Rings
-from sllm_store.tiers.ring_steps import Ring, find_cold
+from sllm_store.tiers.ring_steps import find_cold
 from sllm_store.tiers.transfer import (
     HOST_DEVICE,
     Target,
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from sllm_store.checkpoint.loaded import Loaded
     from sllm_store.checkpoint.model import Checkpoint
     from sllm_store.checkpoint.plan import LoadPlan
-    from sllm_store.tiers.planned import Files, Planned
+    from sllm_store.tiers.planned import Files
+    from sllm_store.tiers.transfer import ChunkedImage
     from sllm_store.tiers.watching import OnProgress
 
 CHUNK_BYTES = 8 << 20
@@ -131,15 +132,20 @@ def _prepare(path: Path, device_map: Mapping[str, str], mode: str, using: ExitSt
     targets = _targets(plan, arenas, host)
     files = open_files(checkpoint)
     mode = choose_mode(mode, files, only_copies=host is None and not checkpoint.is_compressed)
+    with no_collection():
+        if host is None:
+            cold = find_cold(planned.chunked, files, mode)
+            transfer = planned.through_ring(targets, ring_bytes // CHUNK_BYTES, cold)
+        else:
+            transfer = _plan_in_place(planned.chunked, targets, host)
     ring = None
-    if host is None and targets:
+    if host is None and targets:  # By now it may be pinned.
         gpu = max(target.device for target in targets)
         if pinned is None and mode != CUFILE and gpu != HOST_DEVICE:
             pinned = using.enter_context(_RINGS.borrow(ring_bytes, gpu))
         # Where cuFile reads, nothing touches the ring; what goes to the host need not be pinned.
         ring = native.HostBuffer(ring_bytes) if pinned is None else pinned.result()
-    with no_collection():
-        transfer = _plan_transfer(planned, (targets, files, mode), host, ring)
+        transfer = transfer.moved_to(ring.address)
     placed = Placed(
         arenas=tuple(arenas),
         devices=plan.devices,
@@ -211,21 +217,12 @@ def _targets(
     ]
 
 
-def _plan_transfer(
-    planned: Planned,
-    job: tuple[list[Target], list[native.File], str],
-    host: native.HostBuffer | None,
-    ring: native.HostBuffer | None,
+def _plan_in_place(
+    chunked: ChunkedImage, targets: list[Target], host: native.HostBuffer
 ) -> TransferPlan:
-    """Read every chunk once: in place on the host, or through the ring to the targets."""
-    targets, files, mode = job
-    if host is None:
-        if ring is None:
-            return TransferPlan()
-        slots = Ring(address=ring.address, slots=ring.size // CHUNK_BYTES, slot_bytes=CHUNK_BYTES)
-        return planned.through_ring(targets, slots, find_cold(planned.chunked, files, mode))
-    moves = cut_targets(targets, planned.chunked)
+    """Read every chunk once, where it belongs on the host; what targets want is copied there."""
+    moves = cut_targets(targets, chunked)
     transfer = TransferPlan()
-    for chunk, reads in enumerate(planned.chunked.reads):
+    for chunk, reads in enumerate(chunked.reads):
         transfer.add(host.address + chunk * CHUNK_BYTES, reads=reads, moves=moves[chunk])
     return transfer

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -45,20 +45,20 @@ class Planned:
     _through_rings: dict[int, TransferPlan] = field(default_factory=dict)
 
     def through_ring(
-        self, targets: Sequence[Target], ring: Ring, cold: frozenset[int]
+        self, targets: Sequence[Target], slots: int, cold: frozenset[int]
     ) -> TransferPlan:
-        """Plan the way through a ring to targets, of which a plan always has the same.
+        """Plan the way through a ring at address 0 to targets, which are the same for each load.
 
         Where all chunks are read from one place it is planned once for rings of one size.
         """
+        ring = Ring(address=0, slots=slots, slot_bytes=self.chunked.chunk_bytes)
         moves = partial(cut_targets, targets, self.chunked)
         if 0 < len(cold) < sum(map(bool, self.chunked.reads)):
             return plan_ring(self.chunked, moves(), ring, cold=cold)
-        if ring.slots not in self._through_rings:
-            at_zero = replace(ring, address=0)
-            plan = plan_ring(self.chunked, moves(), at_zero, cold=frozenset())
-            self._through_rings[ring.slots] = plan.kept()
-        return self._through_rings[ring.slots].moved_to(ring.address)
+        if slots not in self._through_rings:
+            plan = plan_ring(self.chunked, moves(), ring, cold=frozenset())
+            self._through_rings[slots] = plan.kept()
+        return self._through_rings[slots]
 
 
 class PlannedLoads:
