@@ -30,6 +30,7 @@ CPU = "cpu"
 PURE_PART = 0.98
 _ALONE_PART = 0.8
 _REMAINING_MIN_PART = 0.05
+_TOLD_PART = 0.1  # Of a transfer: from then on its own rate says more than what others took.
 _LEARNED_FROM = 4  # Loads from a disk, before those that follow tell its pace.
 _CALLS, _MAPPED = "calls", "mapped"
 _SEPARATOR = ">"
@@ -100,16 +101,26 @@ class Estimate:
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """A transfer that runs: how long it would take alone, and how much of that is done."""
+    """A transfer that runs: how long it would take alone, and how much of that is done.
+
+    `progress` tells which part of its bytes has arrived.
+    """
 
     demand: Demand
     lane: str
     alone_s: float
     started_s: float
+    progress: Callable[[], float]
     done_s: float = 0.0
 
     def remaining_s(self) -> float:
-        """Seconds that it still needs alone; one that is late is about to end."""
+        """Seconds that it still needs alone, by its own rate so far as soon as that can be told.
+
+        One that is late and does not tell is about to end.
+        """
+        part = self.progress()
+        if part >= _TOLD_PART:
+            return self.done_s * max(1 - part, 0.0) / part
         return max(self.alone_s - self.done_s, self.alone_s * _REMAINING_MIN_PART)
 
 
@@ -158,12 +169,18 @@ class Estimator:
                 samples=len(counted.samples),
             )
 
-    def begin(self, demand: Demand) -> Running:
+    def begin(self, demand: Demand, progress: Callable[[], float] = lambda: 0.0) -> Running:
         """Note that a transfer starts now; end it with finish, whatever becomes of it."""
         with self._lock:
             now_s = self._move_on()
             lane, alone_s = self._slowest(demand, at_once=True)
-            running = Running(demand=demand, lane=lane, alone_s=alone_s, started_s=now_s)
+            running = Running(
+                demand=demand,
+                lane=lane,
+                alone_s=alone_s * self._pace_of(lane),
+                started_s=now_s,
+                progress=progress,
+            )
             self._running.append(running)
             return running
 

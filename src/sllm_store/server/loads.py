@@ -286,7 +286,8 @@ class Loader:
         means = self._means
         started_s = time.monotonic()
         moved = None
-        running = self._estimator.begin(demand)
+        before, total = job.control.bytes_done, max(plan.bytes_total, 1)
+        running = self._estimator.begin(demand, lambda: (job.control.bytes_done - before) / total)
         try:
             report = run_plan(
                 plan,

@@ -168,6 +168,20 @@ def test_loads_that_run_share_what_bounds_them() -> None:
     assert later.wait_s == pytest.approx(1.0, rel=0.1)
 
 
+def test_a_load_that_runs_slower_than_expected_is_waited_for_by_its_own_rate() -> None:
+    machine, estimator = calibrated()
+    arrived = 0.0
+    estimator.begin(demand("a", disk=1.0), lambda: arrived)
+    machine.now_s += 3.0
+    expected_s = estimator.estimate(demand("d", disk=1.0)).wait_s
+    assert expected_s == pytest.approx(1.0, rel=0.1)
+    arrived = 0.25  # Of what takes four seconds otherwise.
+    assert estimator.estimate(demand("b", disk=1.0)).wait_s == pytest.approx(1.0, rel=0.1)
+    assert estimator.estimate(demand("c", disk=1.0)).wait_s == pytest.approx(0.25, rel=0.1)
+    arrived = 0.9
+    assert estimator.estimate(demand("a", disk=1.0)).wait_s == pytest.approx(1 / 3, rel=0.1)
+
+
 def test_a_load_of_the_disk_does_not_wait_for_one_over_the_link() -> None:
     _, estimator = calibrated()
     alone = estimator.estimate(demand("d", disk=1.0)).seconds
