@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,9 @@ from sllm.runtime.quant.dense_device import DeviceDense
 from sllm.runtime.weights.laid_out import write_laid_out
 from sllm.runtime.weights.lane import CudaLane
 from sllm.runtime.weights.model_groups import ModelGroups
-from sllm.runtime.weights.opening import open_on_device, open_weights
+from sllm.runtime.weights.opening import open_on_device, open_weights, place_weights
 from sllm.runtime.weights.residency import Budgets, plan_residency
+from sllm_store.groups.head_start import HeadStart
 from tests.sllm.runtime.tiny_models import answer_logits, make_model, random_tokens
 
 if TYPE_CHECKING:
@@ -124,3 +126,29 @@ def test_a_budget_is_kept_to_and_passes_allocate_no_weights(path: Path) -> None:
         assert torch.cuda.memory_allocated() - before <= device_bytes + (1 << 20)
     with pytest.raises(BudgetError, match="on its device"):
         open_weights(path, device="cuda", device_budget_bytes=1000)
+
+
+@pytest.mark.parametrize("laid_out", [False, True])
+def test_files_that_came_ahead_become_the_same_bits(tmp_path: Path, *, laid_out: bool) -> None:
+    path = write_model(tmp_path / "model.gguf", SMALL, 4)
+    if laid_out:
+        source, path = path, tmp_path / "planes"
+        write_laid_out(source, path)
+    with open_weights(path, device="cuda") as resident:
+        expected = _compute(resident)
+    with closing(HeadStart(path, device=0)) as ahead:
+        model = ModelGroups.open(path, ahead.stored())
+        assert ahead.taken_bytes() > 0
+        with place_weights(model, device="cuda", head_start=ahead) as weights:
+            ahead.close()
+            assert torch.equal(_compute(weights), expected)
+
+
+def test_a_gpu_lays_out_what_a_cpu_does(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.gguf", SMALL, 2)
+    write_laid_out(path, tmp_path / "cpu")
+    write_laid_out(path, tmp_path / "gpu", device=torch.device("cuda"))
+    written = list((tmp_path / "cpu").glob("tensor.data*"))
+    assert written
+    for own in written:
+        assert own.read_bytes() == (tmp_path / "gpu" / own.name).read_bytes()
