@@ -37,6 +37,7 @@ BF16, CUBLAS = "bf16", "bf16-cublas"
 FORMATS: dict[str, tuple[Format, tuple[str, ...]]] = {
     "Q4_0": (Format(4, 8, 32), ()),
     "Q4_1": (Format(4, 0, 32), ("offsets",)),
+    "Q5_0": (Format(5, 16, 32), ("high",)),
     "Q8_0": (Format(8, 128, 32), ()),
     "Q4_K": (Format(4, 0, 256), ("offsets", "steps", "floors")),
     "Q5_K": (Format(5, 0, 256), ("high", "offsets", "steps", "floors")),

@@ -66,6 +66,7 @@ constexpr std::size_t kScales = 2;  // affine's: scales and biases
 
 const std::map<std::string, Format> kFormats{
     {"Q4_0", Format::kQ4_0},          {"Q4_1", Format::kQ4_1},
+    {"Q5_0", Format::kQ5_0},          {"Q5_1", Format::kQ5_1},
     {"Q8_0", Format::kQ8_0},          {"Q4_K", Format::kQ4_K},
     {"Q5_K", Format::kQ5_K},          {"Q6_K", Format::kQ6_K},
     {"affine_q4", Format::kAffineQ4}, {"float16", Format::kFloat16},

@@ -76,6 +76,11 @@ struct Lanes {
     return {_mm256_srlv_epi32(_mm256_set1_epi32(load_number<int>(data)), shifts),
             _mm256_srlv_epi32(_mm256_set1_epi32(load_number<int>(data + 4)), shifts)};
   }
+  static SLLM_INLINE Integers ordered_bits(const std::uint8_t* data) {
+    const __m256i bits = _mm256_set1_epi32(load_number<std::uint16_t>(data));
+    return {_mm256_srlv_epi32(bits, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)),
+            _mm256_srlv_epi32(bits, _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15))};
+  }
   template <int Bits>
   static SLLM_INLINE Integers shift_right(Integers numbers) {
     return {_mm256_srli_epi32(numbers.low, Bits), _mm256_srli_epi32(numbers.high, Bits)};

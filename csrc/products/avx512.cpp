@@ -70,6 +70,11 @@ struct Lanes {
     return _mm512_srlv_epi32(
         words, _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28));
   }
+  static SLLM_INLINE Integers ordered_bits(const std::uint8_t* data) {
+    return _mm512_srlv_epi32(
+        _mm512_set1_epi32(load_number<std::uint16_t>(data)),
+        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  }
   template <int Bits>
   static SLLM_INLINE Integers shift_right(Integers numbers) {
     return _mm512_srli_epi32(numbers, Bits);

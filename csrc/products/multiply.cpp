@@ -54,6 +54,10 @@ BlockShape block_shape(Format format) {
       return {32, 18};
     case Format::kQ4_1:
       return {32, 20};
+    case Format::kQ5_0:
+      return {32, 22};
+    case Format::kQ5_1:
+      return {32, 24};
     case Format::kQ8_0:
       return {32, 34};
     case Format::kQ4_K:

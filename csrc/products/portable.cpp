@@ -71,6 +71,9 @@ struct Lanes {
   static SLLM_INLINE Integers ordered_nibbles(const std::uint8_t* data) {
     return integers([&](std::size_t i) { return data[i / 2] >> (4 * (i % 2)); });
   }
+  static SLLM_INLINE Integers ordered_bits(const std::uint8_t* data) {
+    return integers([&](std::size_t i) { return data[i / 8] >> (i % 8); });
+  }
   template <int Bits>
   static SLLM_INLINE Integers shift_right(const Integers& numbers) {
     return shift_right_by(numbers, Bits);

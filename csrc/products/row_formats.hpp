@@ -35,6 +35,43 @@ struct BlockQ4_1 {
   }
 };
 
+// Nibbles, and four bytes of fifth bits before them: bit c is that of column c.
+SLLM_INLINE Floats five_bits(const std::uint8_t* nibbles, std::size_t chunk, Floats scale,
+                             Floats offset) {
+  const auto packed = Lanes::bytes(nibbles);
+  const auto low = chunk == 0 ? packed : Lanes::shift_right<4>(packed);
+  const auto high = Lanes::ordered_bits(nibbles - 4 + 2 * chunk);
+  const auto weights = Lanes::join(Lanes::mask(low, 15), Lanes::mask(high, 1));
+  return Lanes::multiply_add(scale, Lanes::to_floats(weights), offset);
+}
+
+struct BlockQ5_0 {
+  static std::size_t weights(const RowMatrix&) { return 32; }
+  static std::size_t bytes(const RowMatrix&) { return 22; }
+  template <typename Use>
+  static SLLM_INLINE void decode(const RowMatrix& matrix, std::size_t index, Use use) {
+    const std::uint8_t* block = matrix.data + index * bytes(matrix);
+    const float scale = Lanes::half(block);
+    const Floats scales = Lanes::broadcast(scale);
+    const Floats offsets = Lanes::broadcast(-16 * scale);
+    use(0, five_bits(block + 6, 0, scales, offsets));
+    use(1, five_bits(block + 6, 1, scales, offsets));
+  }
+};
+
+struct BlockQ5_1 {
+  static std::size_t weights(const RowMatrix&) { return 32; }
+  static std::size_t bytes(const RowMatrix&) { return 24; }
+  template <typename Use>
+  static SLLM_INLINE void decode(const RowMatrix& matrix, std::size_t index, Use use) {
+    const std::uint8_t* block = matrix.data + index * bytes(matrix);
+    const Floats scales = Lanes::broadcast(Lanes::half(block));
+    const Floats offsets = Lanes::broadcast(Lanes::half(block + 2));
+    use(0, five_bits(block + 8, 0, scales, offsets));
+    use(1, five_bits(block + 8, 1, scales, offsets));
+  }
+};
+
 struct BlockQ8_0 {
   static std::size_t weights(const RowMatrix&) { return 32; }
   static std::size_t bytes(const RowMatrix&) { return 34; }

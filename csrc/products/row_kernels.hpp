@@ -215,6 +215,10 @@ void with_source(const RowMatrix& matrix, Act act) {
       return act(Blocks<BlockQ4_0>{});
     case Format::kQ4_1:
       return act(Blocks<BlockQ4_1>{});
+    case Format::kQ5_0:
+      return act(Blocks<BlockQ5_0>{});
+    case Format::kQ5_1:
+      return act(Blocks<BlockQ5_1>{});
     case Format::kQ8_0:
       return act(Blocks<BlockQ8_0>{});
     case Format::kQ4_K:

@@ -9,7 +9,19 @@
 namespace sllm::products {
 
 // How a row's numbers are stored: GGUF's blocks, MLX's groups of nibbles, or 16-bit floats.
-enum class Format { kQ4_0, kQ4_1, kQ8_0, kQ4_K, kQ5_K, kQ6_K, kAffineQ4, kFloat16, kBfloat16 };
+enum class Format {
+  kQ4_0,
+  kQ4_1,
+  kQ5_0,
+  kQ5_1,
+  kQ8_0,
+  kQ4_K,
+  kQ5_K,
+  kQ6_K,
+  kAffineQ4,
+  kFloat16,
+  kBfloat16
+};
 
 // How an affine matrix stores the scale and the bias of each group.
 enum class ScaleType { kFloat16, kBfloat16, kFloat32 };

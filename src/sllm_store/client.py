@@ -478,7 +478,8 @@ def _store_error(error: Any, address: str) -> StoreError:
         if key == ERROR_KEY and value in BY_NAME:
             return BY_NAME[value](details)
     if status == grpc.StatusCode.UNAVAILABLE:
+        tcp = "" if address.startswith("unix:") else " --host or --port, for TCP is off without,"
         return StoreUnavailableError(
-            f"no store is running at {address}: start one with `sllm-store start` ({details})"
+            f"no store is running at {address}: start one with `sllm-store start`{tcp} ({details})"
         )
     return _BY_STATUS.get(status, StoreError)(f"{details} [{status.name}]")

@@ -65,7 +65,7 @@ def attend(
 def stored_rows(
     scheme: str, data: Memory, *, rows: int, columns: int, instructions: str = ""
 ) -> Rows:
-    """Return a matrix of GGUF's blocks (Q4_0, Q4_1, Q8_0, Q4_K, Q5_K, Q6_K), float16 or bfloat16.
+    """Return a matrix of GGUF's blocks, Q4_0 to Q8_0 and Q4_K to Q6_K, or of 16-bit floats.
 
     instructions: one of `instruction_sets`; the fastest unless told. Raises InvalidRequestError
     if the bytes are no such matrix.

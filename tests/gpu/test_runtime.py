@@ -54,7 +54,7 @@ def test_a_batch_computes_what_it_computes_on_the_cpu(name: str) -> None:
         assert float((found.cpu() - expected).abs().max()) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"])
 def test_blocks_decode_to_the_same_bits(name: str) -> None:
     scheme = find_scheme(name)
     raw = torch.from_numpy(random_bytes(scheme)).flatten()

@@ -78,7 +78,8 @@ class ServerClient:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.InvalidURL) as error:
             raise ServerError(
-                f"no server answers at {self.url}: start one with `gdsllm serve`"
+                f"no server answers at {self.url}: start one with `gdsllm serve`, or name another "
+                "with --host, LLM_SERVER_URL or OLLAMA_HOST"
             ) from error
         except (httpx.HTTPError, ValueError) as error:
             if isinstance(error, ServerError | ModelNotFoundError):

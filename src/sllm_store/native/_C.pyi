@@ -244,7 +244,7 @@ class StoredRows:
     def of(
         scheme: str, *, rows: int, columns: int, data: tuple[int, int], instructions: str = ""
     ) -> StoredRows:
-        """scheme: GGUF's Q4_0, Q4_1, Q8_0, Q4_K, Q5_K or Q6_K; float16 or bfloat16.
+        """scheme: GGUF's Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K; float16 or bfloat16.
         instructions: one of instruction_sets(); the fastest unless told."""
     @staticmethod
     def of_affine(

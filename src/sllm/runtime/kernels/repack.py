@@ -27,6 +27,19 @@ def repack_q4_1(raw: torch.Tensor) -> Planes:
     return _planes(Format(4, 0, _BLOCK), weights, scales, offsets=offsets)
 
 
+def repack_q5_0(raw: torch.Tensor) -> Planes:
+    """Return the planes of blocks of a float16 scale, fifth bits, and 16 bytes of nibbles."""
+    blocks = _blocks(raw, 22)
+    return _planes(Format(5, 16, _BLOCK), _five_bits(blocks[..., 2:]), _halves(blocks[..., :2]))
+
+
+def repack_q5_1(raw: torch.Tensor) -> Planes:
+    """Return the planes of blocks as Q5_0's, with a float16 to add after the scale."""
+    blocks = _blocks(raw, 24)
+    scales, offsets = _halves(blocks[..., :2]), _halves(blocks[..., 2:4])
+    return _planes(Format(5, 0, _BLOCK), _five_bits(blocks[..., 4:]), scales, offsets=offsets)
+
+
 def repack_q8_0(raw: torch.Tensor) -> Planes:
     """Return the planes of blocks of a float16 scale and 32 signed bytes."""
     blocks = _blocks(raw, 34)
@@ -100,6 +113,13 @@ def _blocks(raw: torch.Tensor, block_bytes: int) -> torch.Tensor:
 
 def _halves(raw: torch.Tensor) -> torch.Tensor:
     return raw.contiguous().view(torch.float16)
+
+
+def _five_bits(raw: torch.Tensor) -> torch.Tensor:
+    """Return weights of four bytes of fifth bits, the lowest first, and 16 bytes of nibbles."""
+    bit = torch.arange(8, dtype=torch.uint8, device=raw.device)
+    high = ((raw[..., :4].unsqueeze(-1) >> bit) & 1).flatten(-2)
+    return _nibbles(raw[..., 4:], 16) | high << 4
 
 
 def _nibbles(raw: torch.Tensor, chunk: int) -> torch.Tensor:

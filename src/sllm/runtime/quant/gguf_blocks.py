@@ -1,6 +1,8 @@
-"""GGUF's blocks of 32 weights: Q4_0, Q4_1 and Q8_0. Equal to the gguf package in every bit.
+"""GGUF's blocks of 32 weights: Q4_0 to Q8_0. Equal to the gguf package in every bit.
 
 The low four bits of a byte are a weight of the block's first half, the high ones of its second.
+Fifth bits are in four bytes before those, the first weight's lowest. Files called Q4_K_M have them
+where a row is no multiple of 256.
 """
 
 from __future__ import annotations
@@ -35,6 +37,31 @@ class Q4_1(BlockMatrix):  # noqa: N801 - GGUF's name
         return scale * nibbles(blocks[:, 4:]).float() + minimum
 
 
+class Q5_0(BlockMatrix):  # noqa: N801 - GGUF's name
+    """float16 d; fifth bits; 16 bytes of nibbles, which make n: d * (n - 16)."""
+
+    block_weights = 32
+    block_bytes = 22
+
+    @staticmethod
+    def decode(blocks: torch.Tensor) -> torch.Tensor:
+        """Return d * (n - 16)."""
+        return half_floats(blocks[:, :2]) * (five_bits(blocks[:, 2:]).float() - 16)
+
+
+class Q5_1(BlockMatrix):  # noqa: N801 - GGUF's name
+    """float16 d and m; fifth bits; 16 bytes of nibbles, which make n: d * n + m."""
+
+    block_weights = 32
+    block_bytes = 24
+
+    @staticmethod
+    def decode(blocks: torch.Tensor) -> torch.Tensor:
+        """Return d * n + m."""
+        scale, minimum = half_floats(blocks[:, :2]), half_floats(blocks[:, 2:4])
+        return scale * five_bits(blocks[:, 4:]).float() + minimum
+
+
 class Q8_0(BlockMatrix):  # noqa: N801 - GGUF's name
     """float16 d; 32 signed bytes q: d * q."""
 
@@ -55,3 +82,10 @@ def half_floats(raw: torch.Tensor) -> torch.Tensor:
 def nibbles(raw: torch.Tensor) -> torch.Tensor:
     """Return the low halves of each row's bytes, then the high ones."""
     return torch.cat((raw & 0x0F, raw >> 4), dim=-1)
+
+
+def five_bits(raw: torch.Tensor) -> torch.Tensor:
+    """Return weights of five bits, of rows of four bytes of fifth bits and 16 of nibbles."""
+    bit = torch.arange(8, dtype=torch.uint8, device=raw.device)
+    high = ((raw[:, :4].unsqueeze(-1) >> bit) & 1).flatten(1)
+    return nibbles(raw[:, 4:]) | high << 4

@@ -8,7 +8,7 @@ from sllm.runtime.kernels import repack
 from sllm.runtime.quant.affine import AffineQ4
 from sllm.runtime.quant.block_matrix import BlockMatrix
 from sllm.runtime.quant.dense import Dense
-from sllm.runtime.quant.gguf_blocks import Q4_0, Q4_1, Q8_0
+from sllm.runtime.quant.gguf_blocks import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
 from sllm.runtime.quant.gguf_superblocks import Q4_K, Q5_K, Q6_K
 from sllm.runtime.quant.planar import PlanarMatrix
 
@@ -24,6 +24,8 @@ _LOAD_BYTES = 16
 _REPACKS: dict[type[BlockMatrix], Callable[[torch.Tensor], Planes]] = {
     Q4_0: repack.repack_q4_0,
     Q4_1: repack.repack_q4_1,
+    Q5_0: repack.repack_q5_0,
+    Q5_1: repack.repack_q5_1,
     Q8_0: repack.repack_q8_0,
     Q4_K: repack.repack_q4_k,
     Q5_K: repack.repack_q5_k,

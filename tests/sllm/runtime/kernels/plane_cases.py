@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 BLOCKS = {
     "Q4_0": repack.repack_q4_0,
     "Q4_1": repack.repack_q4_1,
+    "Q5_0": repack.repack_q5_0,
+    "Q5_1": repack.repack_q5_1,
     "Q8_0": repack.repack_q8_0,
     "Q4_K": repack.repack_q4_k,
     "Q5_K": repack.repack_q5_k,

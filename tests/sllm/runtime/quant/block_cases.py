@@ -32,7 +32,7 @@ def random_bytes(scheme: type[BlockMatrix], *, rows: int = ROWS, seed: int = 0) 
 
 def half_offsets(scheme: type[BlockMatrix]) -> tuple[int, ...]:
     """Return where a block has float16 numbers."""
-    return {"Q4_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}.get(
+    return {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}.get(
         scheme.__name__, (0,)
     )
 

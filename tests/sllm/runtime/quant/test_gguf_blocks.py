@@ -1,4 +1,4 @@
-"""Q4_0, Q4_1 and Q8_0: the gguf package's numbers, and the formulas of the format."""
+"""Q4_0 to Q8_0: the gguf package's numbers, and the formulas of the format."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from sllm.runtime.quant.gguf_blocks import Q4_0, Q4_1, Q8_0
+from sllm.runtime.quant.gguf_blocks import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
 from tests.sllm.runtime.quant.block_cases import (
     COLUMNS,
     ROWS,
@@ -20,7 +20,7 @@ from tests.sllm.runtime.quant.block_cases import (
 if TYPE_CHECKING:
     from sllm.runtime.quant.block_matrix import BlockMatrix
 
-SCHEMES = pytest.mark.parametrize("scheme", [Q4_0, Q4_1, Q8_0])
+SCHEMES = pytest.mark.parametrize("scheme", [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0])
 
 
 @SCHEMES
@@ -41,6 +41,10 @@ def _weight(scheme: type[BlockMatrix], block: bytes, index: int) -> float:
         return float(scale * struct.unpack_from("<b", block, 2 + index)[0])
     byte = block[scheme.block_bytes - 16 + index % 16]
     nibble = byte & 15 if index < 16 else byte >> 4
+    if scheme in {Q5_0, Q5_1}:
+        nibble |= (struct.unpack_from("<I", block, scheme.block_bytes - 20)[0] >> index & 1) << 4
+    if scheme is Q5_0:
+        return float(scale * (nibble - 16))
     if scheme is Q4_0:
         return float(scale * (nibble - 8))
     return float(scale * nibble + struct.unpack_from("<e", block, 2)[0])

@@ -32,7 +32,7 @@ def _tensor(name: str, dtype: str, shape: tuple[int, ...], raw: bytes) -> Stored
     )
 
 
-@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"])
 def test_blocks_become_planes_and_floats_stay(name: str) -> None:
     norm = torch.randn(COLUMNS)
     blocks = random_bytes(find_scheme(name)).tobytes()

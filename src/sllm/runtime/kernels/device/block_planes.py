@@ -33,6 +33,15 @@ def lay_out_blocks(
         tl.store(scales + group, _half(block, each), mask=each)
         if scheme == "Q4_1":
             tl.store(offsets + group, _half(block + 2, each), mask=each)
+    elif scheme == "Q5_0" or scheme == "Q5_1":
+        fifths: tl.constexpr = 2 if scheme == "Q5_0" else 4
+        block = raw + group * (20 + fifths)
+        tl.store(low + place, _both_nibbles(block + fifths + 4 + word, inside), mask=inside)
+        more = _fifth_bits(block + fifths, word, inside)
+        tl.store(high + place, more.to(tl.uint8), mask=inside)
+        tl.store(scales + group, _half(block, each), mask=each)
+        if scheme == "Q5_1":
+            tl.store(offsets + group, _half(block + 2, each), mask=each)
     elif scheme == "Q8_0":
         block, inner = raw + group // 2 * 34, group % 2
         tl.store(low + place, _bytes(block + 2 + inner * 16 + word, inside), mask=inside)
@@ -89,6 +98,16 @@ def _both_nibbles(at, inside):
     for part in tl.static_range(4):
         byte = tl.load(at + part * 4, mask=inside, other=0).to(tl.int32)
         found |= ((byte & 15) << (part * 4)) | ((byte >> 4) << (part * 4 + 16))
+    return found
+
+
+@triton.jit
+def _fifth_bits(at, word, inside):
+    """Return words of every fourth bit of four bytes, from the word's own on."""
+    found = tl.zeros((at + word).shape, tl.int32)
+    for part in tl.static_range(8):
+        byte = tl.load(at + part // 2 + word * 0, mask=inside, other=0).to(tl.int32)
+        found |= ((byte >> (part % 2 * 4 + word)) & 1) << part
     return found
 
 
