@@ -1,4 +1,7 @@
-"""Draft: a small model that guesses for a large one of the same vocabulary."""
+"""Draft: a small model that guesses for a large one of the same vocabulary.
+
+Requests that begin alike share what it computed of that, as they do in the large model's cache.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +83,7 @@ class Draft:
         place = self._places.get(request)
         try:
             if place is None:
-                place = self._places[request] = _Place(self._memory.open())
+                place = self._places[request] = self._open(request)
             if tokens > self._decoder.config.context:
                 raise CacheFullError("the draft's context is shorter")
             place.sequence.reserve(tokens)
@@ -89,6 +92,7 @@ class Draft:
                 self._places.pop(request).sequence.close()
             return False
         place.take_back(request.ids)
+        place.sequence.note(self._names(request))
         place.length, place.guesses = len(request.ids), []
         while (left := len(request.ids) - place.sequence.length) > self._pass_tokens:
             start = place.sequence.length
@@ -111,6 +115,16 @@ class Draft:
         tokens = draw_each(logits, draws, find_peaks(logits))
         for place, token in zip(places, tokens, strict=True):
             place.guesses.append(token)
+
+    def _open(self, request: ActiveRequest) -> _Place:
+        """Return a place that begins with what the cache has of a request, but for its last id."""
+        books = self._memory.books
+        whole = (len(request.ids) - 1) // books.page_tokens
+        sequence = books.open(books.find(self._names(request)[:whole]))
+        return _Place(sequence, length=sequence.length)
+
+    def _names(self, request: ActiveRequest) -> Sequence[bytes]:
+        return request.chain.names(request.ids, self._memory.books.page_tokens)
 
     def _forward(self, pieces: list[Piece]) -> torch.Tensor:
         return self._decoder.forward(Batch.of(pieces, self._decoder.device), self._memory)

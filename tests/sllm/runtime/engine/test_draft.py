@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from sllm.core.errors import UnsupportedModelError
 from sllm.runtime import sampler
 from sllm.runtime.config.families import parse_config
+from sllm.runtime.decoder import Decoder
 from sllm.runtime.engine import passes
 from sllm.runtime.engine.draft import Draft, check_draft
 from sllm.runtime.engine.schedule import EngineLimits
@@ -16,6 +17,12 @@ from sllm.runtime.engine.token_engine import TokenEngine
 from tests.sllm.runtime.engine.listening import listen, make_request
 from tests.sllm.runtime.engine.test_guesses import CONTEXT, _Counting
 from tests.sllm.runtime.tiny_models import CONFIGS, TinyModel, make_model, random_tokens
+
+if TYPE_CHECKING:
+    import torch
+
+    from sllm.runtime.batch import Batch
+    from sllm.runtime.cache.memory import CacheMemory
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +87,35 @@ def test_a_draft_without_room_guesses_for_whom_it_has_room(model: TinyModel) -> 
 def test_a_short_context_of_the_draft_ends_its_guesses(model: TinyModel) -> None:
     expected, _ = _run(model, None)
     assert _run(model, make_model("llama", max_position_embeddings=32))[0] == expected
+
+
+def test_a_draft_computes_what_prompts_have_in_common_once(model: TinyModel) -> None:
+    counted = _Tokens(model.config, model.source)
+    memory = model.memory(tokens=256, sequences=2)
+    guesser = Draft(counted, memory, pass_tokens=16)
+    limits = EngineLimits(context_tokens=CONTEXT, parallel=1, pass_tokens=64)
+    common, took, answers = random_tokens(50, seed=9), [], []
+    with TokenEngine(model.decoder, model.memory(), limits, guesser=guesser) as engine:
+        for last in (1, 2, 1):
+            before = counted.tokens
+            request = make_request([*common, last], max_tokens=8, temperature=0)
+            listener = listen(engine, request)[0]
+            assert listener.last.error is None
+            answers.append(listener.tokens)
+            took.append(counted.tokens - before)
+    assert took[0] > 50
+    assert took[1] == took[2] == took[0] - 48, "three pages of 16 tokens are there"
+    assert answers[0] == answers[2]
+
+
+class _Tokens(Decoder):
+    """A decoder that counts the tokens it computes."""
+
+    tokens = 0
+
+    def forward(self, batch: Batch, memory: CacheMemory) -> torch.Tensor:
+        self.tokens += len(batch.ids)
+        return super().forward(batch, memory)
 
 
 def test_only_a_model_of_the_same_tokens_can_be_a_draft(model: TinyModel) -> None:
