@@ -15,9 +15,10 @@ from sllm_store.tiers.held import HeldMemory
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-REPLY_TIMEOUT_S = 60.0
+REPLY_TIMEOUT_S = 60
 CONNECT_TIMEOUT_S = 2.0
 _LENGTH = struct.Struct("<I")
+_TIMEVAL = struct.Struct("@ll")
 
 
 class LocalConnection:
@@ -40,7 +41,10 @@ class LocalConnection:
                 f"no store is running at {address}: start one with `sllm-store start` (its local "
                 f"socket {path}: {error}; loads work on the store's own machine, as its own user)"
             ) from error
-        self._socket.settimeout(REPLY_TIMEOUT_S)
+        # The kernel waits for whole messages: each look at one in part is a turn for the lock.
+        self._socket.settimeout(None)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(REPLY_TIMEOUT_S, 0))
 
     def __enter__(self) -> Self:
         """Return the connection."""
@@ -105,7 +109,9 @@ class LocalConnection:
         done = 0
         while done < size:
             try:
-                count = self._socket.recv_into(view[done:])
+                count = self._socket.recv_into(view[done:], 0, socket.MSG_WAITALL)
+            except BlockingIOError:
+                raise self._lost(f"it said nothing for {REPLY_TIMEOUT_S} s") from None
             except OSError as error:
                 raise self._lost(error) from error
             if not count:

@@ -72,6 +72,16 @@ def mapping(value: object, field: str) -> dict[str, object]:
     return value
 
 
+def texts(value: object, field: str) -> dict[str, str]:
+    """Return a JSON object whose values are strings."""
+    raw = mapping(value, field)
+    found = {name: item for name, item in raw.items() if isinstance(item, str)}
+    if len(found) < len(raw):
+        name = next(name for name in raw if name not in found)
+        text(raw[name], f"{field} of {shown(name)}")
+    return found
+
+
 def sequence(value: object, field: str) -> list[object]:
     """Return a JSON array with at most TENSORS_MAX entries."""
     if not isinstance(value, list):

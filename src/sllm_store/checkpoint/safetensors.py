@@ -217,10 +217,7 @@ def _read_weight_map(index_path: Path, *, root: Path | None) -> dict[str, str]:
         raw = fields.mapping(value, "the index")
         if "weight_map" not in raw:
             raise FieldError("has no weight_map")
-        weight_map = {
-            name: fields.text(item, f"weight_map of {shown(name)}")
-            for name, item in fields.mapping(raw["weight_map"], "weight_map").items()
-        }
+        weight_map = fields.texts(raw["weight_map"], "weight_map")
         for file in set(weight_map.values()):
             pure = PurePosixPath(file)
             if not pure.name or pure.is_absolute() or ".." in pure.parts or "\0" in file:

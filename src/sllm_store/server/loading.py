@@ -86,7 +86,12 @@ class Loading:
             raise
         if held is None:
             return moved
-        return replace(held, arenas=moved.arenas, holds=(*held.holds, *moved.holds))
+        return replace(
+            held,
+            arenas=moved.arenas,
+            holds=(*held.holds, *moved.holds),
+            afterwards=moved.afterwards,
+        )
 
     def _load_devices(
         self, targets: list[tuple[Arena, Any]], entry: Entry, job: LoadJob
@@ -108,7 +113,8 @@ class Loading:
                     arena=arena,
                 )
             )
-        return self._engine.loader.load_device(entry, opened, job)
+        result = self._engine.loader.load_device(entry, opened, job)
+        return replace(result, afterwards=(mappings.clear,))  # Which closes them.
 
     def learn(self, wanted: WantedLoad, result: LoadResult, taken_s: float) -> None:
         """Let estimates know what a load took besides its transfers, and waiting for others."""

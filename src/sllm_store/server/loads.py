@@ -53,7 +53,10 @@ class LoadJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadResult:
-    """What a load did. The caller ends each of `holds`, on chunks and arenas, by calling it."""
+    """What a load did. The caller ends each of `holds`, on chunks and arenas, by calling it.
+
+    What is `afterwards` is called once the client knows: it takes a moment that nobody waits for.
+    """
 
     tier: str
     bytes_read: int
@@ -62,9 +65,16 @@ class LoadResult:
     chunks: tuple[int, ...] = ()
     arenas: tuple[ResidentArena, ...] = ()
     holds: tuple[Callable[[], None], ...] = ()
+    afterwards: tuple[Callable[[], None], ...] = ()
+
+    def let_go(self) -> None:
+        """Do what was left for afterwards."""
+        for call in self.afterwards:
+            call()
 
     def release(self) -> None:
-        """End the load's holds."""
+        """End the load's holds, and what is left of it."""
+        self.let_go()
         for end_hold in self.holds:
             end_hold()
 

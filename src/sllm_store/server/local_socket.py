@@ -109,7 +109,7 @@ class _Conversation:
                     call = request.WhichOneof("call") or call
                     if call == "load":
                         return await self._load(request.load)
-                    await self._send(await self._answer(call, request))
+                    await self._send_bytes(await self._answer(call, request))
             except _ClientGoneError:
                 raise
             except Exception as error:  # noqa: BLE001 - the edge that translates
@@ -117,12 +117,14 @@ class _Conversation:
                 name, message, _ = describe_failure(method, error, self._engine.metrics)
                 await self._send(pb.LocalReply(error=pb.LocalError(name=name, message=message)))
 
-    async def _answer(self, call: str, request: Any) -> Any:
+    async def _answer(self, call: str, request: Any) -> bytes:
         if call == "status":
-            return pb.LocalReply(status=describe_status(self._engine))
+            reply: bytes = pb.LocalReply(status=describe_status(self._engine)).SerializeToString()
+            return reply
         if call == "plan":
-            planned = await self._engine.blocking(self._loading.plan, request.plan)
-            return pb.LocalReply(plan=planned.answer)
+            question = request.plan
+            answer: bytes = await self._engine.blocking(lambda: self._loading.plan(question).reply)
+            return answer
         raise InvalidRequestError("the request asks for nothing that this store knows")
 
     async def _load(self, request: Any) -> None:
@@ -134,8 +136,7 @@ class _Conversation:
             with self._engine.sessions.session(request.client) as holder:
                 wanted = await self._engine.blocking(self._loading.wanted, request)
                 if not request.plan:
-                    event = pb.LoadEvent(plan=wanted.planned.answer)
-                    await self._send(pb.LocalReply(event=event))
+                    await self._send_bytes(wanted.planned.event)
                 result = self._loading.try_hold(wanted, holder)
                 if result is None:
                     result = await self._move(wanted, holder, request.timeout_s, gone)
@@ -144,6 +145,8 @@ class _Conversation:
                 await self._send(pb.LocalReply(event=event))
                 if result.holds:
                     self._send_descriptor()
+                if result.afterwards:
+                    await self._engine.blocking(result.let_go)
                 decodes = wanted.planned.decodes_on_host
                 if not decodes:
                     self._loading.learn(wanted, result, time.monotonic() - began_s)
@@ -223,7 +226,9 @@ class _Conversation:
         return bytes(received)
 
     async def _send(self, reply: Any) -> None:
-        data = reply.SerializeToString()
+        await self._send_bytes(reply.SerializeToString())
+
+    async def _send_bytes(self, data: bytes) -> None:
         try:
             await self._loop.sock_sendall(self._connection, _LENGTH.pack(len(data)) + data)
         except OSError as error:

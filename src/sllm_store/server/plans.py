@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from sllm_store.checkpoint.plan import LoadPlan
     from sllm_store.server.catalog import Entry
 
+ANY_GPU = "any GPU"  # In the plan of a load of everything to one.
 PLANS_MAX = 1024
-# Of all plans together; a tensor takes about 300 bytes.
+# Of all plans together; a tensor takes about 400 bytes.
 PLANNED_TENSORS_MAX = 1 << 20
 
 
@@ -96,6 +97,28 @@ class PlannedLoad:
             path=str(checkpoint.directory),
         )
 
+    @cached_property
+    def reply(self) -> bytes:
+        """The answer as the local socket sends it."""
+        return self._serialized(pb.LocalReply(plan=self.answer))
+
+    @cached_property
+    def event(self) -> bytes:
+        """The same as the first event of a load that was not planned before."""
+        return self._serialized(pb.LocalReply(event=pb.LoadEvent(plan=self.answer)))
+
+    @staticmethod
+    def _serialized(reply: Any) -> bytes:
+        data: bytes = reply.SerializeToString()
+        return data
+
+
+def _plan(entry: Entry, device_map: Mapping[str, str]) -> LoadPlan:
+    gpu = device_map.get("", CPU)
+    if len(device_map) != 1 or gpu == CPU:
+        return plan_load(entry.checkpoint, entry.chunked.image, device_map)
+    return replace(entry.whole, devices=tuple(gpu for _ in entry.whole.devices))
+
 
 def _decoding(plan: LoadPlan, arena: Arena) -> Any:
     """Say how a client makes a host arena out of what is stored; None where that is the arena."""
@@ -130,7 +153,7 @@ class Plans:
         planned = PlannedLoad(
             plan_id=uuid.uuid4().hex,
             entry=entry,
-            plan=plan_load(entry.checkpoint, entry.chunked.image, device_map),
+            plan=_plan(entry, device_map),
         )
         with self._lock:
             self._drop(self._by_question.pop(question, None))

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from sllm_store.checkpoint.columns import from_columns
 from sllm_store.checkpoint.layout import plan_image
 from sllm_store.checkpoint.model import Checkpoint, DataFile, Extent, Tensor
+from sllm_store.checkpoint.plan import plan_load
+from sllm_store.proto import storage_pb2 as pb
 from sllm_store.server import plans as plans_module
 from sllm_store.server.catalog import Entry
-from sllm_store.server.plans import Plans
+from sllm_store.server.plans import ANY_GPU, Plans
 from sllm_store.tiers.transfer import ImageMap, cut_image
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ def entry_of(name: str, count: int) -> Entry:
         checkpoint=checkpoint,
         chunked=cut_image(image, CHUNK_BYTES),
         image_map=ImageMap.of(checkpoint, image),
+        whole=plan_load(checkpoint, image, {"": ANY_GPU}),
     )
 
 
@@ -49,6 +52,22 @@ def test_the_same_question_has_the_same_answer_until_the_model_is_opened_again()
     assert again is not first
     assert plans.find(first.plan_id) is None
     assert plans.find(again.plan_id) is again
+
+
+def test_all_of_a_model_on_one_gpu_is_planned_before_and_is_the_plain_plan() -> None:
+    for entry in (entry_of("m", 3), entry_of("none", 0)):
+        plain = plan_load(entry.checkpoint, entry.chunked.image, {"": "gpu"})
+        found = Plans().plan(entry, {"": "gpu"}).plan
+        assert found == plain
+        assert found.arenas is entry.whole.arenas
+        assert Plans().plan(entry, {"": "cpu"}).plan.devices == ("cpu",) * len(plain.devices)
+
+
+def test_an_answer_is_sent_as_it_was_put_in_order_once() -> None:
+    planned = Plans().plan(entry_of("m", 3), {"": "gpu"})
+    assert planned.reply is planned.reply
+    assert pb.LocalReply.FromString(planned.reply).plan == planned.answer
+    assert pb.LocalReply.FromString(planned.event).event.plan == planned.answer
 
 
 def test_a_plan_tells_what_goes_to_gpus() -> None:
