@@ -1,5 +1,6 @@
 #include "io/deliveries.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -27,12 +28,20 @@ void Deliveries::make_links() {
     targets.push_back({static_cast<int>(device.ordinal),
                        {device.via.begin(), device.via.end()},
                        /*has_work=*/false,
-                       /*has_coded=*/false});
+                       /*has_coded=*/false,
+                       /*bytes=*/0});
   }
-  for (const TransferPlan::Copy& copy : plan_.copies) targets[copy.device].has_work = true;
+  for (const TransferPlan::Copy& copy : plan_.copies) {
+    targets[copy.device].has_work = true;
+    targets[copy.device].bytes += copy.size;
+  }
   for (const TransferPlan::SegmentGroup& group : plan_.groups) {
-    targets[group.device].has_work = true;
-    targets[group.device].has_coded = true;
+    lanes::Target& target = targets[group.device];
+    target.has_work = target.has_coded = true;
+    const auto first = plan_.segments.begin() + static_cast<std::ptrdiff_t>(group.first_segment);
+    std::for_each_n(first, group.segment_count, [&](const lanes::CodedSegment& segment) {
+      target.bytes += segment.stored_size;
+    });
   }
   if (plan_.copies.empty() && plan_.groups.empty()) return;
   links_ = std::make_unique<lanes::LinkSet>(

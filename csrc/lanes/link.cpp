@@ -83,10 +83,10 @@ void Link::pump_locked() {
     const auto index = static_cast<unsigned>(issued_ % kInFlight);
     Batch& batch = slots_[index].batch;
     std::size_t service = 0;
-    while (service < services_.size() &&
-           !services_[service].queue->try_claim(services_[service].limits, batch)) {
-      ++service;
-    }
+    const auto has_batch = [&](const Service& from) {
+      return from.queue->try_claim(from.number, from.limits, batch);
+    };
+    while (service < services_.size() && !has_batch(services_[service])) ++service;
     if (service == services_.size()) return;
     try {
       enqueue(index, service);

@@ -34,7 +34,8 @@ struct Events {
 // A queue that a link serves.
 struct Service {
   TargetQueue* queue;
-  int target;  // the device that the queue's jobs go to
+  std::size_t number;  // the link's among those that serve it
+  int target;          // the device that the queue's jobs go to
   ClaimLimits limits;
   bool decodes;  // whether there are coded segments in it
 };

@@ -13,6 +13,8 @@ namespace {
 
 // Copies of steps that nobody waits for are joined up to this: a link loses some 5 us between two.
 constexpr std::uint64_t kJoinedBytes = 128 << 20;
+// Several links at once share the host's memory better in smaller copies.
+constexpr std::uint64_t kJoinedBytesOfSeveral = 32 << 20;
 // What links that share a target take at a time.
 constexpr std::uint64_t kPieceBytes = 16 << 20;
 // Coded bytes on a target: a slot of a link at most, and all slots of all links.
@@ -39,7 +41,8 @@ LinkSet::LinkSet(std::vector<Target> targets, Events events, LinkStock* stock)
   std::set<int> ordinals;
   for (const Target& target : targets_) {
     const std::size_t links = 1 + target.via.size();
-    queues_.push_back(target.has_work ? std::make_unique<TargetQueue>(links) : nullptr);
+    queues_.push_back(target.has_work ? std::make_unique<TargetQueue>(links, target.bytes)
+                                      : nullptr);
     if (!target.has_work) continue;
     ordinals.insert(target.ordinal);
     for (const int ordinal : target.via) {
@@ -66,17 +69,23 @@ std::vector<Service> LinkSet::services_of(int ordinal) const {
   for (const bool own : {true, false}) {
     for (std::size_t i = 0; i < targets_.size(); ++i) {
       const Target& target = targets_[i];
-      const bool is_via =
-          std::find(target.via.begin(), target.via.end(), ordinal) != target.via.end();
-      if (!target.has_work || (own ? target.ordinal != ordinal : !is_via)) continue;
+      const auto via = std::find(target.via.begin(), target.via.end(), ordinal);
+      if (!target.has_work || (own ? target.ordinal != ordinal : via == target.via.end())) continue;
+      const auto number = own ? 0 : static_cast<std::size_t>(via - target.via.begin()) + 1;
       const std::uint64_t links = 1 + target.via.size();
-      const ClaimLimits limits{.raw_bytes = links == 1 ? kJoinedBytes : kPieceBytes,
+      const ClaimLimits limits{.raw_bytes = links == 1 ? joined_bytes() : kPieceBytes,
                                .coded_bytes = coded_slot_bytes(links),
                                .from_host_only = !own};
-      services.push_back({queues_[i].get(), target.ordinal, limits, target.has_coded});
+      services.push_back({queues_[i].get(), number, target.ordinal, limits, target.has_coded});
     }
   }
   return services;
+}
+
+std::uint64_t LinkSet::joined_bytes() const {
+  const auto working = std::count_if(targets_.begin(), targets_.end(),
+                                     [](const Target& target) { return target.has_work; });
+  return working == 1 ? kJoinedBytes : kJoinedBytesOfSeveral;
 }
 
 void LinkSet::start() {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <vector>
@@ -16,6 +17,7 @@ struct Target {
   std::vector<int> via;  // other devices whose links may be used
   bool has_work;
   bool has_coded;
+  std::uint64_t bytes;  // that will be pushed, as they travel
 };
 
 // Only targets with work get links, and only links that serve one are opened.
@@ -37,6 +39,7 @@ class LinkSet {
 
  private:
   std::vector<Service> services_of(int ordinal) const;
+  std::uint64_t joined_bytes() const;
 
   const std::vector<Target> targets_;
   const Events events_;

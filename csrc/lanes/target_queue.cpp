@@ -25,6 +25,12 @@ bool may_join(const Batch& batch, const Job& job) {
   return batch.joinable && job.joinable && is_adjacent(batch.copies.back(), job.copy);
 }
 
+std::uint64_t travelling_bytes(const Job& job) {
+  std::uint64_t bytes = job.copy.size;
+  for (const CodedSegment& segment : job.segments) bytes += segment.stored_size;
+  return bytes;
+}
+
 void take_segments(Job& job, std::uint64_t limit, Batch& batch) {
   batch.layout = plan_slot(job.segments, limit);
   const std::size_t count = batch.layout.offsets.size();
@@ -40,9 +46,25 @@ void take_segments(Job& job, std::uint64_t limit, Batch& batch) {
 void TargetQueue::push(std::span<const Job> jobs) {
   std::lock_guard lock(mutex_);
   for (const Job& job : jobs) {
+    const std::size_t part = pushed_bytes_ * parts_.size() / std::max<std::uint64_t>(bytes_, 1);
+    parts_[std::min(part, parts_.size() - 1)].push_back(job);
+    pushed_bytes_ += travelling_bytes(job);
     pending_bytes_ += job.copy.size;
-    jobs_.push_back(job);
   }
+}
+
+// A link that has nothing left takes the later half of what is left of the largest part.
+TargetQueue::Jobs& TargetQueue::part_for(std::size_t link) {
+  Jobs& own = parts_[link];
+  if (!own.empty()) return own;
+  Jobs& largest = *std::max_element(parts_.begin(), parts_.end(), [](const Jobs& a, const Jobs& b) {
+    return a.size() < b.size();
+  });
+  if (largest.size() < 2) return largest;
+  const auto half = largest.begin() + static_cast<std::ptrdiff_t>((largest.size() + 1) / 2);
+  own.assign(half, largest.end());
+  largest.erase(half, largest.end());
+  return own;
 }
 
 void TargetQueue::stop() {
@@ -51,20 +73,22 @@ void TargetQueue::stop() {
 }
 
 std::uint64_t TargetQueue::fair_share(const ClaimLimits& limits) const {
-  if (links_ == 1) return limits.raw_bytes;
-  const std::uint64_t share = pending_bytes_ / (links_ * kSharesPerLink);
+  if (parts_.size() == 1) return limits.raw_bytes;
+  const std::uint64_t share = pending_bytes_ / (parts_.size() * kSharesPerLink);
   return std::min(limits.raw_bytes, std::max(share, kShareMin));
 }
 
-bool TargetQueue::try_claim(const ClaimLimits& limits, Batch& batch) {
+bool TargetQueue::try_claim(std::size_t link, const ClaimLimits& limits, Batch& batch) {
   std::lock_guard lock(mutex_);
   batch = {};
-  if (stopped_ || jobs_.empty()) return false;
-  if (limits.from_host_only && jobs_.front().source_device != cuda::kHostMemory) return false;
+  if (stopped_) return false;
+  Jobs& jobs = part_for(link);
+  if (jobs.empty()) return false;
+  if (limits.from_host_only && jobs.front().source_device != cuda::kHostMemory) return false;
   const std::uint64_t limit = fair_share(limits);
-  batch.source_device = jobs_.front().source_device;
-  while (!jobs_.empty() && batch.staged_bytes < limit) {
-    Job& job = jobs_.front();
+  batch.source_device = jobs.front().source_device;
+  while (!jobs.empty() && batch.staged_bytes < limit) {
+    Job& job = jobs.front();
     if (!is_empty(batch) && !may_join(batch, job)) break;
     const bool is_coded = !job.segments.empty();
     if (is_coded) {
@@ -72,7 +96,7 @@ bool TargetQueue::try_claim(const ClaimLimits& limits, Batch& batch) {
     } else {
       take_bytes(job, limit, batch);
     }
-    if (job.segments.empty() && job.copy.size == 0) jobs_.pop_front();
+    if (job.segments.empty() && job.copy.size == 0) jobs.pop_front();
     if (is_coded) break;
   }
   return true;

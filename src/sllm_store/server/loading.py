@@ -10,11 +10,9 @@ from sllm_store.proto import storage_pb2 as pb
 from sllm_store.server.loads import LoadResult, Meter
 from sllm_store.server.survey import calls_of
 from sllm_store.server.upstream import open_handle
-from sllm_store.tiers.device import on_each
 from sllm_store.tiers.transfer import Target
 
 if TYPE_CHECKING:
-    from sllm_store import native
     from sllm_store.checkpoint.layout import Arena
     from sllm_store.server.catalog import Entry
     from sllm_store.server.engine import Engine
@@ -96,7 +94,7 @@ class Loading:
     def _load_devices(
         self, targets: list[tuple[Arena, Any]], entry: Entry, job: LoadJob
     ) -> LoadResult:
-        mappings = on_each(_open, [target for _, target in targets])
+        mappings = [open_handle(target.device, target.ipc_handle) for _, target in targets]
         opened = []
         for (arena, target), mapping in zip(targets, mappings, strict=True):
             if target.offset_bytes + arena.size_bytes > mapping.size:
@@ -150,7 +148,3 @@ def _match_targets(planned: PlannedLoad, targets: Any) -> list[tuple[Arena, Any]
     if given != wanted:
         raise InvalidRequestError(f"targets are for GPUs {given}, the plan is for {wanted}")
     return [(arena, target) for (_, arena), target in zip(planned.on_gpus, targets, strict=True)]
-
-
-def _open(target: Any) -> native.DeviceMapping:
-    return open_handle(target.device, target.ipc_handle)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sllm_store import native
 from sllm_store.errors import OutOfDeviceMemoryError
 from sllm_store.server.loads import LoadResult
-from sllm_store.tiers.device import allocate_device, device_error, device_ordinal, on_each
+from sllm_store.tiers.device import allocate_device, device_error, device_ordinal
 from sllm_store.tiers.transfer import Target
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class SharedLoader:
         return result
 
     def _fill(self, entry: Entry, filling: Sequence[ResidentArena], job: LoadJob) -> LoadResult:
-        memories = on_each(self._allocate, filling)
+        memories = [self._allocate(resident) for resident in filling]
         handles = [_export(memory) for memory in memories]
         targets = [
             Target(

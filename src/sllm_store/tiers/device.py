@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from sllm_store import native
 from sllm_store.checkpoint.plan import CPU
@@ -12,12 +12,9 @@ from sllm_store.errors import DeviceError, OutOfDeviceMemoryError, StoreError
 from sllm_store.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 CUDA_OUT_OF_MEMORY = 2
-
-_Item = TypeVar("_Item")
-_Answer = TypeVar("_Answer")
 
 
 def visible_gpus() -> tuple[str, ...]:
@@ -33,18 +30,9 @@ def open_gpus() -> None:
     A context takes some tenths of a second, and so does the kernel that decodes. A GPU that cannot
     be opened is left to the loads that want it.
     """
-    on_each(_open, range(len(visible_gpus())))
-
-
-def on_each(function: Callable[[_Item], _Answer], items: Sequence[_Item]) -> list[_Answer]:
-    """Return what `function` says of each item, asked at the same time, one thread an item.
-
-    The driver takes milliseconds for what concerns one GPU, and works on several side by side.
-    """
-    if len(items) < 2:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(len(items), "store-gpu") as threads:
-        return list(threads.map(function, items))
+    gpus = range(len(visible_gpus()))
+    with ThreadPoolExecutor(max(len(gpus), 1), "store-gpu") as threads:
+        list(threads.map(_open, gpus))
 
 
 def _open(device: int) -> None:
@@ -76,20 +64,15 @@ def allocate_device(device: int, size_bytes: int) -> native.DeviceBuffer:
 
 
 def allocate_arenas(arenas: Sequence[tuple[str, int]]) -> list[native.DeviceBuffer | None]:
-    """Allocate arenas, given by device and size, on all GPUs at once; None for other devices' ones.
+    """Allocate arenas, given by device and size; None for empty ones, and for the host's.
 
-    There is nothing for empty arenas either. Raises as allocate_device.
+    One after the other: asked from several threads, the driver takes no less time. Raises as
+    allocate_device.
     """
-    on_gpus = [index for index, (device, size) in enumerate(arenas) if device != CPU and size]
-    memories: list[native.DeviceBuffer | None] = [None] * len(arenas)
-    made = on_each(lambda index: _allocate_arena(*arenas[index]), on_gpus)
-    for index, memory in zip(on_gpus, made, strict=True):
-        memories[index] = memory
-    return memories
-
-
-def _allocate_arena(device: str, size_bytes: int) -> native.DeviceBuffer:
-    return allocate_device(device_ordinal(device), size_bytes)
+    return [
+        allocate_device(device_ordinal(device), size) if device != CPU and size else None
+        for device, size in arenas
+    ]
 
 
 def device_ordinal(uuid: str) -> int:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import threading
 from typing import Any
 
 import pytest
 
 from sllm_store import errors, native
-from sllm_store.tiers.device import allocate_arenas, on_each, open_gpus
+from sllm_store.tiers.device import allocate_arenas, open_gpus
 
 MIB = 1 << 20
 
@@ -46,17 +45,6 @@ def a_full_gpu_leaves_nothing_allocated() -> None:
     with pytest.raises(errors.OutOfDeviceMemoryError, match="GPU 1 has"):
         allocate_arenas(wanted)
     assert driver().fake_cuda_live_allocations() == 0
-
-
-def several_are_asked_at_once() -> None:
-    meeting = threading.Barrier(3, timeout=30)
-    assert on_each(lambda item: (meeting.wait() >= 0, item), "abc") == [
-        (True, "a"),
-        (True, "b"),
-        (True, "c"),
-    ]
-    here = threading.get_ident()
-    assert on_each(lambda _: threading.get_ident(), [1]) == [here]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""GPUs are opened, and memory is allocated on them, all at once."""
+"""GPUs are opened all at once, and arenas are where they belong."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ ROOT = HERE.parents[2]
         ("one_cannot_be_opened", "cuDevicePrimaryCtxRetain:3"),
         ("arenas_are_where_they_belong", ""),
         ("a_full_gpu_leaves_nothing_allocated", ""),
-        ("several_are_asked_at_once", ""),
     ],
 )
-def test_what_concerns_several_gpus_is_done_at_once(
+def test_several_gpus_are_opened_and_get_their_arenas(
     case: str, failure: str, fake_cuda: Path
 ) -> None:
     environment = {
