@@ -79,7 +79,8 @@ def plan_cache(
     pages_bytes = div_ceil(tokens, PAGE_TOKENS) * PAGE_TOKENS * each
     size_bytes = fixed + context * seen + pages_bytes
     if context < 2 or size_bytes > available_bytes:
-        needed = max(size_bytes, _SHARE * (fixed + PAGE_TOKENS * (each + seen)))
+        least_bytes = _SHARE * (fixed + PAGE_TOKENS * (each + seen))
+        needed = least_bytes if context_tokens is None else size_bytes
         raise BudgetError(
             f"a context of {max(context, 2)} tokens needs {format_size(needed)} of memory, and "
             f"{format_size(available_bytes)} are allowed for it and the weights: ask for a shorter "

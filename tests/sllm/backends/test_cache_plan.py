@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from sllm.runtime.cache.memory import bytes_per_sequence, bytes_per_token
 from sllm.runtime.config.families import parse_config
 from sllm.runtime.drawing import rows_at_a_time
 from sllm.runtime.engine.schedule import EngineLimits
+from sllm_store.units import parse_size
 from tests.sllm.runtime.tiny_models import CONFIGS
 
 CONFIG = parse_config(CONFIGS["llama"]().to_dict())
@@ -69,6 +72,17 @@ def test_a_context_that_is_asked_for_may_take_more() -> None:
     assert (plan.tokens, plan.context_tokens) == (100, 100)
     with pytest.raises(BudgetError, match="a context of 256 tokens needs"):
         _plan(300_000, 256)
+
+
+@pytest.mark.parametrize("context_tokens", [None, 100])
+def test_the_budget_that_an_error_names_suffices(context_tokens: int | None) -> None:
+    with pytest.raises(BudgetError) as caught:
+        _plan(200_000, context_tokens)
+    named = re.search(r"needs ([\d.]+ \w+)", str(caught.value))
+    assert named
+    assert _plan(round(1.01 * parse_size(named[1])), context_tokens).context_tokens >= 2
+    with pytest.raises(BudgetError):
+        _plan(round(0.98 * parse_size(named[1])), context_tokens)
 
 
 def test_a_draft_has_a_cache_of_the_same_length() -> None:

@@ -127,7 +127,7 @@ def _plan_device(needs: Needs, budget_bytes: int | None, slots: int) -> _Device:
     raise BudgetError(
         f"the model needs at least {format_size(bytes_least)} on its device (what is around the "
         "layers, room for one layer and one expert, and its caches), and "
-        f"{format_size(budget_bytes or 0)} are allowed"
+        f"{format_size(budget_bytes or 0)} are allowed: allow more, or ask for a shorter context"
     )
 
 
