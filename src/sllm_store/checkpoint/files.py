@@ -81,7 +81,7 @@ def _count_keys(value: object) -> int:
     """Count the keys of an object and of the objects that are its values."""
     if not isinstance(value, dict):
         return 0
-    return len(value) + sum(len(item) for item in value.values() if type(item) is dict)
+    return len(value) + sum(map(len, [item for item in value.values() if type(item) is dict]))
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, repeat
 from math import prod
 from operator import itemgetter, sub
 from pathlib import PurePosixPath
@@ -63,10 +63,11 @@ class _Header:
             _check_layout(list(raw), ranges, self.file.size_bytes - data_start)
         except FieldError as error:
             raise InvalidCheckpointError(f"{path}: {error}") from None
-        extents = [
-            Extent(number, data_start + start, kind.size_bytes)
-            for kind, start in zip(ranges.kinds, ranges.starts, strict=True)
-        ]
+        places = map(data_start.__add__, ranges.starts)
+        sizes = map(sub, ranges.ends, ranges.starts)
+        extents = map(
+            Extent._make, zip(repeat(number), places, sizes, repeat(None), repeat(()), strict=False)
+        )
         self.tensors: dict[str, tuple[_Kind, Extent]] = dict(
             zip(raw, zip(ranges.kinds, extents, strict=True), strict=True)
         )
@@ -97,16 +98,24 @@ def _parse_together(raw: Mapping[str, Any]) -> _Ranges | None:
         numbers = {*map(type, chain.from_iterable(shapes)), *map(type, starts), *map(type, ends)}
         if numbers != {int} or {*map(type, shapes), *map(type, offsets)} != {list}:
             return None
-        keys = list(zip(codes, map(tuple, shapes), strict=True))
-        by_key = {(code, shape): _kind(code, list(shape)) for code, shape in set(keys)}
+        by_key = _Kinds()
+        kinds = [by_key[key] for key in zip(codes, map(tuple, shapes), strict=True)]
     except (KeyError, TypeError, ValueError):
         return None
-    kinds = list(map(by_key.__getitem__, keys))
     if min(starts) < 0 or max(ends) > INT64_MAX:
         return None
     if list(map(sub, ends, starts)) != [kind.size_bytes for kind in kinds]:
         return None
     return _Ranges(kinds, starts, ends)
+
+
+class _Kinds(dict[tuple[str, tuple[int, ...]], _Kind]):
+    """What a header's dtypes and shapes say; each is looked at once."""
+
+    def __missing__(self, key: tuple[str, tuple[int, ...]]) -> _Kind:
+        code, shape = key
+        kind = self[key] = _kind(code, list(shape))
+        return kind
 
 
 def _parse_each(raw: dict[str, object]) -> _Ranges:
@@ -234,10 +243,11 @@ def _build(
         raise InvalidCheckpointError(f"{path}: more than {TENSORS_MAX} tensors")
     ranges = [extent for _, extent in chosen.values()]
     extents, numbers = unique_extents(list(chosen), ranges, source=str(path))
-    tensors = {
-        name: Tensor(name, kind.dtype, kind.shape, kind.stride, number)
+    parts = (
+        (name, *kind[:3], number, 0)
         for (name, (kind, _)), number in zip(chosen.items(), numbers, strict=True)
-    }
+    )
+    tensors = dict(zip(chosen, map(Tensor._make, parts), strict=True))
     metadata: dict[str, object] = {}
     for header in headers:
         metadata.update(header.metadata)
