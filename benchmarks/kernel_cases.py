@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks.device_copy import copy_floats
-from sllm.runtime.kernels import column_products, nibble_products, products
+from sllm.runtime.kernels import column_products, fixed_products, products
 from sllm.runtime.kernels.attention import Paged, attend_paged, attend_plain
 from sllm.runtime.kernels.chains import chained_launches
 from sllm.runtime.kernels.launch_book import book_of
 from sllm.runtime.kernels.launches import (
     ColumnsLaunch,
+    FixedLaunch,
     GemmLaunch,
     GemvLaunch,
-    NibbleLaunch,
     candidate_columns,
     candidate_denses,
+    candidate_fixed,
     candidate_gemms,
     candidate_gemvs,
-    candidate_nibbles,
 )
 from sllm.runtime.kernels.layout import WIDTH, Format, Planes, numbers
 
@@ -77,8 +77,8 @@ class Case:
             return products.multiply_dense(x, weight, launch)
         if column_products.fits_columns(x, weight):
             return column_products.multiply_columns(x, weight, launch)
-        if nibble_products.fits_nibbles(x, weight):
-            return nibble_products.multiply_nibbles(x, weight, launch)
+        if fixed_products.fits_fixed(x, weight):
+            return fixed_products.multiply_fixed(x, weight, launch)
         if self.is_tiled:
             return products.multiply_planar_tiles(x, weight, launch)
         return products.multiply_planar(x, weight, launch)
@@ -95,12 +95,12 @@ class Case:
 
     def candidates(
         self, x: torch.Tensor, weight: torch.Tensor | Planes
-    ) -> Iterator[ColumnsLaunch | GemvLaunch | GemmLaunch | NibbleLaunch | None]:
+    ) -> Iterator[ColumnsLaunch | FixedLaunch | GemvLaunch | GemmLaunch | None]:
         """Yield the launches to try."""
         if isinstance(weight, Planes) and column_products.fits_columns(x, weight):
             yield from candidate_columns(weight.low.shape[1])
-        elif isinstance(weight, Planes) and nibble_products.fits_nibbles(x, weight):
-            yield from candidate_nibbles(weight.low.shape[1], tokens=self.tokens)
+        elif isinstance(weight, Planes) and fixed_products.fits_fixed(x, weight):
+            yield from candidate_fixed(weight.low.shape[1])
         elif self.format == CUBLAS:
             yield None
         elif self.format == BF16:
@@ -114,15 +114,15 @@ class Case:
     def remember(
         self,
         weight: torch.Tensor | Planes,
-        launch: ColumnsLaunch | GemvLaunch | GemmLaunch | NibbleLaunch,
+        launch: ColumnsLaunch | FixedLaunch | GemvLaunch | GemmLaunch,
     ) -> None:
         """Keep a launch for the runtime."""
         if isinstance(weight, torch.Tensor):
             key, device = products.dense_key(weight), weight.device
         elif isinstance(launch, ColumnsLaunch):
             key, device = column_products.columns_key(weight, self.tokens), weight.low.device
-        elif isinstance(launch, NibbleLaunch):
-            key, device = nibble_products.nibble_key(weight, self.tokens), weight.low.device
+        elif isinstance(launch, FixedLaunch):
+            key, device = fixed_products.fixed_key(weight, self.tokens), weight.low.device
         else:
             key, device = products.planar_key(weight, self.tokens), weight.low.device
         book_of(device).remember(key, launch)

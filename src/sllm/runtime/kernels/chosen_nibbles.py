@@ -1,6 +1,6 @@
 """Products with chosen experts whose matrices are of nibbles, on the matrix units.
 
-As `expert_products`, for what `nibble_products` takes: x of 16 bits, and planes of four bits.
+As `expert_products`, for x of 16 bits, and planes of four bits.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from sllm.runtime.kernels.chains import chain_options
 from sllm.runtime.kernels.device.chosen_nibbles import down_nibbles, gate_up_nibbles
 from sllm.runtime.kernels.launches import NibbleLaunch
-from sllm.runtime.kernels.nibble_products import (
+from sllm.runtime.kernels.nibble_planes import (
     HALVES,
     as_aligned,
     as_words,

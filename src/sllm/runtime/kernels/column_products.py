@@ -1,6 +1,6 @@
 """Products of some tokens with nibbles, tokens being the columns of the matrix units.
 
-As `nibble_products`, for more tokens: their numbers are made once for all of them, and a group of
+As `products`, for x of 16 bits: the numbers of nibbles are made once for all tokens, and a group of
 32 columns costs two instructions of the units for each eight. x is laid out anew first, as lanes
 load it, which is a launch of its own.
 """
@@ -16,7 +16,7 @@ from sllm.runtime.kernels.chains import chain_options
 from sllm.runtime.kernels.device.token_columns import arrange_tokens, token_columns
 from sllm.runtime.kernels.launch_book import book_of
 from sllm.runtime.kernels.launches import ColumnsLaunch, guess_columns, processors_of
-from sllm.runtime.kernels.nibble_products import HALVES, as_words, has_nibbles, has_units
+from sllm.runtime.kernels.nibble_planes import HALVES, as_words, has_nibbles, has_units
 from sllm.runtime.kernels.products import format_key
 from sllm.runtime.kernels.shares import add_up, make_room, power_of_two, share_groups
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from sllm.runtime.kernels.launches import ColumnsLaunch, GemmLaunch, GemvLaunch, NibbleLaunch
+    from sllm.runtime.kernels.launches import ColumnsLaunch, FixedLaunch, GemmLaunch, GemvLaunch
 
-_Launch = TypeVar("_Launch", "ColumnsLaunch", "GemmLaunch", "GemvLaunch", "NibbleLaunch")
+_Launch = TypeVar("_Launch", "ColumnsLaunch", "FixedLaunch", "GemmLaunch", "GemvLaunch")
 
 
 class LaunchBook:
@@ -43,7 +43,7 @@ class LaunchBook:
             return None
 
     def remember(
-        self, key: str, launch: ColumnsLaunch | GemmLaunch | GemvLaunch | NibbleLaunch
+        self, key: str, launch: ColumnsLaunch | FixedLaunch | GemmLaunch | GemvLaunch
     ) -> None:
         """Keep a launch, for this process and for later ones."""
         self._launches = {**_read(self._path), key: asdict(launch)}

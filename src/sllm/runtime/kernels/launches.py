@@ -16,10 +16,9 @@ _PROGRAMS_PER_PROCESSOR = 4  # Enough reads under way to keep the memory busy.
 _WARPS_ENOUGH = 16  # Of a processor, for the same where each reads 16 bytes a thread.
 _GROUPS_OF_WARP = 4  # On the matrix units, of a tile's rows.
 _ROWS_OF_TILE = 16
-_WORDS_AND_SCALES = 2  # Planes of a format that needs no other.
-_TOKENS_AT_ONCE = 2
-_REGISTERS, _LEAN_REGISTERS = 65536, 72  # Of a processor, and of a thread with few sums.
 _TOKENS_OF_TILE = 8
+_STEPS_AT_ONCE = 32  # Of a row, that a program asks for at a time.
+_PROGRAMS_MANY = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +74,30 @@ class NibbleLaunch:
     def groups(self) -> int:
         """Groups of each row that a program multiplies at a time: four by each warp."""
         return _GROUPS_OF_WARP * self.warps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedLaunch:
+    """Warps of a program, programs that share rows, and what a warp has under way.
+
+    tiles: of sixteen rows, of each warp. unroll: steps of four groups that are asked for at once.
+    registers: at most, of a thread.
+    """
+
+    warps: int
+    shares: int = 1
+    tiles: int = 1
+    unroll: int = 4
+    registers: int | None = None
+
+    @property
+    def groups(self) -> int:
+        """Groups of each row that all its programs ask for at a time."""
+        return _GROUPS_OF_WARP * self.warps * self.shares * self.unroll
+
+    def passes(self, groups: int) -> int:
+        """Return how many times each does for a row of so many groups."""
+        return -(-groups // self.groups)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,55 +158,36 @@ def guess_gemv(rows: int, groups: int, *, tokens: int, processors: int) -> GemvL
     return GemvLaunch(rows=each, warps=warps, stages=stages, shares=shares)
 
 
-def guess_nibbles(
-    rows: int, groups: int, *, tokens: int, planes: int, processors: int
-) -> NibbleLaunch:
-    """Return a launch whose programs are all on the device at once, and nearly fill it.
+def guess_fixed(rows: int, groups: int, *, tokens: int, processors: int) -> FixedLaunch:
+    """Return a launch with some 64 KB of a processor on their way: 32 warps, of two steps each.
 
-    What does not fit at once would be a second round, with most of it empty. With scales alone and
-    one token or two, 72 registers a thread are enough, and 64 where that makes a round less; with
-    eight tokens 128 are, for 16 warps of a processor. Where words are brought ahead, a chain has
-    the first of them on the way while the kernel before it ends.
+    Programs are large where rows are few or short, and ask for a whole row at once where those are
+    many. Registers are not bounded: what is put off to memory has to be there first.
     """
-    plain = planes == _WORDS_AND_SCALES
-    lean = plain and tokens <= _TOKENS_AT_ONCE
-    most = 32 if lean else 24 if tokens <= _TOKENS_AT_ONCE else 16
-    tiles = -(-rows // _ROWS_OF_TILE)
-    warps = 16 if lean else 8
-    while warps > 4 and tiles * warps > most * processors:
-        warps //= 2
-    while warps > 1 and _GROUPS_OF_WARP * warps > groups:
+    steps, tiles = -(-groups // _GROUPS_OF_WARP), -(-rows // _ROWS_OF_TILE)
+    many = tokens > 1 or tiles > _PROGRAMS_MANY * processors
+    unroll = 4 if steps <= _STEPS_AT_ONCE and many else 2
+    large = tokens == 1 and (steps <= _STEPS_AT_ONCE or tiles <= 2 * processors)
+    warps = 16 if large and not many else 8
+    while warps > 1 and warps * unroll > steps:
         warps //= 2
     shares = 1
-    while (
-        2 * shares * _GROUPS_OF_WARP * warps <= groups
-        and 2 * tiles * shares * warps <= most * processors
-    ):
+    while 2 * shares * warps * unroll <= steps and 2 * tiles * shares <= processors:
         shares *= 2
-    registers: int | None = None
-    if lean:
-        programs = -(-tiles * shares // processors)  # Of a processor.
-        fewer = _rounds(programs, warps, 64) < _rounds(programs, warps, _LEAN_REGISTERS)
-        registers = 64 if fewer else None
-    elif plain and tokens > 2 * _TOKENS_AT_ONCE:
-        registers = 128
-    return NibbleLaunch(warps=warps, shares=shares, ahead=lean, registers=registers)
+    return FixedLaunch(warps=warps, unroll=unroll, shares=shares)
 
 
-def _rounds(programs: int, warps: int, registers: int) -> int:
-    """Return in how many rounds a processor has its programs, of so many registers a thread."""
-    return -(-programs // (_REGISTERS // (registers * _WARP * warps)))
-
-
-def candidate_nibbles(groups: int, *, tokens: int) -> Iterator[NibbleLaunch]:
+def candidate_fixed(groups: int) -> Iterator[FixedLaunch]:
     """Yield the launches that are worth measuring."""
+    steps = -(-groups // _GROUPS_OF_WARP)
     for warps in (4, 8, 16):
-        for shares in (1, 2, 4):
-            if _GROUPS_OF_WARP * warps * shares > groups:
-                continue
-            for registers in (None, 64) if tokens <= _TOKENS_AT_ONCE else (None, 128):
-                for ahead in (False, True):
-                    yield NibbleLaunch(warps=warps, shares=shares, ahead=ahead, registers=registers)
+        for shares in (1, 2):
+            for unroll in (2, 4, 8):
+                if warps * shares * unroll < 2 * steps:
+                    for registers in (None, 120):
+                        yield FixedLaunch(
+                            warps=warps, shares=shares, unroll=unroll, registers=registers
+                        )
 
 
 def guess_columns(rows: int, groups: int, *, tokens: int, processors: int) -> ColumnsLaunch:

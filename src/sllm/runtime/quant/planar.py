@@ -77,9 +77,9 @@ class KernelArithmetic:
     """Triton's kernels: which one depends on how many tokens there are."""
 
     def __init__(self) -> None:
-        from sllm.runtime.kernels import column_products, nibble_products, products
+        from sllm.runtime.kernels import column_products, fixed_products, products
 
-        self._products, self._nibbles = products, nibble_products
+        self._products, self._fixed = products, fixed_products
         self._columns = column_products
 
     def multiply(self, x: torch.Tensor, matrix: PlanarMatrix) -> torch.Tensor:
@@ -91,8 +91,8 @@ class KernelArithmetic:
         found: torch.Tensor
         if self._columns.fits_columns(flat, matrix.planes):
             found = self._columns.multiply_columns(flat, matrix.planes)
-        elif self._nibbles.fits_nibbles(flat, matrix.planes):
-            found = self._nibbles.multiply_nibbles(flat, matrix.planes)
+        elif self._fixed.fits_fixed(flat, matrix.planes):
+            found = self._fixed.multiply_fixed(flat, matrix.planes)
         elif len(flat) > products.MOST_GEMV_TOKENS:
             found = products.multiply_planar_tiles(flat, matrix.planes)
         else:

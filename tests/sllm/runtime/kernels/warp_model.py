@@ -31,6 +31,8 @@ def model_asm(asm: Any, constraints: Any, args: Any, dtype: Any, **_kind: Any) -
         out[first : first + LANES] = _run(text, operands, results)
     if len(shape) > 1:
         return _tensor(out, kinds)
+    if not isinstance(kinds, tuple):
+        return _tensor(out[:, 0], kinds)
     return tuple(_tensor(one, kind) for one, kind in zip(out.T, kinds, strict=True))
 
 
@@ -92,11 +94,55 @@ def _permute(registers: dict[str, Any], _name: str, rest: str) -> None:
     registers[target] = found
 
 
+def _compare(registers: dict[str, Any], name: str, rest: str) -> None:
+    assert name == "setp.ne.s32"
+    target, (value, other) = _operands(registers, rest)
+    registers[target] = value != other
+
+
+def _where(registers: dict[str, Any], name: str, rest: str) -> None:
+    """Run a line in the lanes that a predicate names; it reads memory in no other."""
+    kind, _, operands = rest.partition(" ")
+    _load(registers, kind, operands, registers[name[1:]])
+
+
 def _multiply(registers: dict[str, Any], name: str, rest: str) -> None:
-    """m16n8k16, by the page of PTX that says which lane has what."""
+    """By the pages of PTX that say which lane has what."""
+    if name.startswith("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32"):
+        _multiply_bytes(registers, rest)
+    else:
+        _multiply_halves(registers, name, rest)
+
+
+def _multiply_bytes(registers: dict[str, Any], rest: str) -> None:
+    target, rows, columns, sums = _fragments(rest)
+    left, right = np.zeros((16, 32), np.int64), np.zeros((32, 8), np.int64)
+    total = np.zeros((16, 8), np.int64)
+    g, q = np.arange(LANES) // 4, np.arange(LANES) % 4
+    for byte in range(_WORD_BYTES):
+        shift = np.uint32(8 * byte)
+        for place, name in enumerate(rows):
+            word = _value(registers, name) >> shift & np.uint32(0xFF)
+            left[g + place % 2 * 8, 4 * q + byte + place // 2 * 16] = word
+        for place, name in enumerate(columns):
+            word = _value(registers, name) >> shift & np.uint32(0xFF)
+            right[4 * q + byte + place * 16, g] = word.astype(np.uint8).view(np.int8)
+    places = [(g + place // 2 * 8, 2 * q + place % 2) for place in range(OWN)]
+    for at, name in zip(places, sums, strict=True):
+        total[at] = _value(registers, name).view(np.int32)
+    found = (left @ right + total).astype(np.int32)
+    for register, at in zip(target, places, strict=True):
+        registers[register] = _bits(found[at])
+
+
+def _fragments(rest: str) -> list[list[str]]:
+    return [[part.strip() for part in found.split(",")] for found in re.findall("{(.*?)}", rest)]
+
+
+def _multiply_halves(registers: dict[str, Any], name: str, rest: str) -> None:
     assert name.startswith("mma.sync.aligned.m16n8k16.row.col.f32.")
     is_bfloat = ".bf16.bf16." in name
-    target, *given = ([p.strip() for p in part.split(",")] for part in re.findall("{(.*?)}", rest))
+    target, *given = _fragments(rest)
     rows, columns, sums = ([_value(registers, part) for part in parts] for parts in given)
     left, right, total = np.zeros((16, 16)), np.zeros((16, 8)), np.zeros((16, 8))
     g, q = np.arange(LANES) // 4, np.arange(LANES) % 4
@@ -113,12 +159,24 @@ def _multiply(registers: dict[str, Any], name: str, rest: str) -> None:
         registers[register] = _bits(found[at])
 
 
-def _load(registers: dict[str, Any], name: str, rest: str) -> None:
-    assert name == "ld.global.v4.b32"
-    targets, (address,) = re.findall(r"[$]\d+", rest), re.findall(r"\[(.*?)\]", rest)
-    room = [(ctypes.c_uint32 * OWN).from_address(int(one)) for one in registers[address]]
-    for place, target in enumerate(targets[:OWN]):
-        registers[target] = np.array([four[place] for four in room], np.uint32)
+def _load(
+    registers: dict[str, Any], name: str, rest: str, lanes: Any = np.ones(LANES, bool)
+) -> None:
+    assert name.startswith("ld.global.")
+    if not name.endswith(".v4.b32"):
+        target, address = (part.strip("[] ") for part in rest.split(","))
+        kind = {".u16": ctypes.c_uint16, ".u8": ctypes.c_uint8}[name[name.rindex(".") :]]
+        found = [kind.from_address(int(one)).value for one in registers[address]]
+        registers[target] = np.array(found, np.uint32)
+        return
+    (targets,), (address,) = _fragments(rest), re.findall(r"\[(.*?)\]", rest)
+    base, _, further = address.partition("+")
+    for lane in np.flatnonzero(lanes):
+        room = (ctypes.c_uint32 * OWN).from_address(int(registers[base][lane]) + int(further or 0))
+        for place, target in enumerate(targets):
+            found = registers.setdefault(target, np.zeros(LANES, np.uint32)).copy()
+            found[lane] = room[place]
+            registers[target] = found
 
 
 def _half(pair: Any, half: int, is_bfloat: bool) -> Any:  # noqa: FBT001 - one of two types
@@ -136,4 +194,6 @@ _OPERATIONS = {
     "prmt": _permute,
     "mma": _multiply,
     "ld": _load,
+    "setp": _compare,
+    "@p": _where,
 }

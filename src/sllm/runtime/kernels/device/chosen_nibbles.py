@@ -33,11 +33,11 @@ def sum_slot_nibbles(
     row = tl.minimum(first_row + g, rows - 1).to(tl.int64)
     below = tl.minimum(first_row + g + 8, rows - 1).to(tl.int64)
     own = (row, below, g, q, tl.arange(0, 4)[None, :])
-    totals = sum_groups(
+    total = sum_groups(
         x, low, scales, offsets, steps, floors, own, lane // 32 * 4, groups, 0, groups, 1,
-        zero, span, scaled, half, 1, 4 * warps, even, ahead, chained=False,
+        zero, span, scaled, half, 4 * warps, even, ahead,
     )  # fmt: skip
-    found = tl.reshape(totals[0], (warps, 8, 2, 2, 2, 2))  # As in `planar_mma`.
+    found = tl.reshape(total, (warps, 8, 2, 2, 2, 2))  # warp, g, token, two groups, row, group
     # The second token is zeros.
     return tl.sum(tl.sum(tl.sum(tl.sum(found, axis=5), axis=3), axis=0), axis=1)
 

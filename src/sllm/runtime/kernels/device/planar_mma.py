@@ -1,17 +1,12 @@
-"""A few tokens of 16 bits times a matrix of nibbles on the matrix units, the planes read once.
+"""One or two tokens of 16 bits times sixteen rows of nibbles on the matrix units.
 
-A program has sixteen rows and a share of the groups; its warps take four groups each at a time.
-See `fragments` for what a lane has. Products are exact in float32, and sums are taken in an order
-that depends on the shape and the launch alone.
-
-In a chain, a program begins while the kernel before it in the stream ends: weights may be read
-then, as that kernel wrote none; nothing else is read or written before the wait.
+A program's warps take four groups each at a time. See `fragments` for what a lane has. Products are
+exact in float32, and sums are taken in an order that depends on the shape and the launch alone.
 """
 
 import triton
 import triton.language as tl
 
-from sllm.runtime.kernels.device.chain_links import follow
 from sllm.runtime.kernels.device.fragments import (
     BASE_BFLOAT16,
     BASE_FLOAT16,
@@ -25,53 +20,23 @@ from sllm.runtime.kernels.device.fragments import (
 
 
 @triton.jit
-def planar_mma(
-    out, x, low, scales, offsets, steps, floors, rows, groups, groups_each, tokens,
-    zero: tl.constexpr, span: tl.constexpr, scaled: tl.constexpr, half: tl.constexpr,
-    pairs: tl.constexpr, warps: tl.constexpr, even: tl.constexpr, ahead: tl.constexpr,
-    chained: tl.constexpr,
-):  # fmt: skip
-    """Write the sums over groups_each groups from axis 1 on: out (shares, tokens, rows).
-
-    x: as 32-bit words. scales, offsets: bits of floats of type `scaled`, as 16-bit words; as 32-bit
-    words where each group has its own. steps and floors are 16-bit words. pairs: of tokens, to 4.
-    ahead: whether weights are in registers a step before they are multiplied, as scales always are.
-    """
-    share, first_row = tl.program_id(1), tl.program_id(0) * 16
-    lane = tl.arange(0, 32 * warps)[:, None]
-    g, q = lane % 32 // 4, lane % 4
-    row = tl.minimum(first_row + g, rows - 1).to(tl.int64)
-    below = tl.minimum(first_row + g + 8, rows - 1).to(tl.int64)
-    own = (row, below, g, q, tl.arange(0, 4)[None, :])
-    start, stop = share * groups_each, tl.minimum((share + 1) * groups_each, groups)
-    totals = sum_groups(
-        x, low, scales, offsets, steps, floors, own, lane // 32 * 4, groups, start, stop, tokens,
-        zero, span, scaled, half, pairs, 4 * warps, even, ahead, chained,
-    )  # fmt: skip
-    _put(out, totals[0], 0, first_row, rows, tokens, share, warps)
-    if pairs > 1:
-        _put(out, totals[1], 2, first_row, rows, tokens, share, warps)
-    if pairs > 2:
-        _put(out, totals[2], 4, first_row, rows, tokens, share, warps)
-        _put(out, totals[3], 6, first_row, rows, tokens, share, warps)
-
-
-@triton.jit
 def sum_groups(
     x, low, scales, offsets, steps, floors, own, first_group, groups, start, stop, tokens,
     zero: tl.constexpr, span: tl.constexpr, scaled: tl.constexpr, half: tl.constexpr,
-    pairs: tl.constexpr, step: tl.constexpr, even: tl.constexpr, ahead: tl.constexpr,
-    chained: tl.constexpr,
+    step: tl.constexpr, even: tl.constexpr, ahead: tl.constexpr,
 ):  # fmt: skip
-    """Return what each lane sums up over its warp's groups, for up to four pairs of tokens."""
+    """Return what each lane sums up over its warp's groups, from start to stop.
+
+    x: as 32-bit words. scales, offsets: bits of floats of type `scaled`, as 16-bit words; as 32-bit
+    words where each group has its own. steps and floors are 16-bit words. ahead: whether weights
+    are in registers a step before they are multiplied, as scales always are.
+    """
     group = start + first_group
     inside = (group < stop) | even
     held = _fetch_factors(scales, offsets, steps, floors, own, group, groups, inside, span)
     if ahead:
         words = _fetch_words(low, own, group, groups, inside)
-    follow(chained)
     total = tl.zeros((first_group.shape[0], 4), tl.float32)
-    total_b, total_c, total_d = total, total, total
     for first in tl.range(start, stop, step, num_stages=1):
         group = first + first_group
         inside = (group < stop) | even
@@ -92,19 +57,8 @@ def sum_groups(
             offset = _factor(factors, 2, own[4], span, scaled, floors is not None)
         both = (scale, offset)
         wide: tl.constexpr = offsets is not None
-        total = _add(total, 0, near, there, both, own, groups, tokens, inside, zero, half, wide)
-        if pairs > 1:
-            total_b = _add(
-                total_b, 2, near, there, both, own, groups, tokens, inside, zero, half, wide
-            )
-        if pairs > 2:
-            total_c = _add(
-                total_c, 4, near, there, both, own, groups, tokens, inside, zero, half, wide
-            )
-            total_d = _add(
-                total_d, 6, near, there, both, own, groups, tokens, inside, zero, half, wide
-            )
-    return total, total_b, total_c, total_d
+        total = _add(total, near, there, both, own, groups, tokens, inside, zero, half, wide)
+    return total
 
 
 @triton.jit
@@ -161,7 +115,7 @@ def _factor(
 
 @triton.jit
 def _add(
-    total, first_token: tl.constexpr, near, words, factors, own, groups, tokens, inside,
+    total, near, words, factors, own, groups, tokens, inside,
     zero: tl.constexpr, half: tl.constexpr, shifted: tl.constexpr,
 ):  # fmt: skip
     """Return the total and what a step adds to it, of two tokens."""
@@ -169,7 +123,7 @@ def _add(
     multiplying: tl.constexpr = STEP_FLOAT16 if half else STEP_BFLOAT16
     base: tl.constexpr = BASE_FLOAT16 if half else BASE_BFLOAT16
     _, _, g, q, _ = own
-    token = first_token + g // 4
+    token = g // 4
     seen = inside & (g % 4 == q) & (token < tokens)
     given = near + token * groups * 16
     x0 = tl.load(given, mask=seen, other=0)
@@ -191,17 +145,3 @@ def _add(
     if shifted:
         total += plain * factors[1]
     return total
-
-
-@triton.jit
-def _put(
-    out, total, first_token: tl.constexpr, first_row, rows, tokens, share, warps: tl.constexpr
-):
-    """Write two tokens' sums; a lane's four are of rows g and g + 8, two groups each."""
-    found = tl.reshape(total, (warps, 8, 2, 2, 2, 2))  # warp, g, token, two groups, row, group
-    found = tl.sum(tl.sum(tl.sum(found, axis=5), axis=3), axis=0)
-    row = first_row + tl.arange(0, 8)[:, None, None] + 8 * tl.arange(0, 2)[None, None, :]
-    token = first_token + tl.arange(0, 2)[None, :, None]
-    kept = (row < rows) & (token < tokens)
-    place = (share * tokens + token) * rows + row
-    tl.store(out + place, found.to(out.dtype.element_ty), mask=kept)
