@@ -1,9 +1,11 @@
 """Chains: kernels that each begin while the one before it in the stream ends.
 
-A kernel of a chain waits before it reads anything but a weight, and before it writes. Only then it
-lets the next one begin: so what that one asks for early has been there since before this one. That
-is certain of weights that stay. What another stream copies is ordered by events, and nothing
-promises that an early read comes after one. So chains are for recorded steps, where weights stay.
+A kernel of a chain lets the next one begin at once, and waits before it reads anything but a
+weight, and before it writes. It ends after the one before it has: so waiting for one is waiting for
+all before it. A product thus asks for its first weights while the product before it ends, whatever
+small kernels are between them. Kernels of the same step may write meanwhile, but no weight that
+stays. What another stream copies is ordered by events, and nothing promises that an early read
+comes after one. So chains are for recorded steps, where weights stay.
 """
 
 from __future__ import annotations

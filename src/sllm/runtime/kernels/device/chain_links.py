@@ -1,4 +1,4 @@
-"""Where a kernel of a chain waits for the one before it, and lets the one after it begin."""
+"""Where a kernel of a chain lets the one after it begin, and waits for the one before it."""
 
 import triton
 import triton.language as tl
@@ -13,7 +13,7 @@ CAN_CHAIN = gdc_wait is not None
 
 @triton.jit
 def follow(chained: tl.constexpr):
-    """Wait until all that earlier kernels wrote is there; then let the next one begin."""
+    """Let the next kernel begin, and wait until all that earlier ones wrote is there."""
     if chained:
-        gdc_wait()
         gdc_launch_dependents()
+        gdc_wait()
