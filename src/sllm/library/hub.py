@@ -22,8 +22,7 @@ from sllm.library.hub_files import HubFile, choose_files
 from sllm.library.model import Progress
 from sllm.library.names import LATEST
 from sllm.library.package_index import sha256_of
-from sllm.library.storage import place
-from sllm_store.units import format_size
+from sllm.library.storage import place, require_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -138,13 +137,7 @@ def _require_room(name: ModelName, commit: str, choice: Choice, cache: Path) -> 
         )
     )
     cache.mkdir(parents=True, exist_ok=True)
-    free_bytes = shutil.disk_usage(cache).free
-    if missing_bytes > free_bytes:
-        raise PullError(
-            f"{name} needs {format_size(missing_bytes)} more, and {cache} has room for "
-            f"{format_size(free_bytes)}: free some space, choose another disk with "
-            "GDSLLM_MODEL_ROOT or GDSLLM_HF_CACHE, or pull a smaller quantisation"
-        )
+    require_room(cache, missing_bytes, what=str(name))
 
 
 def _download(  # noqa: PLR0917 - one file of one commit, from one place to another.

