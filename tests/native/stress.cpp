@@ -303,6 +303,7 @@ int main(int argc, char** argv) {
   file->read_exactly(0, content.data(), content.size());
   require(content == bytes, "a plain read differs");
   check_residency(*file);
+  const auto stock = std::make_shared<lanes::LinkStock>();
   for (int round = 0; round < rounds; ++round) {
     std::vector<std::jthread> loads;
     for (std::size_t i = 0; i < modes.size(); ++i) {
@@ -317,7 +318,7 @@ int main(int argc, char** argv) {
     stress_products(static_cast<unsigned>(round));
     for (int i = 0; i < 3; ++i) {
       loads.emplace_back(
-          [&, i] { stress_deliveries(directory, static_cast<unsigned>(round * 3 + i)); });
+          [&, i] { stress_deliveries(directory, static_cast<unsigned>(round * 3 + i), stock); });
     }
     loads.clear();
   }

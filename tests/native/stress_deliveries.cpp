@@ -16,7 +16,6 @@
 #include "io/errors.hpp"
 #include "io/file.hpp"
 #include "io/transfer.hpp"
-#include "lanes/link_stock.hpp"
 #include "pool/host_memory.hpp"
 #include "shim/cuda_device.hpp"
 #include "shim/cuda_memory.hpp"
@@ -107,7 +106,8 @@ io::TransferRequest plan(const Image& image, std::shared_ptr<const io::File> fil
 
 }  // namespace
 
-void stress_deliveries(const std::string& directory, unsigned seed) {
+void stress_deliveries(const std::string& directory, unsigned seed,
+                       const std::shared_ptr<lanes::LinkStock>& stock) {
   Image image(seed);
   const bool cancel = seed % 3 == 1;
   const bool corrupt = seed % 3 == 2;
@@ -119,7 +119,6 @@ void stress_deliveries(const std::string& directory, unsigned seed) {
   const pool::HostBuffer ring(kSlots * kChunk, seed % 2 == 0);
   io::TransferRequest request = plan(image, std::make_shared<const io::File>(path), ring);
   request.threads = 1 + seed % 5;
-  static const auto stock = std::make_shared<lanes::LinkStock>();  // of transfers at the same time
   if (seed % 4 != 0) request.stock = stock;
   const Bytes expected = image.arena();
   const cuda::DeviceBuffer arenas[] = {{0, expected.size()}, {1, expected.size()}};

@@ -13,20 +13,21 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from sllm_store import native
+from sllm_store.server.cuts import Cuts
 from sllm_store.server.survey import describe_copies, describe_transfer, moved_bytes
 from sllm_store.tiers.host import Claim, HostTier, Patience
 from sllm_store.tiers.resident import plan_copies
 from sllm_store.tiers.ring_steps import alternate, find_cold, take_turns
-from sllm_store.tiers.transfer import Moves, Target, TransferPlan, cut_targets, open_files, run_plan
+from sllm_store.tiers.transfer import Moves, Target, TransferPlan, open_files, run_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from sllm_store.native import Control, File, LinkStock, SharedPool, TransferReport
     from sllm_store.server.catalog import Entry
+    from sllm_store.server.cuts import Cut, Delivery
     from sllm_store.server.estimate import Demand, Estimator
     from sllm_store.tiers.resident import DeviceTier, ResidentArena
-    from sllm_store.tiers.transfer import ChunkedImage
 
 
 @dataclass(slots=True)
@@ -116,6 +117,7 @@ class Loader:
         self._means = means
         self._estimator = estimator
         self._on_load = on_load
+        self._cuts = Cuts()
 
     def load_host(self, entry: Entry, job: LoadJob, *, keep_held: bool) -> LoadResult:
         """Bring a whole image into the pool; with keep_held the caller gets a hold on it."""
@@ -157,8 +159,8 @@ class Loader:
             tiers = {"device"} if sourced else set()
             read, copied = 0, self._copy_resident(entry, sourced, job)
         if rest or not sourced:
-            cut = _Cut(rest, entry.chunked)
-            claim, moved = self._fill(entry, cut.wanted, job, cut)
+            delivery = self._cuts.deliver(rest, entry.chunked)
+            claim, moved = self._fill(entry, delivery.cut.wanted, job, delivery)
             self._host.release(claim.residency, job.holder)
             tiers.add(_tier(claim))
             read, copied = moved.bytes_read, copied + moved.bytes_copied
@@ -205,7 +207,7 @@ class Loader:
         entry: Entry,
         wanted: Sequence[int],
         job: LoadJob,
-        cut: _Cut | None = None,
+        delivery: Delivery | None = None,
     ) -> tuple[Claim, _Moved]:
         """Claim, transfer, commit. On return the model is held by job.holder; on error it is not.
 
@@ -223,16 +225,16 @@ class Loader:
             self._host.begin_fill(residency, patience)
             filling = True
             claim = self._host.claim(
-                residency, wanted, whole=cut is None, holder=job.holder, patience=patience
+                residency, wanted, whole=delivery is None, holder=job.holder, patience=patience
             )
             job.meter.waited_s += time.monotonic() - entered_s
             if claim.is_ready:
                 self._host.end_fill(residency)
                 filling = False
             try:
-                cut = cut or _Cut((), entry.chunked)
-                claim = self._in_turn(entry, claim, cut)
-                moved = self._transfer(entry, claim, cut, job)
+                delivery = delivery or self._cuts.deliver((), entry.chunked)
+                claim = self._in_turn(entry, claim, delivery.cut)
+                moved = self._transfer(entry, claim, delivery, job)
             except BaseException:
                 self._host.abandon(claim)
                 self._host.release(residency, job.holder)
@@ -244,22 +246,22 @@ class Loader:
                 self._host.end_fill(residency)
             self._host.leave(residency)
 
-    def _in_turn(self, entry: Entry, claim: Claim, cut: _Cut) -> Claim:
+    def _in_turn(self, entry: Entry, claim: Claim, cut: Cut) -> Claim:
         """Let what the page cache has go through the ring beside what the disk delivers."""
         if not claim.streamed:
             return claim
         cold = find_cold(entry.chunked, open_files(entry.checkpoint), self._means.mode)
         return replace(claim, streamed=alternate(take_turns(claim.streamed, cut.moves), cold))
 
-    def _transfer(self, entry: Entry, claim: Claim, cut: _Cut, job: LoadJob) -> _Moved:
+    def _transfer(self, entry: Entry, claim: Claim, delivery: Delivery, job: LoadJob) -> _Moved:
         """Run one static plan: ready chunks first (they only copy), then those to read."""
         started_s = time.monotonic()
         chunked = entry.chunked
-        moves = cut.moves
+        moves = delivery.cut.moves
         plan = TransferPlan()
-        if cut.targets:
-            for chunk in take_turns(list(claim.ready), moves):
-                plan.add(self._address(claim.ready[chunk]), moves=moves[chunk])
+        if delivery.targets:
+            chunks = take_turns(list(claim.ready), moves)
+            plan = delivery.cut.plan([self._address(claim.ready[c]) for c in chunks], chunks)
         for chunk in take_turns(list(claim.kept), moves):
             address = self._address(claim.kept[chunk])
             plan.add(address, reads=chunked.reads[chunk], moves=moves[chunk])
@@ -276,7 +278,9 @@ class Loader:
             return _Moved(0, 0, time.monotonic() - started_s)
         files = open_files(entry.checkpoint) if plan.reads else []
         neighbours = self._means.neighbours
-        over = [replace(target, via=neighbours.get(target.device, ())) for target in cut.targets]
+        over = [
+            replace(target, via=neighbours.get(target.device, ())) for target in delivery.targets
+        ]
         demand = describe_transfer(entry, plan, files, over)
         report = self._run(plan, files, over, job, demand=demand)
         if plan.reads:
@@ -316,19 +320,6 @@ class Loader:
 
     def _address(self, pool_chunk: int) -> int:
         return self._pool.address + pool_chunk * self._host.chunk_bytes
-
-
-class _Cut:
-    """Targets, and what each chunk of the image has for them."""
-
-    def __init__(self, targets: Sequence[Target], chunked: ChunkedImage) -> None:
-        self.targets = targets
-        self.moves = cut_targets(targets, chunked)
-
-    @property
-    def wanted(self) -> list[int]:
-        """The chunks that have something."""
-        return [chunk for chunk, moves in enumerate(self.moves) if moves.is_any]
 
 
 @dataclass(frozen=True, slots=True)
