@@ -43,10 +43,19 @@ class SizeType(click.ParamType[int]):
 
 
 def open_library(root: Path | None) -> Library:
-    """Return the library at a root, or the one that the environment names."""
+    """Return the library at a root, or the one that the environment names.
+
+    It fetches no weights that could not be computed with.
+    """
     from sllm.library.models import Library
 
-    return Library.open(os.environ, root)
+    return Library.open(os.environ, root, check=_check_config)
+
+
+def _check_config(path: Path, name: str) -> None:
+    from sllm.runtime.config.families import read_config
+
+    read_config(path.parent, where=name)
 
 
 def as_source(text: str) -> str | Path:

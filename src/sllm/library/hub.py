@@ -32,18 +32,21 @@ if TYPE_CHECKING:
 
 NAME = "Hugging Face"
 _TIMEOUT_S = 30.0
+_CONFIG = "config.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hub:
     """How Hugging Face is reached. cache: where downloads are kept, None for no longer than needed.
 
-    endpoint: another hub; None for the usual one.
+    endpoint: another hub; None for the usual one. check: given a model's config.json, and its
+    name, before weights are fetched; what it raises ends the pull.
     """
 
     token: str | None = None
     cache: Path | None = None
     endpoint: str | None = None
+    check: Callable[[Path, str], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +79,8 @@ def fetched_from_hub(  # noqa: PLR0917 - what, from where, to where.
             _require_room(name, commit, choice, cache)
             for file in choice.files:
                 path = _download(hub, name, commit, file, cache, on_progress)
+                if file.name == _CONFIG and hub.check is not None:
+                    hub.check(path, name.model)
                 place(path, directory / file.name, may_link=hub.cache is not None)
         yield HubModel(
             identity=f"hub-{_identity(choice)}",

@@ -52,9 +52,18 @@ class Library:
         self._now = now
 
     @classmethod
-    def open(cls, environment: Mapping[str, str], root: Path | None = None) -> Library:
-        """Return the library that the environment's variables describe, or the one at a root."""
-        origins = Origins.from_environment(environment)
+    def open(
+        cls,
+        environment: Mapping[str, str],
+        root: Path | None = None,
+        *,
+        check: Callable[[Path, str], None] | None = None,
+    ) -> Library:
+        """Return the library that the environment's variables describe, or the one at a root.
+
+        check: raises for the config.json of a name that is not to be fetched.
+        """
+        origins = Origins.from_environment(environment, check=check)
         return cls(root or model_root(environment), origins=origins)
 
     def list(self) -> list[Model]:

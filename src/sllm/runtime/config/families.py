@@ -47,8 +47,8 @@ _ONLY: dict[str, object] = {
 }
 
 
-def read_config(directory: Path) -> ModelConfig:
-    """Return the model that a directory's config.json describes."""
+def read_config(directory: Path, *, where: str | None = None) -> ModelConfig:
+    """Return the model that a directory's config.json describes; errors name it, or `where`."""
     path = directory / CONFIG_FILE
     try:
         with path.open("rb") as file:
@@ -60,7 +60,7 @@ def read_config(directory: Path) -> ModelConfig:
         raise InvalidCheckpointError(f"{path}: not JSON: {error}") from error
     if not isinstance(values, dict):
         raise InvalidCheckpointError(f"{path}: not a JSON object of at most {BYTES_MAX} bytes")
-    return parse_config(values, where=path)
+    return parse_config(values, where=path if where is None else where)
 
 
 def parse_config(values: Mapping[str, Any], *, where: Path | str = CONFIG_FILE) -> ModelConfig:
@@ -91,7 +91,12 @@ def _require_affine(quantization: Fields | None) -> None:
     """Refuse weights that are neither floats nor MLX's affine four bits."""
     if quantization is None:
         return
-    quantization.require("quant_method", None)
+    method = quantization.values.get("quant_method")
+    if method is not None:
+        raise UnsupportedModelError(
+            f"{quantization.where}: weights quantised by {method!r} are not computed: take the "
+            "model in 16 bits, a GGUF of it, or MLX's four bits"
+        )
     quantization.require("bits", 4)
     quantization.require("mode", "affine")
     if quantization.size("group_size") not in AFFINE_GROUPS:
