@@ -37,6 +37,10 @@ struct Lanes {
   static SLLM_INLINE float half(const std::uint8_t* data) {
     return _cvtsh_ss(load_number<std::uint16_t>(data));
   }
+  static SLLM_INLINE HalfPair half_pair(const std::uint8_t* data) {
+    const __m128 both = _mm_cvtph_ps(_mm_cvtsi32_si128(load_number<int>(data)));
+    return {_mm_cvtss_f32(both), _mm_cvtss_f32(_mm_movehdup_ps(both))};
+  }
   static SLLM_INLINE Floats zero() { return _mm512_setzero_ps(); }
   static SLLM_INLINE Floats broadcast(float number) { return _mm512_set1_ps(number); }
   static SLLM_INLINE Floats load(const float* numbers) { return _mm512_loadu_ps(numbers); }

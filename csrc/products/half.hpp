@@ -14,6 +14,12 @@ inline Number load_number(const std::uint8_t* address) {
   return number;
 }
 
+// Two halves that follow each other, which cost less together than one by one.
+struct HalfPair {
+  float first;
+  float second;
+};
+
 inline float half_to_float(std::uint16_t half) {
   constexpr float kSubnormalUnit = 0x1p-24F;
   const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000U) << 16;

@@ -39,6 +39,9 @@ struct Lanes {
   static SLLM_INLINE float half(const std::uint8_t* data) {
     return half_to_float(load_number<std::uint16_t>(data));
   }
+  static SLLM_INLINE HalfPair half_pair(const std::uint8_t* data) {
+    return {half(data), half(data + 2)};
+  }
   static SLLM_INLINE Floats zero() { return Floats{}; }
   static SLLM_INLINE Floats broadcast(float number) {
     return floats([&](std::size_t) { return number; });

@@ -28,7 +28,8 @@ struct BlockQ4_1 {
   template <typename Use>
   static SLLM_INLINE void decode(const RowMatrix& matrix, std::size_t index, Use use) {
     const std::uint8_t* block = matrix.data + index * bytes(matrix);
-    const auto numbers = Lanes::scaled(Lanes::half(block), Lanes::half(block + 2));
+    const HalfPair of = Lanes::half_pair(block);
+    const auto numbers = Lanes::scaled(of.first, of.second);
     const auto nibbles = Lanes::bytes(block + 4);
     use(0, Lanes::pick(numbers, nibbles));
     use(1, Lanes::pick(numbers, Lanes::shift_right<4>(nibbles)));
