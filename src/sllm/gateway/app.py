@@ -156,5 +156,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 async def _on_refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail.lower()}"
+    if error.status_code == _BAD_REQUEST:  # FastAPI's own, of a body that is neither read nor JSON.
+        message = "the body cannot be read: send JSON in UTF-8 that is not nested too deeply"
     failure = Failure(status=error.status_code, message=message, kind="HTTPException")
     return respond(failure, path=request.url.path)

@@ -269,6 +269,13 @@ def test_the_end_of_the_server_ends_running_answers(
     assert script.opened[0].closed.wait(5)
 
 
+@pytest.mark.parametrize("body", [b'{"model": "\xff"}', b"[" * 100_000])
+def test_a_body_that_cannot_be_read_is_told_what_to_send(http: httpx.Client, body: bytes) -> None:
+    answer = http.post("/api/generate", content=body)
+    assert answer.status_code == 400
+    assert "send JSON in UTF-8" in answer.json()["error"]
+
+
 def test_the_description_of_the_api_names_each_route_once(http: httpx.Client) -> None:
     paths = http.get("/openapi.json").json()["paths"]
     ids = [one["operationId"] for methods in paths.values() for one in methods.values()]
