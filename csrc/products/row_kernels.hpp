@@ -94,7 +94,8 @@ SLLM_INLINE void multiply_token(const RowMatrix& matrix, std::size_t first, cons
   const std::size_t weights = Source::step_weights(matrix);
   for (std::size_t step = 0; step < Source::steps(matrix); ++step) {
     for (std::size_t i = 0; i < Rows; ++i) {
-      prefetch(Source::stored(matrix, first + i + Rows, step));
+      // The next rows in the order of their bytes, which the processor then goes on with by itself.
+      prefetch(Source::stored(matrix, first + Rows, step * Rows + i));
       Source::decode(matrix, first + i, step,
                      [&](std::size_t chunk, Floats numbers) SLLM_INLINE_LAMBDA {
                        const Floats with = Lanes::load(x + step * weights + chunk * kChunk);
