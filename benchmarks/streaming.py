@@ -22,6 +22,7 @@ import statistics
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 BATCHES = (1, 16)
 BOOKS = ("host", "device")
 WARM_PASSES = 2
+TOKENS_OF_PASS = 20
 BLOCK_WEIGHTS, BLOCK_BYTES = 32, 18
 BUFFERS = 3
 VOCABULARY = 256
@@ -244,8 +246,8 @@ def lease_experts(
 ) -> dict[str, Any]:
     """Return what the experts of a routing trace took, with so many slots per layer.
 
-    On a GPU the experts are computed with as well, all that a token was sent to at once. Tokens
-    follow each other without waiting, since a real pass has many times as many layers.
+    On a GPU the experts are computed with as well, all that a token was sent to at once. Some
+    tokens make a pass, and passes follow each other, since a real one has many times the layers.
     """
     model = ModelGroups.open(path)
     needs = device_needs(model) if device.type == "cuda" else model.needs()
@@ -259,12 +261,12 @@ def lease_experts(
         counts = source.expert_counts
         assert counts is not None, "not all experts fit"
         step = _experts_step(source, shapes, trace)
-        for number in range(warm):
+        for number in range(0, warm, TOKENS_OF_PASS):
             step(number)
         _synchronise(device)
         counts.reset()
         started_s = time.perf_counter()
-        for number in range(warm, tokens):
+        for number in range(warm, tokens, TOKENS_OF_PASS):
             step(number)
         _synchronise(device)
         seconds = (time.perf_counter() - started_s) / (tokens - warm)
@@ -287,20 +289,20 @@ def lease_experts(
 def _experts_step(
     source: StoredWeights, shapes: Shapes, trace: torch.Tensor
 ) -> Callable[[int], object]:
-    """Return what computes the experts of a token of a trace, (tokens, layers, chosen)."""
+    """Return what computes the experts of some tokens of a trace, (tokens, layers, chosen)."""
     device = trace.device
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     x = torch.randn((1, shapes.hidden), device=device).to(dtype)
     shares = torch.full((1, shapes.chosen), 1 / shapes.chosen, dtype=dtype, device=device)
-    now = trace[:1].clone()
+    now = trace[:TOKENS_OF_PASS].clone()
 
     def compute() -> torch.Tensor:
-        found = []
-        for layer in range(now.shape[1]):
+        found = x
+        for token, layer in product(range(TOKENS_OF_PASS), range(now.shape[1])):
             with source.layer(layer) as weights:
                 assert weights.experts is not None, "every layer has experts"
-                found.append(_use(weights.experts, now[:, layer], x, shares))
-        return torch.stack(found)
+                found = _use(weights.experts, now[token : token + 1, layer], x, shares)
+        return found
 
     waits = not device_placement.FETCHED_BY_DEVICE
     recorder = PlainRecorder() if waits else recorder_on(device)
@@ -308,7 +310,7 @@ def _experts_step(
     replay = recorder.record(compute)
 
     def step(number: int) -> object:
-        now.copy_(trace[number : number + 1])
+        now.copy_(trace[number : number + TOKENS_OF_PASS])
         return replay()
 
     return step

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from benchmarks.random_models import RandomModel, llama_8b
-from sllm.runtime import decoder
 from sllm.runtime.batch import Batch, Piece
 from sllm.runtime.cache.memory import CacheMemory
 from sllm.runtime.decoder import Decoder
@@ -86,8 +85,7 @@ def test_a_model_in_bfloat16_answers_the_same(tmp_path: Path) -> None:
         _check(source.config, source, torch.bfloat16, near=5e-2)
 
 
-def test_graphs_move_states_on_as_steps_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder, "STATES_RECORDED", True)
+def test_graphs_move_states_on_as_steps_do(tmp_path: Path) -> None:
     model = make_model("qwen3-next", max_position_embeddings=1024, mlp_only_layers=list(range(8)))
     model.theirs.save_pretrained(tmp_path)
     with open_weights(tmp_path, device="cuda") as source:

@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from sllm.runtime.weights.source import Weights, WeightSource
 
 
-STATES_RECORDED = False  # Whether steps that move states on are.
-
-
 class Block(Protocol):
     """One half of a layer: what it adds to the residual stream."""
 
@@ -189,8 +186,6 @@ def _most_rows(config: ModelConfig, source: WeightSource) -> float:
 
 
 def _most_layer_rows(layer: LayerConfig, source: WeightSource, index: int) -> float:
-    if isinstance(layer.mixer, DeltaConfig) and not STATES_RECORDED:
-        return 0
     if isinstance(layer.mlp, MlpConfig):
         return math.inf
     with source.layer(index) as weights:
