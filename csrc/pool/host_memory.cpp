@@ -22,6 +22,9 @@ namespace sllm::pool {
 namespace {
 
 constexpr unsigned kPinThreadsMax = 16;
+// Of an H200's host: 4 threads populate 128 MiB in 7.5 ms and 16 in 20, and whatever else in the
+// process wants memory meanwhile waits for them.
+constexpr std::size_t kPinBytesPerThread = 32 << 20;
 
 void map_fixed(std::byte* address, std::size_t size, int flags, int fd, std::uint64_t offset) {
   void* mapped = ::mmap(address, size, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd,
@@ -40,7 +43,9 @@ void prefer_huge_pages(const Mapping& mapping) {
 template <typename Populate>
 std::unique_ptr<cuda::HostRegistration> pin_memory(const Mapping& mapping, Populate populate) {
   static_cast<void>(cuda::driver());  // fail before any memory is taken
-  populate(mapping, std::clamp(std::thread::hardware_concurrency(), 1U, kPinThreadsMax));
+  const unsigned threads_max = std::clamp(std::thread::hardware_concurrency(), 1U, kPinThreadsMax);
+  const std::size_t threads = mapping.size() / kPinBytesPerThread;
+  populate(mapping, static_cast<std::int64_t>(std::clamp<std::size_t>(threads, 1, threads_max)));
   return std::make_unique<cuda::HostRegistration>(mapping.address(), mapping.size());
 }
 
