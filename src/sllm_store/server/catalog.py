@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sllm_store.checkpoint.layout import plan_image
-from sllm_store.checkpoint.plan import plan_load
 from sllm_store.checkpoint.reader import list_checkpoints, open_checkpoint, resolve
 from sllm_store.errors import InvalidCheckpointError, InvalidRequestError, StoreError
-from sllm_store.server.plans import ANY_GPU, Plans
+from sllm_store.server.plans import Plans, WholePlan
 from sllm_store.tiers.transfer import ChunkedImage, ImageMap, cut_image
 
 if TYPE_CHECKING:
@@ -18,23 +17,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sllm_store.checkpoint.model import Checkpoint
-    from sllm_store.checkpoint.plan import LoadPlan
     from sllm_store.server.plans import PlannedLoad
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """An open checkpoint and what loading it needs, worked out once.
-
-    `whole` is the plan of all of it on one GPU, whichever: most loads are that, and it is made
-    before the first of them.
-    """
+    """An open checkpoint and what loading it needs, worked out once."""
 
     name: str
     checkpoint: Checkpoint
     chunked: ChunkedImage
     image_map: ImageMap
-    whole: LoadPlan
+    whole: WholePlan
 
     @property
     def file_bytes(self) -> int:
@@ -140,7 +134,7 @@ class Catalog:
                 checkpoint=checkpoint,
                 chunked=cut_image(image, self._chunk_bytes),
                 image_map=ImageMap.of(checkpoint, image),
-                whole=plan_load(checkpoint, image, {"": ANY_GPU}),
+                whole=WholePlan.of(checkpoint, image),
             )
             self._entries[key] = entry
             return entry

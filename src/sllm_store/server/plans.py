@@ -17,14 +17,36 @@ from sllm_store.tiers.resident import ArenaKey
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sllm_store.checkpoint.layout import Arena
+    from sllm_store.checkpoint.layout import Arena, Image
+    from sllm_store.checkpoint.model import Checkpoint
     from sllm_store.checkpoint.plan import LoadPlan
     from sllm_store.server.catalog import Entry
 
-ANY_GPU = "any GPU"  # In the plan of a load of everything to one.
+_ANY_GPU = "any GPU"
 PLANS_MAX = 1024
 # Of all plans together; a tensor takes about 400 bytes.
 PLANNED_TENSORS_MAX = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholePlan:
+    """The plan of all of a model on one GPU, whichever, and a reply with its tensors alone.
+
+    Most loads are that, and it is made before the first of them.
+    """
+
+    plan: LoadPlan
+    tensors_reply: bytes
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, image: Image) -> WholePlan:
+        """Plan it."""
+        plan = plan_load(checkpoint, image, {"": _ANY_GPU})
+        return cls(plan=plan, tensors_reply=tell_tensors(plan))
+
+    def on(self, gpu: str) -> LoadPlan:
+        """Return the plan for one GPU."""
+        return replace(self.plan, devices=tuple(gpu for _ in self.plan.devices))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +102,11 @@ class PlannedLoad:
     @cached_property
     def answer(self) -> Any:
         """What a client is told of the plan; not to be changed."""
+        answer = self._answer_without_tensors()
+        answer.tensors.CopyFrom(to_columns(self.plan.tensors))
+        return answer
+
+    def _answer_without_tensors(self) -> Any:
         checkpoint, plan = self.entry.checkpoint, self.plan
         return pb.PlanLoadResponse(
             plan=self.plan_id,
@@ -91,7 +118,6 @@ class PlannedLoad:
                 )
                 for device, arena in zip(plan.devices, plan.arenas, strict=True)
             ],
-            tensors=to_columns(plan.tensors),
             aliases=checkpoint.aliases,
             format=checkpoint.format,
             path=str(checkpoint.directory),
@@ -99,17 +125,15 @@ class PlannedLoad:
 
     @cached_property
     def reply(self) -> bytes:
-        """The answer as the local socket sends it."""
-        return self._serialized(pb.LocalReply(plan=self.answer))
+        """The answer as the local socket sends it: one with tensors, merged with the rest."""
+        whole = self.entry.whole
+        told = whole.tensors_reply if self.plan.tensors is whole.plan.tensors else None
+        return _reply(self._answer_without_tensors()) + (told or tell_tensors(self.plan))
 
     @cached_property
     def event(self) -> bytes:
         """The same as the first event of a load that was not planned before."""
-        return self._serialized(pb.LocalReply(event=pb.LoadEvent(plan=self.answer)))
-
-    @staticmethod
-    def _serialized(reply: Any) -> bytes:
-        data: bytes = reply.SerializeToString()
+        data: bytes = pb.LocalReply(event=pb.LoadEvent(plan=self.answer)).SerializeToString()
         return data
 
 
@@ -117,7 +141,17 @@ def _plan(entry: Entry, device_map: Mapping[str, str]) -> LoadPlan:
     gpu = device_map.get("", CPU)
     if len(device_map) != 1 or gpu == CPU:
         return plan_load(entry.checkpoint, entry.chunked.image, device_map)
-    return replace(entry.whole, devices=tuple(gpu for _ in entry.whole.devices))
+    return entry.whole.on(gpu)
+
+
+def tell_tensors(plan: LoadPlan) -> bytes:
+    """Return a reply with the tensors of a plan alone."""
+    return _reply(pb.PlanLoadResponse(tensors=to_columns(plan.tensors)))
+
+
+def _reply(answer: Any) -> bytes:
+    data: bytes = pb.LocalReply(plan=answer).SerializeToString()
+    return data
 
 
 def _decoding(plan: LoadPlan, arena: Arena) -> Any:

@@ -12,7 +12,7 @@ from sllm_store.checkpoint.plan import plan_load
 from sllm_store.proto import storage_pb2 as pb
 from sllm_store.server import plans as plans_module
 from sllm_store.server.catalog import Entry
-from sllm_store.server.plans import ANY_GPU, Plans
+from sllm_store.server.plans import Plans, WholePlan
 from sllm_store.tiers.transfer import ImageMap, cut_image
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def entry_of(name: str, count: int) -> Entry:
         checkpoint=checkpoint,
         chunked=cut_image(image, CHUNK_BYTES),
         image_map=ImageMap.of(checkpoint, image),
-        whole=plan_load(checkpoint, image, {"": ANY_GPU}),
+        whole=WholePlan.of(checkpoint, image),
     )
 
 
@@ -59,15 +59,16 @@ def test_all_of_a_model_on_one_gpu_is_planned_before_and_is_the_plain_plan() -> 
         plain = plan_load(entry.checkpoint, entry.chunked.image, {"": "gpu"})
         found = Plans().plan(entry, {"": "gpu"}).plan
         assert found == plain
-        assert found.arenas is entry.whole.arenas
+        assert found.arenas is entry.whole.plan.arenas
         assert Plans().plan(entry, {"": "cpu"}).plan.devices == ("cpu",) * len(plain.devices)
 
 
 def test_an_answer_is_sent_as_it_was_put_in_order_once() -> None:
-    planned = Plans().plan(entry_of("m", 3), {"": "gpu"})
-    assert planned.reply is planned.reply
-    assert pb.LocalReply.FromString(planned.reply).plan == planned.answer
-    assert pb.LocalReply.FromString(planned.event).event.plan == planned.answer
+    for device_map in ({"": "gpu"}, {"": "gpu", "l.1": "cpu"}, {}):
+        planned = Plans().plan(entry_of("m", 3), device_map)
+        assert planned.reply is planned.reply
+        assert pb.LocalReply.FromString(planned.reply).plan == planned.answer
+        assert pb.LocalReply.FromString(planned.event).event.plan == planned.answer
 
 
 def test_a_plan_tells_what_goes_to_gpus() -> None:
