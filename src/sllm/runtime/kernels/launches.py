@@ -18,7 +18,6 @@ _GROUPS_OF_WARP = 4  # On the matrix units, of a tile's rows.
 _ROWS_OF_TILE = 16
 _TOKENS_OF_TILE = 8
 _STEPS_AT_ONCE = 32  # Of a row, that a program asks for at a time.
-_PROGRAMS_MANY = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,14 +160,14 @@ def guess_gemv(rows: int, groups: int, *, tokens: int, processors: int) -> GemvL
 def guess_fixed(rows: int, groups: int, *, tokens: int, processors: int) -> FixedLaunch:
     """Return a launch with some 64 KB of a processor on their way: 32 warps, of two steps each.
 
-    Programs are large where rows are few or short, and ask for a whole row at once where those are
-    many. Registers are not bounded: what is put off to memory has to be there first.
+    A row that is asked for at once, by eight warps of four steps each, needs no loop. Programs are
+    large where longer rows are few. Registers are not bounded: what is put off to memory has to be
+    there first.
     """
     steps, tiles = -(-groups // _GROUPS_OF_WARP), -(-rows // _ROWS_OF_TILE)
-    many = tokens > 1 or tiles > _PROGRAMS_MANY * processors
-    unroll = 4 if steps <= _STEPS_AT_ONCE and many else 2
-    large = tokens == 1 and (steps <= _STEPS_AT_ONCE or tiles <= 2 * processors)
-    warps = 16 if large and not many else 8
+    unroll = 4 if steps <= _STEPS_AT_ONCE else 2
+    large = tokens == 1 and steps > _STEPS_AT_ONCE and tiles <= 2 * processors
+    warps = 16 if large else 8
     while warps > 1 and warps * unroll > steps:
         warps //= 2
     shares = 1
