@@ -14,8 +14,10 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import statistics
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ from benchmarks.peers import LOADERS
 from benchmarks.result import Result
 from benchmarks.store import BenchStore
 from benchmarks.timed_load import prepare, settle, synchronize
+from sllm_store.disks import disk_memory, disk_of
 
 if TYPE_CHECKING:
     from benchmarks.load_time import Made
@@ -119,6 +122,8 @@ def main() -> None:
                 rate = made.size_bytes / row["seconds"][-1] / 1e9
                 print(f"  {state:10} {loader:30} {rate:6.2f} GB/s", flush=True)
             result.save()
+    learnt = disk_memory(os.environ).recall(disk_of(args.work))
+    result.describe(learnt={use: asdict(known) for use, known in learnt.items()})
     show(result)
 
 

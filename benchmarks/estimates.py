@@ -29,7 +29,7 @@ from sllm_store.torch.devices import store_device
 
 STATES = ("cold disk", "mixed", "page cache", "host pool")
 FROM_DISK = ("cold disk", "mixed")
-LEARNED_FROM = 2
+LEARNED_FROM = 3
 SETTLE_S = 0.5  # The driver scrubs 4 GB that were freed in less.
 
 
