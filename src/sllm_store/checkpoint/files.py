@@ -56,7 +56,7 @@ def read_json(path: Path, *, root: Path | None) -> tuple[object, bytes]:
             f"{path}: {format_size(status.st_size)} of JSON; "
             f"at most {format_size(JSON_BYTES_MAX)} is read"
         )
-    data = read_range(path, 0, JSON_BYTES_MAX, root=root)
+    data = read_range(path, 0, status.st_size, root=root)
     return parse_json(data, source=str(path)), data
 
 
