@@ -12,7 +12,6 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, quants
 
 from sllm_store.convert.floats import FLOATS, NUMPY_TYPES, cast, cast_float32
 from sllm_store.errors import InvalidCheckpointError
@@ -182,6 +181,8 @@ def _undo_interleaving(rows: NDArray[np.uint8], heads: int) -> NDArray[np.uint8]
 
 
 def _dequantise(rows: NDArray[np.uint8], dtype: str, name: str) -> NDArray[np.float32]:
+    from gguf import GGMLQuantizationType, quants  # Two tenths of a second, for this alone.
+
     kind = dtype.removeprefix(_BLOCKS)
     try:
         # A scale that is infinite or not a number is what the file says, not our mistake.

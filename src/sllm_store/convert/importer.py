@@ -138,6 +138,8 @@ def _plan(checkpoint: Checkpoint, dtype: str) -> _Plan:
     directory = checkpoint.directory
     if checkpoint.format == "gguf":
         try:
+            import gguf  # noqa: F401 - what makes floats of blocks
+
             from sllm_store.convert.gguf_import import plan_gguf
         except ImportError as error:
             raise _missing(error, "a GGUF") from error

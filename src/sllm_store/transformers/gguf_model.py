@@ -45,6 +45,8 @@ def describe_gguf_model(checkpoint: Checkpoint, dtype: torch.dtype | None) -> De
     without the gguf package.
     """
     try:
+        import gguf  # noqa: F401 - what makes floats of blocks
+
         from sllm_store.convert.gguf_import import describe_gguf
     except ImportError as error:
         raise InvalidRequestError(
