@@ -1,8 +1,7 @@
 """What of opening a model needs no PyTorch, begun before that is imported; and its import.
 
-Importing PyTorch takes seconds, in Python and in the dynamic linker. Of what a model needs first,
-its file, the GPU's context and the compiler's key need neither; and modules that know nothing of
-PyTorch are imported beside the linker.
+Importing PyTorch takes seconds, nearly all of them in Python. Of what a model needs first, its
+file, the GPU's context and the compiler's key take little of that, so they go on beside it.
 """
 
 from __future__ import annotations
@@ -10,23 +9,15 @@ from __future__ import annotations
 import gc
 import re
 import sys
-from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from sllm.backends.libraries import begin_libraries
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from sllm_store.groups.head_start import HeadStart
 
 _RUNTIME: Final = "sllm.backends.local"
-# PyTorch imports these too. The linker loads one library at a time, for which whoever imports waits
-# with the interpreter's lock: so what has libraries of its own comes before PyTorch's.
-_BEFORE: Final = ("numpy",)
-_BESIDE: Final = ("typing_extensions", "torchgen.model", "pynvml")
 
 
 def begin_early(path: Path, device: str, *, budget_bytes: int | None = None) -> HeadStart | None:
@@ -56,15 +47,5 @@ def import_runtime() -> None:
     from sllm_store.interpreter import no_collection, short_turns
 
     with short_turns(), no_collection():
-        _import_each(_BEFORE)
-        loading = begin_libraries()
-        _import_each(_BESIDE)
-        loading.join()
         import_module(_RUNTIME)
         gc.freeze()
-
-
-def _import_each(names: Iterable[str]) -> None:
-    for name in names:
-        with suppress(ImportError):
-            import_module(name)
