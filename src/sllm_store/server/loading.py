@@ -84,12 +84,7 @@ class Loading:
             raise
         if held is None:
             return moved
-        return replace(
-            held,
-            arenas=moved.arenas,
-            holds=(*held.holds, *moved.holds),
-            afterwards=moved.afterwards,
-        )
+        return replace(held, arenas=moved.arenas, holds=(*held.holds, *moved.holds))
 
     def _load_devices(
         self, targets: list[tuple[Arena, Any]], entry: Entry, job: LoadJob
@@ -111,8 +106,8 @@ class Loading:
                     arena=arena,
                 )
             )
-        result = self._engine.loader.load_device(entry, opened, job)
-        return replace(result, afterwards=(mappings.clear,))  # Which closes them.
+        # The mappings close before the client is told: it may free what they map at once.
+        return self._engine.loader.load_device(entry, opened, job)
 
     def learn(self, wanted: WantedLoad, result: LoadResult, taken_s: float) -> None:
         """Let estimates know what a load took besides its transfers, and waiting for others."""

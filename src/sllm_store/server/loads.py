@@ -54,10 +54,7 @@ class LoadJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadResult:
-    """What a load did. The caller ends each of `holds`, on chunks and arenas, by calling it.
-
-    What is `afterwards` is called once the client knows: it takes a moment that nobody waits for.
-    """
+    """What a load did. The caller ends each of `holds`, on chunks and arenas, by calling it."""
 
     tier: str
     bytes_read: int
@@ -66,16 +63,9 @@ class LoadResult:
     chunks: tuple[int, ...] = ()
     arenas: tuple[ResidentArena, ...] = ()
     holds: tuple[Callable[[], None], ...] = ()
-    afterwards: tuple[Callable[[], None], ...] = ()
-
-    def let_go(self) -> None:
-        """Do what was left for afterwards."""
-        for call in self.afterwards:
-            call()
 
     def release(self) -> None:
-        """End the load's holds, and what is left of it."""
-        self.let_go()
+        """End the load's holds."""
         for end_hold in self.holds:
             end_hold()
 

@@ -145,8 +145,6 @@ class _Conversation:
                 await self._send(pb.LocalReply(event=event))
                 if result.holds:
                     self._send_descriptor()
-                if result.afterwards:
-                    await self._engine.blocking(result.let_go)
                 decodes = wanted.planned.decodes_on_host
                 if not decodes:
                     self._loading.learn(wanted, result, time.monotonic() - began_s)

@@ -12,7 +12,6 @@ from sllm_store import native
 from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.convert.importer import import_checkpoint
 from sllm_store.errors import ChecksumError
-from sllm_store.server.loads import LoadResult
 from tests.store_process import (
     StoreProcess,
     random_tensors,
@@ -204,15 +203,3 @@ def test_upstreams_clients_are_told_to_save_it_without_compression(
     client.load_into_cpu("m")
     client.confirm_model_loaded("m")
     assert client.load("m").tier == "host"
-
-
-def test_what_is_left_of_a_load_for_afterwards_is_done_at_once_or_when_it_is_released() -> None:
-    mapped = ["the client's memory"]
-    result = LoadResult(
-        tier="host", bytes_read=0, bytes_copied=0, total_s=0.0, afterwards=(mapped.clear,)
-    )
-    result.let_go()
-    assert mapped == []
-    mapped.append("again")
-    result.release()
-    assert mapped == []

@@ -195,6 +195,5 @@ _OPERATIONS = {
     "mma": _multiply,
     "ld": _load,
     "setp": _compare,
-    "bar": lambda *_of_no_effect: None,  # Warps of the model take turns.
     "@p": _where,
 }

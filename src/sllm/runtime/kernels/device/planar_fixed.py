@@ -43,12 +43,9 @@ def _unit() -> str:
 
 _MULTIPLY = tl.constexpr(_unit())
 _MULTIPLIED = tl.constexpr(",".join(["=&r"] * 4 + ["r"] * 25))
-_LOAD_WEIGHTS = tl.constexpr("ld.global.L1::no_allocate.v4.b32 {$0, $1, $2, $3}, [$4];")
-_LOAD_HALF = tl.constexpr("ld.global.u16 $0, [$1];")
-_LOAD_BYTE = tl.constexpr("ld.global.u8 $0, [$1];")
-# The compiler would put loads off until all of a pass is multiplied, to save registers. It moves
-# none over this, if they are of memory that may be written.
-_FENCE = tl.constexpr("mov.b32 $0, $1;\nbar.warp.sync 0xffffffff;")
+_LOAD_WEIGHTS = tl.constexpr("ld.global.nc.L1::no_allocate.v4.b32 {$0, $1, $2, $3}, [$4];")
+_LOAD_HALF = tl.constexpr("ld.global.nc.u16 $0, [$1];")
+_LOAD_BYTE = tl.constexpr("ld.global.nc.u8 $0, [$1];")
 _LOAD_COLUMNS = tl.constexpr(
     "{\n.reg .pred p;\n"
     + "".join(f"mov.b32 ${place}, 0;\n" for place in range(8))
@@ -156,10 +153,6 @@ def planar_fixed(
                 low, scales, offsets, steps, floors, own, group + 4 * (step + unroll), groups,
                 span, even,
             )  # fmt: skip
-            if step + 1 < unroll:
-                group = tl.inline_asm_elementwise(
-                    _FENCE, "=r,r", [group.to(tl.int32)], tl.int32, is_pure=False, pack=1
-                ).to(tl.int64)
         held = fetched
         group += 4 * unroll
     each: tl.constexpr = len(held) // unroll
