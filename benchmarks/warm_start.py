@@ -60,7 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for run in range(count):
                     _add(result, kind, run, start(path, options.device, Path(kernels)))
     found = [row["first_token_s"] for row in result.rows if row["process"] == "second process"]
-    result.describe(second_process_s=statistics.median(found))
     print(f"second process: {statistics.median(found):.2f} s to the first token")
 
 
