@@ -120,18 +120,18 @@ class HeadStart:
     def _run(self) -> None:
         try:
             stored = open_stored(self.path)
+            self._stored.set_result(stored)
+            try:
+                arrived = self._move(stored)
+            except (StoreError, native.NativeError, native.CudaError):
+                arrived = None  # Reading as usual meets it again, and says it where it is awaited.
+            if not self._taken.done():
+                self._taken.set_result(0)
+            self._arrived.set_result(arrived)
         except BaseException as error:  # noqa: BLE001 - who waits for it raises it
             for waited in (self._stored, self._taken, self._arrived):
-                waited.set_exception(error)
-            return
-        self._stored.set_result(stored)
-        try:
-            arrived = self._move(stored)
-        except (StoreError, native.NativeError, native.CudaError):
-            arrived = None  # Reading as usual meets it again, and says it where it is awaited.
-        if not self._taken.done():
-            self._taken.set_result(0)
-        self._arrived.set_result(arrived)
+                if not waited.done():
+                    waited.set_exception(error)
 
     def _move(self, stored: StoredModel) -> Arrived | None:
         checkpoint = stored.checkpoint
