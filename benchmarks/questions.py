@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.tables import line, machine
+from benchmarks.tables import line, machine, made_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,7 +26,7 @@ def section(name: str, one: Result) -> list[str]:
     gpus = one.get("gpus", 1)
     where = machine(one["hardware"], gpus=gpus) if "hardware" in one else f"{one['cores']} cores"
     asked = f"{one['question']} On {where}, commit {one['commit']}."
-    return [f"### {title}", asked, table(one), f"Made by `{one['command']}`."]
+    return [f"### {title}", asked, table(one), made_by(one)]
 
 
 def _kind(name: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.questions import is_known, section
-from benchmarks.tables import line, load_times
+from benchmarks.tables import line, load_times, made_by
 from benchmarks.targets import MAIN, verdicts
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +71,7 @@ def page_part(results: Results) -> str:
                 f"### {title}",
                 f"![{title}: load times](figures/{picture_name(name, checkpoint)})",
                 load_times(one, checkpoint),
-                f"Made by `{one['command']}`.",
+                made_by(one),
             ]
     others = [(name, one) for name, one in results.items() if is_known(name)]
     parts += ["## Other questions"] if others else []

@@ -63,6 +63,12 @@ def load_times(results: dict[str, Any], checkpoint: str) -> str:
     return "\n".join([*lines, *_limits(results)])
 
 
+def made_by(results: dict[str, Any]) -> str:
+    """Return the command, and whether the run ended before it had all that was asked for."""
+    cut = ", a run that was cut short" if results.get("cut_short") else ""
+    return f"Made by `{results['command']}`{cut}."
+
+
 def conditions(results: dict[str, Any], checkpoint: str) -> list[str]:
     """Return in what unit, of what, on what."""
     described = results["checkpoints"][checkpoint]

@@ -17,7 +17,7 @@ from benchmarks.report import (
     readme_part,
     with_part,
 )
-from benchmarks.tables import load_times
+from benchmarks.tables import load_times, made_by
 from benchmarks.targets import in_rounds
 from tests.docs.documents import DOCUMENTS, without_blocks
 
@@ -89,6 +89,12 @@ def test_other_questions_are_answered_with_their_machine_and_their_command() -> 
         "| estimates | a worst error of 20 % |",
     ):
         assert said in text
+
+
+def test_a_run_that_was_cut_short_says_so() -> None:
+    command = "python -m benchmarks.kernels"
+    assert made_by({"command": command}) == f"Made by `{command}`."
+    assert made_by({"command": command, "cut_short": True}).endswith(", a run that was cut short.")
 
 
 def test_a_document_without_the_marks_is_not_touched() -> None:

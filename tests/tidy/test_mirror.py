@@ -36,6 +36,7 @@ TESTED_THROUGH = {
     "sllm/gateway/counting.py": "gateway/test_app.py",
     "sllm/gateway/embedding.py": "gateway/openai/test_embeddings.py",
     "sllm/gateway/failures.py": "gateway/test_app.py",
+    "sllm/gateway/listening.py": "gateway/test_serve.py",
     "sllm/gateway/metrics.py": "gateway/test_app.py",
     "sllm/gateway/ollama/answers.py": "gateway/test_declared.py",
     "sllm/gateway/openai/answers.py": "gateway/test_declared.py",

@@ -63,4 +63,6 @@ def _told(error: OSError) -> str:
         return str(error)
     where = f"{error.filename}: " if error.filename is not None else ""
     advice = _ADVICE.get(error.errno)
-    return f"{where}{os.strerror(error.errno)}" + (f"; {advice}" if advice else "")
+    # Not all words are the system's: tempfile names the directories that it has tried.
+    words = error.strerror or os.strerror(error.errno)
+    return f"{where}{words}" + (f"; {advice}" if advice else "")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -21,9 +21,6 @@ from sllm.cli.server_record import find_servers, recorded, stop_server
 from sllm.cli.terminal import note, say, say_table
 from sllm.core.errors import ModelNotFoundError
 from sllm_store.units import format_size
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _PORT = 8000
 
@@ -61,6 +58,7 @@ def serve(*, model: str | None, preload: bool, root: Path | None, **chosen: Any)
     """
     from sllm.gateway.backing import open_ahead
     from sllm.gateway.keep_alive import parse_keep_alive
+    from sllm.gateway.listening import listen
     from sllm.gateway.settings import KEEP_ALIVE_S, Settings
 
     library = open_library(root)
@@ -88,18 +86,14 @@ def serve(*, model: str | None, preload: bool, root: Path | None, **chosen: Any)
     )
     signal.signal(signal.SIGTERM, _leave)
 
-    @contextmanager
-    def bound_to(port: int) -> Iterator[None]:
-        url = f"http://{_reachable(settings.host)}:{port}"
-        with recorded(os.environ, url, library.root):
-            note(f"serving {library.root} at {url}")
-            yield
-
     path = checkpoint_of(library, name) if name and preload else None
-    with open_ahead(settings, path) as backing:
+    with closing(listen(settings)) as bound, open_ahead(settings, path) as backing:
         from sllm.gateway.serve import serve as run_server
 
-        run_server(settings, library=library, backing=backing, bound_to=bound_to)
+        url = f"http://{_reachable(settings.host)}:{bound.getsockname()[1]}"
+        with recorded(os.environ, url, library.root):
+            note(f"serving {library.root} at {url}")
+            run_server(settings, bound, library=library, backing=backing)
 
 
 @click.command()

@@ -124,8 +124,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 async def _preload(service: Service, name: str) -> None:
     try:
         (await service.host.lease(name)).release()
-    except Exception as error:  # noqa: BLE001 - nobody waits for it, and requests try again.
-        log.warning("%s is not loaded from the start: %s", name, describe(error).message)
+    except (ServingError, StoreError, OSError) as error:
+        log.warning("%s is not loaded from the start: %s", name, error)
+    except Exception:  # Nobody waits for it, and requests try again.
+        log.exception("%s is not loaded from the start", name)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -86,7 +86,7 @@ def _open_engine(path: Path, settings: Settings, ahead: HeadStart | None = None)
 def _import_runtime() -> None:
     from sllm.backends.early import import_runtime
 
-    with suppress(ImportError):  # Who opens a model meets it, and can tell.
+    with suppress(Exception):  # Who opens a model meets it, and can tell: also OSError.
         import_runtime()
 
 

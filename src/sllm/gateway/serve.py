@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 import threading
 from typing import TYPE_CHECKING
 
@@ -12,38 +10,23 @@ import uvicorn
 
 from sllm.core.errors import SettingsError
 from sllm.gateway.app import create_app
+from sllm.gateway.listening import listen
 from sllm.library.models import Library
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
+    import socket
+    from collections.abc import Iterator
 
     from sllm.gateway.backing import Backing
     from sllm.gateway.settings import Settings
 
 _START_S = 30.0
 _STOP_S = 60.0
-_BACKLOG = 2048
 
 
-def serve(
-    settings: Settings,
-    *,
-    library: Library | None = None,
-    backing: Backing | None = None,
-    bound_to: Callable[[int], AbstractContextManager[None]] | None = None,
-) -> None:
-    """Serve until SIGINT or SIGTERM; running answers get `grace_s` to end.
-
-    bound_to: given the port once clients can connect; its context is open while it serves. Raises
-    SettingsError if the address cannot be had.
-    """
-    library = library or Library(settings.model_root)
-    with contextlib.ExitStack() as stack:
-        bound = stack.enter_context(contextlib.closing(_bind(settings)))
-        if bound_to is not None:
-            stack.enter_context(bound_to(bound.getsockname()[1]))
-        _server(settings, library, backing).run(sockets=[bound])
+def serve(settings: Settings, bound: socket.socket, *, library: Library, backing: Backing) -> None:
+    """Serve on a socket until SIGINT or SIGTERM; running answers get `grace_s` to end."""
+    uvicorn.Server(_config(settings, library, backing)).run(sockets=[bound])
 
 
 @contextlib.contextmanager
@@ -52,7 +35,7 @@ def background(
 ) -> Iterator[str]:
     """Serve in a thread; yields the URL. Port 0 takes a free one."""
     library = library or Library(settings.model_root)
-    with contextlib.closing(_bind(settings)) as bound:
+    with contextlib.closing(listen(settings)) as bound:
         server = _Announced(_config(settings, library, backing))
         thread = threading.Thread(
             target=server.run, kwargs={"sockets": [bound]}, name="gateway", daemon=True
@@ -82,10 +65,6 @@ class _Announced(uvicorn.Server):
             self.settled.set()
 
 
-def _server(settings: Settings, library: Library, backing: Backing | None) -> uvicorn.Server:
-    return uvicorn.Server(_config(settings, library, backing))
-
-
 def _config(settings: Settings, library: Library, backing: Backing | None) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(library, settings, backing),
@@ -95,23 +74,3 @@ def _config(settings: Settings, library: Library, backing: Backing | None) -> uv
         server_header=False,
         timeout_graceful_shutdown=max(round(settings.grace_s), 0),
     )
-
-
-def _bind(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        return socket.create_server(
-            (settings.host.strip("[]"), settings.port), family=family, backlog=_BACKLOG
-        )
-    except OSError as error:
-        raise SettingsError(
-            f"{settings.host}:{settings.port} cannot be served on: {_reason(error)}; choose "
-            "another port, or stop what uses it"
-        ) from error
-
-
-def _reason(error: OSError) -> str:
-    """Return the system's words alone; a name that is not found has its own numbers and words."""
-    if isinstance(error, socket.gaierror) or error.errno is None:
-        return error.strerror or str(error)
-    return os.strerror(error.errno)

@@ -76,7 +76,8 @@ def fetched_from_hub(  # noqa: PLR0917 - what, from where, to where.
         with _translated(name):
             commit, files = _list_files(hub, name)
             choice = choose_files(name.model, files, name.tag)
-            _require_room(name, commit, choice, cache)
+            named_by = "GDSLLM_MODEL_ROOT" if hub.cache is None else "GDSLLM_HF_CACHE"
+            _require_room(name, commit, choice, cache, named_by=named_by)
             for file in choice.files:
                 path = _download(hub, name, commit, file, cache, on_progress)
                 if file.name == _CONFIG and hub.check is not None:
@@ -130,7 +131,9 @@ def _list_files(hub: Hub, name: ModelName) -> tuple[str, list[HubFile]]:
     ]
 
 
-def _require_room(name: ModelName, commit: str, choice: Choice, cache: Path) -> None:
+def _require_room(
+    name: ModelName, commit: str, choice: Choice, cache: Path, *, named_by: str
+) -> None:
     """Raise PullError if what has not arrived yet is more than the cache's disk has room for."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -142,7 +145,7 @@ def _require_room(name: ModelName, commit: str, choice: Choice, cache: Path) -> 
         )
     )
     cache.mkdir(parents=True, exist_ok=True)
-    require_room(cache, missing_bytes, what=str(name))
+    require_room(cache, missing_bytes, what=str(name), named_by=named_by)
 
 
 def _download(  # noqa: PLR0917 - one file of one commit, from one place to another.

@@ -101,14 +101,19 @@ class Storage:
         return self._staging.joinpath(tempfile.mkdtemp(dir=self._staging))
 
 
-def require_room(directory: Path, size_bytes: int, *, what: str) -> None:
-    """Raise PullError unless the disk of a directory has room for so many bytes more."""
+def require_room(
+    directory: Path, size_bytes: int, *, what: str, named_by: str = "GDSLLM_MODEL_ROOT"
+) -> None:
+    """Raise PullError unless the disk of a directory has room for so many bytes more.
+
+    named_by: the variable that chooses another disk.
+    """
     free_bytes = shutil.disk_usage(directory).free
     if size_bytes > free_bytes:
         raise PullError(
             f"{what} needs {format_size(size_bytes)} more, and {directory} has room for "
-            f"{format_size(free_bytes)}: free some space, choose another disk with "
-            "GDSLLM_MODEL_ROOT, or pull a smaller model"
+            f"{format_size(free_bytes)}: free some space, choose another disk with {named_by}, or "
+            "pull a smaller model"
         )
 
 

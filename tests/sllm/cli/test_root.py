@@ -67,6 +67,16 @@ def test_what_the_system_refuses_is_told_with_what_to_do(
     assert run("list", code=1).stderr.startswith(f"error: /there: {said}")
 
 
+def test_words_that_are_not_the_systems_are_kept(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**options: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(cli.commands["list"], "callback", refuse)
+    assert "No usable temporary directory found" in run("list", code=1).stderr
+
+
 def test_wrong_usage_is_2(run: Callable[..., Result]) -> None:
     assert "No such command" in run("nonsense", code=2).stderr
 

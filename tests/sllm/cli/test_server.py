@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -66,6 +67,17 @@ def test_a_server_is_started_and_stopped(run: Callable[..., Result], home: Path)
         assert "stopped the server" in run("stop").stdout
         server.communicate(timeout=60)
     assert list((home / ".state" / "gdsllm" / "servers").iterdir()) == []
+
+
+def test_a_port_in_use_is_told_before_a_model_is_begun(
+    run: Callable[..., Result], tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("pull", str(tiny))
+    monkeypatch.setattr("sllm.gateway.backing.open_ahead", lambda *_: pytest.fail("it was begun"))
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        port = str(used.getsockname()[1])
+        told = run("serve", "tiny", "--preload", "--port", port, code=1).stderr
+    assert f"127.0.0.1:{port} cannot be served on" in told
 
 
 def test_what_cannot_be_served_is_told(run: Callable[..., Result]) -> None:

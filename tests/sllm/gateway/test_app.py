@@ -256,6 +256,22 @@ def test_a_model_that_cannot_be_loaded_at_the_start_is_told_with_the_reason(
     assert "gone is not loaded from the start: no model 'gone'" in caplog.text
 
 
+def test_what_keeps_a_model_from_the_start_is_logged_once(
+    serve: Callable[..., httpx.Client],
+    library: Library,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(name: str) -> None:
+        raise PermissionError(13, "Permission denied", name)
+
+    monkeypatch.setattr(library, "get", refuse)
+    client = serve(preload=("plain",))
+    while "not loaded from the start" not in caplog.text:
+        assert client.get("/health").status_code == 200
+    assert "request crashed" not in caplog.text
+
+
 def test_the_end_of_the_server_ends_running_answers(
     settings: Settings, library: Library, backing: Backing, script: Script
 ) -> None:

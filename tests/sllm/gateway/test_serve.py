@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,21 @@ def test_a_real_model_knows_the_capital_of_france(
         done = httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=120).json()
     assert done["choices"][0]["message"]["content"] == "The capital of France is Paris."
     assert done["choices"][0]["finish_reason"] == "stop"
+
+
+def test_an_import_that_fails_ahead_is_left_to_who_opens_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise OSError("libcudart.so.13: cannot open shared object file")
+
+    told: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    monkeypatch.setattr(early, "import_runtime", refuse)
+    settings = Settings(model_root=tmp_path, port=0, device="cpu")
+    with open_ahead(settings) as backing, pytest.raises(OSError, match="libcudart"):
+        backing.open_engine(tmp_path, settings)
+    assert not told
 
 
 def test_a_model_that_was_begun_ahead_is_taken_from_there_once(

@@ -147,13 +147,16 @@ def test_a_model_that_is_refused_by_its_config_is_not_fetched(tmp_path: Path, hu
 
 
 def test_a_model_larger_than_the_disk_is_refused_before_it_is_fetched(
-    library: Library, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+    library: Library, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
     with pytest.raises(PullError, match=r"org/blocks.* needs .* more, and .* room for 10 B"):
         library.pull("org/blocks")
     assert not [name for name, _ in hub.gets if name.endswith(".gguf")]
     assert library.list() == []
+    cached = Origins(hub=Hub(endpoint=hub.url, cache=tmp_path / "cache"))
+    with pytest.raises(PullError, match="choose another disk with GDSLLM_HF_CACHE"):
+        Library(tmp_path / "other", origins=cached).pull("org/blocks")
 
 
 def test_a_gated_model_needs_a_token(tmp_path: Path, library: Library, hub: FakeHub) -> None:
