@@ -58,8 +58,10 @@ def plan_cache(
     parallel, pass_tokens = limits.parallel, limits.pass_tokens
     each = max(sum(bytes_per_token(config, dtype) for config in configs), 1)
     outputs = min(pass_tokens, parallel * (1 + GUESSES_MAX))
+    # Where steps are recorded, states are kept meanwhile: see CacheMemory.keep_states.
+    kept = 1 if device.type == "cpu" else 2
     fixed = sum(
-        parallel * bytes_per_sequence(config, dtype)
+        kept * parallel * bytes_per_sequence(config, dtype)
         + _pass_bytes(config, dtype, tokens=pass_tokens, outputs=outputs)
         + min(outputs, rows_at_a_time(device, config.vocabulary))
         * config.vocabulary

@@ -129,7 +129,9 @@ def open_engine(
     config = model.config
     site = _choose_site(config, options, head_start)
     limits = EngineLimits(context_tokens=2, parallel=options.parallel, waiting=options.waiting)
-    rates = rates_for(path, site.device)
+    # Nothing is measured beside what comes ahead; where that fits twice, there is room afterwards.
+    comes_ahead = head_start is not None and head_start.taken_bytes() > 0
+    rates = None if comes_ahead else rates_for(path, site.device)
     with ExitStack() as opened:
         draft = _open_draft(config, site, options)
         if draft is not None:
@@ -158,6 +160,8 @@ def open_engine(
             )
         if head_start is not None:
             head_start.close()
+        # The load may have taught the disk's rate.
+        rates = replace(rates or rates_for(path, site.device), disk=disk_rate(path))
         limits = replace(limits, context_tokens=plan.context_tokens)
         guesser: Guesser | None = None
         if draft is not None:
@@ -170,7 +174,6 @@ def open_engine(
             compute_first(decoder, memory, context_tokens=plan.context_tokens)
         engine = TokenEngine(decoder, memory, limits, guesser=guesser)
         idle = _idle_state(source, site, plan, other_bytes)
-        rates = replace(rates, disk=disk_rate(path))  # The load may have taught it.
         forecast = forecaster(model, source, rates, has_host=site.has_kernels)
         return LocalEngine(engine, idle, opened.pop_all(), forecast=forecast)
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sllm_store.groups.stored import StoredModel, StoredTensor
 
 TIMEOUT_S = 300.0
+SLOWEST_BYTES_PER_S = 10e6  # Of a disk that is still waited for.
 SHARE = 0.8  # Of what may be taken: caches and what is in between need some of it.
 CHUNK_BYTES = 8 << 20
 RING_CHUNKS = 16
@@ -105,8 +106,13 @@ class HeadStart:
         """Return what is taken on the device until this is closed; 0 if nothing is moved."""
         return _wait(self._taken, timeout_s)
 
-    def arrived(self, timeout_s: float = TIMEOUT_S) -> Arrived | None:
-        """Return what was moved, once all of it is there; None if it was not."""
+    def arrived(self, timeout_s: float | None = None) -> Arrived | None:
+        """Return what was moved, once all of it is there; None if it was not.
+
+        timeout_s: without one, all of it is waited for as long as from the slowest of disks.
+        """
+        if timeout_s is None:
+            timeout_s = TIMEOUT_S + self.taken_bytes() / SLOWEST_BYTES_PER_S
         return _wait(self._arrived, timeout_s)
 
     def close(self) -> None:

@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sllm.backends import local
 from sllm.backends.early import begin_early
 from sllm.backends.local import EngineOptions, open_engine
+from sllm.backends.measured_rates import rates_for
+from sllm_store.groups.head_start import HeadStart
 from tests.sllm.runtime.tiny_models import make_model
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import torch
+
+    from sllm.runtime.weights.forecast import Rates
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +45,31 @@ def test_an_engine_opens_what_was_opened_early(path: Path) -> None:
         with closing(open_engine(path, options, head_start=head_start)) as engine:
             assert engine.context_tokens == 8
         assert stored is head_start.stored(60)
+
+
+def test_rates_are_measured_once_nothing_comes_ahead_any_more(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+
+    class Ahead(HeadStart):
+        def taken_bytes(self, timeout_s: float = 60.0) -> int:
+            return super().taken_bytes(timeout_s) or 1  # As on a GPU.
+
+        def close(self) -> None:
+            super().close()
+            happened.append("closed")
+
+    def measure(measured: Path, device: torch.device) -> Rates:
+        happened.append("measured")
+        return rates_for(measured, device)
+
+    monkeypatch.setattr(local, "rates_for", measure)
+    with closing(Ahead(path, device=0)) as head_start:
+        options = EngineOptions(device="cpu", context_tokens=8)
+        with closing(open_engine(path, options, head_start=head_start)):
+            assert happened[-1] == "measured"
+            assert "closed" in happened
 
 
 def test_it_needs_no_torch() -> None:

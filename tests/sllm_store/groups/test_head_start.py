@@ -83,6 +83,23 @@ def test_what_is_not_there_is_said_to_who_waits(tmp_path: Path) -> None:
     ahead.close()
 
 
+def test_many_bytes_are_waited_for_longer(
+    model: StoredModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+
+    def wait(_: object, timeout_s: float) -> None:
+        waited.append(timeout_s)
+
+    ahead = HeadStart(model.checkpoint.path, device=999)
+    assert ahead.arrived() is None
+    monkeypatch.setattr(HeadStart, "taken_bytes", lambda _: 40_000_000_000)
+    monkeypatch.setattr(head_start, "_wait", wait)
+    assert ahead.arrived() is None
+    assert waited == [4300.0]  # 40 GB come in 320 s from a disk of 125 MB/s.
+    ahead.close()
+
+
 def test_a_wait_has_an_end(model: StoredModel, monkeypatch: pytest.MonkeyPatch) -> None:
     may_open = threading.Event()
 

@@ -109,7 +109,6 @@ def _compiled_for(planes: Planes) -> dict[str, Any]:
 
 
 def _options(x: torch.Tensor, groups: int, launch: NibbleLaunch) -> dict[str, Any]:
-    bound = {} if launch.registers is None else {"maxnreg": launch.registers}
     return {
         "half": x.dtype == torch.float16,
         "warps": launch.warps,
@@ -117,6 +116,5 @@ def _options(x: torch.Tensor, groups: int, launch: NibbleLaunch) -> dict[str, An
         "ahead": launch.ahead,
         "num_warps": launch.warps,
         "enable_fp_fusion": True,
-        **bound,
         **chain_options(),
     }

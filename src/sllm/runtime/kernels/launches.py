@@ -59,15 +59,13 @@ class GemmLaunch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NibbleLaunch:
-    """Warps of a program of 16 rows, programs that share them, and how words are brought.
+    """Warps of a program of 16 rows, and how words are brought.
 
-    ahead: into registers, a step before they are multiplied. registers: at most, of a thread.
+    ahead: into registers, a step before they are multiplied.
     """
 
     warps: int
-    shares: int = 1
     ahead: bool = False
-    registers: int | None = None
 
     @property
     def groups(self) -> int:

@@ -61,9 +61,15 @@ def place_weights(
     what is in between. host_budget_bytes: what may be taken of the host's memory; on the CPU that
     is the device, and the smaller of the two counts. Without a budget, a GPU's is what is free now,
     and the CPU's is none. Raises BudgetError for too little, before anything large is read.
-    head_start: of the same checkpoint; a GPU's layers are taken from it, if they all stay there.
+    head_start: of the same checkpoint; a GPU's layers are taken from it, if they all stay there,
+    and it ends if they do not.
     """
     target = torch.device(device)
+    if head_start is not None and (
+        target.type != "cuda" or head_start.device != (target.index or 0)
+    ):
+        head_start.close()  # Nobody takes what it moves.
+        head_start = None
     if target.type == "cpu":
         given = [size for size in (device_budget_bytes, host_budget_bytes) if size is not None]
         budgets = Budgets(device_bytes=min(given, default=None))
@@ -78,7 +84,9 @@ def place_weights(
     budgets = Budgets(device_bytes=device_budget_bytes, host_bytes=host_budget_bytes, has_host=True)
     plan = plan_residency(device_needs(model, other_bytes=other_bytes), budgets)
     arrived = None
-    if head_start is not None and not plan.streamed and head_start.device == (target.index or 0):
+    if head_start is not None:
+        if plan.streamed:
+            head_start.close()  # It would read the same disk, into memory that nobody takes.
         arrived = head_start.arrived()
     return open_on_device(model, plan, CudaLane(target), arrived)
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sllm.core.errors import BudgetError
-from sllm.runtime.weights.opening import open_weights
+from sllm.runtime.weights.model_groups import ModelGroups
+from sllm.runtime.weights.opening import open_weights, place_weights
 from sllm_store.errors import InvalidRequestError
+from sllm_store.groups.head_start import HeadStart
 from tests.sllm.runtime.tiny_models import make_model
 
 if TYPE_CHECKING:
@@ -32,6 +34,17 @@ def test_on_the_cpu_the_smaller_budget_counts_and_all_stays_without_one(path: Pa
             assert source.residency.streamed == source.residency.disk
             assert source.residency.device_bytes < everything
             assert source.residency.host_bytes == 0
+
+
+def test_what_comes_ahead_for_nobody_is_ended_before_anything_is_read(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[bool] = []
+    monkeypatch.setattr(HeadStart, "close", lambda _: closed.append(True))
+    ahead = HeadStart(path, device=999)
+    with place_weights(ModelGroups.open(path, ahead.stored(60)), device="cpu", head_start=ahead):
+        assert closed == [True]
+    assert ahead.arrived(60) is None
 
 
 def test_what_else_is_on_the_device_counts(path: Path) -> None:

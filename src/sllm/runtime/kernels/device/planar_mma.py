@@ -1,4 +1,4 @@
-"""One or two tokens of 16 bits times sixteen rows of nibbles on the matrix units.
+"""A token of 16 bits times sixteen rows of nibbles on the matrix units.
 
 A program's warps take four groups each at a time. See `fragments` for what a lane has. Products are
 exact in float32, and sums are taken in an order that depends on the shape and the launch alone.
