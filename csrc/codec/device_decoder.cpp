@@ -42,13 +42,21 @@ class OwnStream {
 }  // namespace
 
 DeviceDecoder& DeviceDecoder::of(int ordinal) {
+  struct Entry {
+    std::mutex making;  // held while the driver loads the kernel, which takes tenths of a second
+    std::unique_ptr<DeviceDecoder> decoder;
+  };
   static std::mutex mutex;
   // Never destroyed, as the contexts that the kernels are loaded into are never released.
-  static auto* const decoders = new std::map<int, std::unique_ptr<DeviceDecoder>>();
-  std::lock_guard lock(mutex);
-  std::unique_ptr<DeviceDecoder>& decoder = (*decoders)[ordinal];
-  if (decoder == nullptr) decoder.reset(new DeviceDecoder(ordinal));
-  return *decoder;
+  static auto* const entries = new std::map<int, Entry>();
+  Entry* entry = nullptr;
+  {
+    std::lock_guard lock(mutex);
+    entry = &(*entries)[ordinal];  // none is ever removed
+  }
+  std::lock_guard lock(entry->making);
+  if (entry->decoder == nullptr) entry->decoder.reset(new DeviceDecoder(ordinal));
+  return *entry->decoder;
 }
 
 DeviceDecoder::DeviceDecoder(int ordinal) : ordinal_(ordinal) {

@@ -85,7 +85,9 @@ void ReadQueue::start(Request request) {
   if (alignment != 0 && !file.direct_refused() && request.offset % alignment == 0 &&
       reinterpret_cast<std::uintptr_t>(destination) % alignment == 0) {
     const std::uint64_t whole = align_up(request.size, alignment);
-    request.direct = whole <= memory.size - request.place &&
+    // A disk's blocks may be larger than pages: what is in the next page is another read's.
+    request.direct = whole <= align_up(request.size, kPageSize) &&
+                     whole <= memory.size - request.place &&
                      !file.is_mostly_resident(request.offset, request.size);
     if (request.direct) size = whole;
   }

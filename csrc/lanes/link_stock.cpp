@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "shim/cuda_driver.hpp"
+
 namespace sllm::lanes {
 
 std::unique_ptr<LinkResources> LinkStock::take(const LinkNeeds& needs) {
@@ -16,7 +18,19 @@ std::unique_ptr<LinkResources> LinkStock::take(const LinkNeeds& needs) {
       return taken;
     }
   }
-  return std::make_unique<LinkResources>(needs);
+  try {
+    return std::make_unique<LinkResources>(needs);
+  } catch (const cuda::DriverError& error) {
+    if (error.code != cuda::kOutOfMemory || !drop_idle()) throw;
+  }
+  return std::make_unique<LinkResources>(needs);  // with the memory of what lay idle
+}
+
+bool LinkStock::drop_idle() {
+  std::vector<std::unique_ptr<LinkResources>> dropped;  // and freed without the lock
+  std::lock_guard lock(mutex_);
+  dropped.swap(idle_);
+  return !dropped.empty();
 }
 
 void LinkStock::put(std::unique_ptr<LinkResources> resources) {

@@ -22,7 +22,7 @@ class LinkStock {
   LinkStock(const LinkStock&) = delete;
   LinkStock& operator=(const LinkStock&) = delete;
 
-  // Returns what is there, or makes it.
+  // Returns what is there, or makes it; where there is no room for that, what is idle goes.
   std::unique_ptr<LinkResources> take(const LinkNeeds& needs);
   // Nothing may be under way in it, and nothing have gone wrong.
   void put(std::unique_ptr<LinkResources> resources);
@@ -30,6 +30,8 @@ class LinkStock {
 
  private:
   bool has_room(const LinkNeeds& needs) const;
+  // False if nothing was idle.
+  bool drop_idle();
 
   mutable std::mutex mutex_;
   std::vector<std::unique_ptr<LinkResources>> idle_;  // the one used last is last

@@ -119,7 +119,6 @@ TESTED_THROUGH = {
     "sllm_store/server/catalog.py": "server/test_service.py",
     "sllm_store/server/edge.py": "server/test_serve.py",
     "sllm_store/server/engine.py": "server/test_service.py",
-    "sllm_store/server/loading.py": "server/test_service.py",
     "sllm_store/server/metrics.py": "server/test_serve.py",
     "sllm_store/server/sessions.py": "server/test_service.py",
     "sllm_store/server/status.py": "server/test_serve.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _Into = TypeVar("_Into", contravariant=True)
 _LOOK_S = 60.0
+_TURN_S = 0.5  # The interpreter sees to signals between two waits for the kernel.
 _READERS = 2  # A disk has nothing to do between two reads of one thread.
 
 
@@ -49,7 +51,10 @@ class Reading(Protocol):
         """Return whether it is there in time; raise what reading it raised."""
 
     def abandon(self) -> None:
-        """Return once nobody writes to the buffer, whether the group is there or not."""
+        """Return once nobody writes to the buffer, whether the group is there or not.
+
+        At once after wait has returned True, or raised what reading raised.
+        """
 
 
 class Reads(Protocol[_Into]):
@@ -111,20 +116,27 @@ class _Queued:
         self._reader = reader
         self._queue = queue
         self._number = number
+        self._is_over = False
 
     def wait(self, timeout_s: float) -> bool:
-        try:
-            there = self._queue.wait(self._number, timeout_s)
-        except native.NativeError as error:
-            raise read_error(error) from error
-        if there:
+        deadline_s = time.monotonic() + timeout_s
+        while not self._is_over:
+            left_s = deadline_s - time.monotonic()
+            try:
+                self._is_over = self._queue.wait(self._number, max(min(left_s, _TURN_S), 0.0))
+            except native.NativeError as error:
+                self._is_over = True
+                raise read_error(error) from error
+            if left_s <= _TURN_S:
+                break
+        if self._is_over:
             self._reader.require_unchanged()
-        return there
+        return self._is_over
 
     def abandon(self) -> None:
         with suppress(StoreError):
-            while not self.wait(_LOOK_S):
-                pass
+            while not self._is_over:
+                self.wait(_LOOK_S)
 
 
 class QueuedReads:

@@ -108,6 +108,7 @@ class Ring(Generic[_Buffer]):
         try:
             there = first.reading.wait(timeout_s)
         except BaseException:
+            first.reading.abandon()  # What interrupts the wait does not end the read.
             self._free.append(first.buffer)
             raise
         if not there:

@@ -31,6 +31,7 @@ PURE_PART = 0.98
 _ALONE_PART = 0.8
 _REMAINING_MIN_PART = 0.05
 _TOLD_PART = 0.1  # Of a transfer: from then on its own rate says more than what others took.
+_SECONDS_MIN = 1e-6
 _LEARNED_FROM = 4  # Loads from a disk, before those that follow tell its pace.
 _CALLS, _MAPPED = "calls", "mapped"
 _SEPARATOR = ">"
@@ -268,7 +269,7 @@ class Estimator:
             seconds = fit.seconds_at_once if at_once else fit.seconds
             times[lane] = seconds(tensors=demand.tensors, size_bytes=size_bytes)
         slowest = max(times, key=lambda lane: times[lane])
-        return slowest, times[slowest]
+        return slowest, max(times[slowest], _SECONDS_MIN)  # Times are divided by each other.
 
     def _fit(self, lane: str) -> LaneFit:
         """Return a lane's fit; a new GPU's starts where another GPU's is."""

@@ -13,6 +13,7 @@ from sllm_store.server.upstream import open_handle
 from sllm_store.tiers.transfer import Target
 
 if TYPE_CHECKING:
+    from sllm_store import native
     from sllm_store.checkpoint.layout import Arena
     from sllm_store.server.catalog import Entry
     from sllm_store.server.engine import Engine
@@ -89,25 +90,17 @@ class Loading:
     def _load_devices(
         self, targets: list[tuple[Arena, Any]], entry: Entry, job: LoadJob
     ) -> LoadResult:
-        mappings = [open_handle(target.device, target.ipc_handle) for _, target in targets]
+        mappings = []
         opened = []
-        for (arena, target), mapping in zip(targets, mappings, strict=True):
-            if target.offset_bytes + arena.size_bytes > mapping.size:
-                raise InvalidRequestError(
-                    f"the arena for GPU {target.device} needs {arena.size_bytes} bytes at "
-                    f"{target.offset_bytes}, the allocation has {mapping.size}"
-                )
-            opened.append(
-                Target(
-                    device=mapping.device,
-                    address=mapping.address + target.offset_bytes,
-                    pieces=arena.pieces,
-                    decodes=arena.decodes,
-                    arena=arena,
-                )
-            )
-        # The mappings close before the client is told: it may free what they map at once.
-        return self._engine.loader.load_device(entry, opened, job)
+        # The mappings close before the client is told: it may free what they map at once. It is
+        # told of an error too, whose traceback keeps this frame and what is in it.
+        try:
+            for arena, target in targets:
+                mappings.append(open_handle(target.device, target.ipc_handle))
+                opened.append(_target(arena, target, mappings[-1]))
+            return self._engine.loader.load_device(entry, opened, job)
+        finally:
+            mappings.clear()
 
     def learn(self, wanted: WantedLoad, result: LoadResult, taken_s: float) -> None:
         """Let estimates know what a load took besides its transfers, and waiting for others."""
@@ -134,6 +127,24 @@ class Loading:
                 for arena in result.arenas
             ],
         )
+
+
+def _target(arena: Arena, target: Any, mapping: native.DeviceMapping) -> Target:
+    """Return where a client's memory is here; nothing but the caller keeps it open."""
+    device, address, size_bytes = mapping.device, mapping.address, mapping.size
+    del mapping
+    if target.offset_bytes + arena.size_bytes > size_bytes:
+        raise InvalidRequestError(
+            f"the arena for GPU {target.device} needs {arena.size_bytes} bytes at "
+            f"{target.offset_bytes}, the allocation has {size_bytes}"
+        )
+    return Target(
+        device=device,
+        address=address + target.offset_bytes,
+        pieces=arena.pieces,
+        decodes=arena.decodes,
+        arena=arena,
+    )
 
 
 def _match_targets(planned: PlannedLoad, targets: Any) -> list[tuple[Arena, Any]]:

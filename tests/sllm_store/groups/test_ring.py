@@ -150,6 +150,37 @@ def test_a_slow_read_is_waited_for_until_the_deadline_and_then_again(
         assert ring.counts.restarts == 0
 
 
+class _Interrupted:
+    """Reads, and one of them, of which every wait is interrupted, as by Ctrl-C."""
+
+    def __init__(self) -> None:
+        self.is_reading = False
+
+    def begin(self, _group: int, _buffer: object) -> _Interrupted:
+        assert not self.is_reading, "nobody else reads into the buffer"
+        self.is_reading = True
+        return self
+
+    def wait(self, _timeout_s: float) -> bool:
+        raise KeyboardInterrupt
+
+    def abandon(self) -> None:
+        self.is_reading = False
+
+    def cancel(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_wait_that_is_interrupted_frees_no_buffer_that_is_still_read_into() -> None:
+    with Ring(_Interrupted(), [0, 1], [object()]) as ring:
+        for group in (0, 1, 0):
+            with pytest.raises(KeyboardInterrupt), ring.lease(group):
+                pass
+
+
 def test_closing_twice_is_closing_once(reader: _Watched) -> None:
     ring = _open_watched(reader, range(6), slots=2)
     ring.close()

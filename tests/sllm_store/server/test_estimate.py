@@ -10,6 +10,7 @@ import pytest
 from hypothesis import Phase, given, settings, strategies as st
 
 from sllm_store.server.estimate import CACHE, DEVICE, DISK, HOST, Demand, Estimator
+from sllm_store.server.lane_fit import Sample
 
 GB = 10**9
 UNSHRUNK = [phase for phase in Phase if phase != Phase.shrink]  # It would take minutes.
@@ -147,6 +148,19 @@ def test_before_the_first_load_there_is_a_guess_and_it_says_so() -> None:
     estimate = Estimator(lambda: 0.0).estimate(demand("a", disk=1.0))
     assert 1 < estimate.seconds < 60
     assert (estimate.samples, estimate.loads_ahead, estimate.wait_s) == (0, 0, 0.0)
+
+
+def test_a_load_that_its_lane_holds_for_nothing_is_learned_from_and_estimated() -> None:
+    """The lane has seen that tensors alone take time, and the load has buffers alone."""
+    for source in (DISK, CACHE):
+        seen = [Sample(1000 * n, GB // n, 0.05 * n - 0.03) for n in range(1, 9)]
+        machine = Machine()
+        estimator = Estimator(machine.clock, {f"{source}>gpu0": seen})
+        odd = Demand(model="odd", sources={source: 1000}, gpus={"gpu0": 1000}, tensors=0)
+        for _ in range(3):
+            estimated_s, took_s = machine.load(estimator, odd)
+            assert 0 < estimated_s < 1
+            assert took_s > 0
 
 
 def calibrated() -> tuple[Machine, Estimator]:
