@@ -113,7 +113,7 @@ def verdicts(results: Results) -> list[Verdict]:
     ]
     for one in results:
         judged += [*_estimates(one), *_links(one), *_saves(one), *_busy(one), *_in_gpu_memory(one)]
-        judged += [*_decoding(one), *_products(one), *_streams(one), *_starts(one)]
+        judged += [*_decoding(one), *_products(one), *_streams(one), *_on_a_cpu(one), *_starts(one)]
     first: dict[tuple[str, str], Verdict] = {}
     for verdict in judged:
         first.setdefault((verdict.column, verdict.target), verdict)
@@ -121,14 +121,14 @@ def verdicts(results: Results) -> list[Verdict]:
 
 
 def at_least(
-    column: str, target: str, got: float | None, wanted: float | None
+    column: str, target: str, got: float | None, wanted: float | None, *, unit: str = "GB/s"
 ) -> Iterator[Verdict]:
     """Judge a rate that should be at least another; nothing where one of them is missing."""
     if got is not None and wanted:
         yield Verdict(
             column=column,
             target=target,
-            measured=f"{got:.1f} of {wanted:.1f} GB/s",
+            measured=f"{got:.1f} of {wanted:.1f} {unit}",
             margin=got / wanted - 1,
         )
 
@@ -325,6 +325,25 @@ def _streams(results: dict[str, Any]) -> Iterator[Verdict]:
         else:
             column = f"70B Q4_0 from the {row['tier']}, {row['batch']} requests"
             yield _share(column, "90 % of the bound", row["fraction_of_bound"], 0.9)
+
+
+def _on_a_cpu(results: dict[str, Any]) -> Iterator[Verdict]:
+    rates = {
+        row["way"]: row["tokens_per_s_median"] for row in _rows(results, "tokens_per_s_median")
+    }
+    if "ours, resident" in rates:
+        wanted = rates.get("Transformers, float32")
+        yield from at_least(
+            "SmolLM2 on the CPU",
+            "Transformers in float32",
+            rates["ours, resident"],
+            wanted,
+            unit="tokens/s",
+        )
+    for row in _rows(results, "share_of_bound"):
+        if row["way"] == "ours, streamed":
+            column = "SmolLM2 on the CPU, from the disk"
+            yield _share(column, "90 % of the bound", row["share_of_bound"], 0.9)
 
 
 def _starts(results: dict[str, Any]) -> Iterator[Verdict]:

@@ -42,3 +42,16 @@ def test_a_limit_that_every_load_is_beyond_judges_nothing() -> None:
 def test_a_disk_without_direct_reads_judges_nothing() -> None:
     assert OF_THE_DISK not in judged([0.0, 0.0])
     assert judged([2.5, 0.0])[OF_THE_DISK].measured == "2.0 of 2.4 GB/s"
+
+
+def test_decoding_on_a_cpu_is_judged_by_transformers_and_by_the_disk() -> None:
+    rates = {"ours, resident": 100.0, "ours, streamed": 40.0, "Transformers, float32": 20.0}
+    rows: list[dict[str, Any]] = [
+        {"way": way, "tokens_per_s_median": rate} for way, rate in rates.items()
+    ]
+    rows[1]["share_of_bound"] = 0.8
+    found = {verdict.target: verdict for verdict in verdicts([{"rows": rows}])}
+    beside = found["Transformers in float32"]
+    assert (beside.measured, beside.is_met) == ("100.0 of 20.0 tokens/s", True)
+    streamed = found["90 % of the bound"]
+    assert (streamed.measured, streamed.is_met) == ("80%", False)
