@@ -126,7 +126,7 @@ def main() -> None:
     made = [make(kind, args) for kind in args.shapes.split(",")]
     with BenchStore(args.work / "models", args.pool) as store:
         for one in made:
-            checkpoints[one.kind] = {"size_bytes": one.size_bytes, "tensors": one.tensors}
+            checkpoints[one.kind] = one.facts()
             result.describe(checkpoints=checkpoints)
             for row in measure(one, store.address, args.device, runs=args.runs):
                 result.add(row)

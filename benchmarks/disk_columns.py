@@ -15,7 +15,6 @@ import argparse
 import gc
 import json
 import os
-import statistics
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -23,11 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks import page_cache
 from benchmarks.checksums import differing
 from benchmarks.load_time import disk_limit, make, show
 from benchmarks.peers import LOADERS
-from benchmarks.result import Result
+from benchmarks.result import Result, rates
 from benchmarks.store import BenchStore
 from benchmarks.timed_load import prepare, settle, synchronize
 from sllm_store.disks import disk_memory, disk_of
@@ -98,10 +96,7 @@ def main() -> None:
     question = (__doc__ or "").splitlines()[0]
     result = Result(question, out=args.out, device=args.device, commit=args.commit)
     made = make(KIND, args, compressed=True)
-    assert made.compressed is not None
-    stored = sum(path.stat().st_size for path in page_cache.data_files(made.compressed))
-    facts = {"size_bytes": made.size_bytes, "tensors": made.tensors, "compressed_bytes": stored}
-    result.describe(checkpoints={KIND: facts})
+    result.describe(checkpoints={KIND: made.facts()})
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     with BenchStore(args.work / "models", args.pool) as store:
         turns = Turns(made, store, args.device)
@@ -117,8 +112,7 @@ def main() -> None:
                 row = rows[loader, state]
                 row["disk_gb_per_s"].append(disk)
                 row["seconds"].append(turns.seconds(loader, state))
-                row["gb_per_s_first"] = made.size_bytes / row["seconds"][0] / 1e9
-                row["gb_per_s_median"] = made.size_bytes / statistics.median(row["seconds"]) / 1e9
+                row |= rates(made.size_bytes, row["seconds"])
                 rate = made.size_bytes / row["seconds"][-1] / 1e9
                 print(f"  {state:10} {loader:30} {rate:6.2f} GB/s", flush=True)
             result.save()

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ import torch
 
 from benchmarks.checkpoints import MODELS
 from benchmarks.link_loads import StoreBench
-from benchmarks.result import Result
+from benchmarks.result import Result, rates
 from sllm_store import native
 from sllm_store.units import align_up, parse_size
 
@@ -229,14 +228,11 @@ class Bench:
         self, path: str, case: str, seconds: list[float], size_bytes: int, **facts: str
     ) -> None:
         """Note what a case took, with what else is to be known of it."""
-        rates = {
-            "gb_per_s_first": size_bytes / seconds[0] / 1e9,
-            "gb_per_s_median": size_bytes / statistics.median(seconds) / 1e9,
-        }
         row = {"case": case, "path": path, "size_bytes": size_bytes, "seconds": seconds}
-        self._result.add(row | facts | rates)
+        found = rates(size_bytes, seconds)
+        self._result.add(row | facts | found)
         words = ", ".join([case, *facts.values()])
-        print(f"{path:10} {words:44} {rates['gb_per_s_median']:8.2f} GB/s", flush=True)
+        print(f"{path:10} {words:44} {found['gb_per_s_median']:8.2f} GB/s", flush=True)
 
 
 def measure_native(bench: Bench, args: argparse.Namespace) -> None:

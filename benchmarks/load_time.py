@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -32,7 +31,7 @@ from benchmarks import page_cache
 from benchmarks.checkpoints import KINDS, make_checkpoint, make_compressed, make_smollm2
 from benchmarks.peers import LOADERS, PREFETCH
 from benchmarks.raw_disk import read_limit
-from benchmarks.result import Result
+from benchmarks.result import Result, rates
 from benchmarks.store import BenchStore
 from sllm_store import native
 from sllm_store.cli.bench_limits import best, link_bytes_per_s, read_rates
@@ -71,6 +70,14 @@ class Made:
     def directory_for(self, loader: str) -> Path | None:
         """Return what a loader loads, None if that was not made."""
         return self.compressed if LOADERS[loader].compressed else self.directory
+
+    def facts(self) -> dict[str, int]:
+        """Return what a result says of it."""
+        facts = {"size_bytes": self.size_bytes, "tensors": self.tensors}
+        if self.compressed is not None:
+            stored = sum(path.stat().st_size for path in page_cache.data_files(self.compressed))
+            facts["compressed_bytes"] = stored
+        return facts
 
 
 class Run:
@@ -217,8 +224,7 @@ class Run:
         """Work out a row's rates, and tell them."""
         loader, state = row["loader"], row["state"]
         if seconds := row.get("seconds"):
-            row["gb_per_s_first"] = made.size_bytes / seconds[0] / 1e9
-            row["gb_per_s_median"] = made.size_bytes / statistics.median(seconds) / 1e9
+            row |= rates(made.size_bytes, seconds)
         rate = row.get("gb_per_s_median", 0.0)
         error = (row.get("error", "").strip().splitlines() or [""])[-1]
         print(f"{made.kind:10} {state:11} {loader:26} {rate:8.2f} GB/s {error}", flush=True)
@@ -392,10 +398,7 @@ def main() -> None:
         run = Run(args, result, stack)
         for kind in args.shapes:
             made = make(kind, args, compressed=wants_compressed(args))
-            checkpoints[kind] = {"size_bytes": made.size_bytes, "tensors": made.tensors}
-            if made.compressed is not None:
-                stored = sum(path.stat().st_size for path in page_cache.data_files(made.compressed))
-                checkpoints[kind]["compressed_bytes"] = stored
+            checkpoints[kind] = made.facts()
             result.describe(checkpoints=checkpoints)
             measure_limits(made, args, result)
             run.measure_states(made)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks.load_time import make
-from benchmarks.result import Result
+from benchmarks.result import Result, rates
 from benchmarks.store import BenchStore
 from benchmarks.timed_load import SETTLE_S
 from sllm_store.client import SllmStoreClient
@@ -158,8 +158,7 @@ def measure(made: Made, args: argparse.Namespace, store: BenchStore, result: Res
                 "load_dict_s": [run["load_dict_s"] for run in runs],
                 "tiers": sorted({tier for run in runs for tier in run["tiers"]}),
                 "device_bytes": max(run["device_bytes"] for run in runs),
-                "gb_per_s_first": made.size_bytes / seconds[0] / 1e9,
-                "gb_per_s_median": made.size_bytes / statistics.median(seconds) / 1e9,
+                **rates(made.size_bytes, seconds),
             }
             result.add(row)
             show(row)
@@ -206,7 +205,7 @@ def main() -> None:
     made = [make(kind, args) for kind in args.shapes]
     with BenchStore(args.work / "models", args.pool) as store:
         for one in made:
-            checkpoints[one.kind] = {"size_bytes": one.size_bytes, "tensors": one.tensors}
+            checkpoints[one.kind] = one.facts()
             result.describe(checkpoints=checkpoints)
             measure(one, args, store, result)
 

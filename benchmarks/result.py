@@ -10,13 +10,17 @@ import io
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).parents[1]
 _PACKAGES = (
@@ -74,6 +78,14 @@ class Result:
         self._out.parent.mkdir(parents=True, exist_ok=True)
         content = self._content | {"rows": self.rows}
         self._out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def rates(size_bytes: int, seconds: Sequence[float]) -> dict[str, float]:
+    """Return the rates of loads that took so long, of the first one and the median, in GB/s."""
+    return {
+        "gb_per_s_first": size_bytes / seconds[0] / 1e9,
+        "gb_per_s_median": size_bytes / statistics.median(seconds) / 1e9,
+    }
 
 
 def hardware(device: str) -> dict[str, Any]:

@@ -34,18 +34,18 @@ bool LinkStock::drop_idle() {
 }
 
 void LinkStock::put(std::unique_ptr<LinkResources> resources) {
+  const LinkNeeds& needs = resources->needs();
+  if (needs.bytes() > kIdleBytesMax) return;
   std::vector<std::unique_ptr<LinkResources>> dropped;  // and freed without the lock
   std::lock_guard lock(mutex_);
-  const LinkNeeds& needs = resources->needs();
   while (!has_room(needs)) {
     const auto oldest = std::find_if(idle_.begin(), idle_.end(), [&](const auto& kept) {
       return kept->needs().ordinal == needs.ordinal;
     });
-    if (oldest == idle_.end()) break;
     dropped.push_back(std::move(*oldest));
     idle_.erase(oldest);
   }
-  (needs.bytes() <= kIdleBytesMax ? idle_ : dropped).push_back(std::move(resources));
+  idle_.push_back(std::move(resources));
 }
 
 std::size_t LinkStock::idle() const {

@@ -141,7 +141,7 @@ class HeadStart:
 
     def _move(self, stored: StoredModel) -> Arrived | None:
         checkpoint = stored.checkpoint
-        if checkpoint.is_compressed or any(_EXPERTS in tensor.name for tensor in stored.tensors):
+        if any(_EXPERTS in tensor.name for tensor in stored.tensors):
             return None  # Experts are read one by one, as many as there is room for.
         image = plan_image(checkpoint, CHUNK_BYTES)
         if not image.size_bytes or 2 * image.size_bytes > SHARE * self._room_bytes():

@@ -16,7 +16,7 @@ from sllm.runtime.kernels.chains import chain_options
 from sllm.runtime.kernels.device.token_columns import arrange_tokens, token_columns
 from sllm.runtime.kernels.launch_book import book_of
 from sllm.runtime.kernels.launches import ColumnsLaunch, guess_columns, processors_of
-from sllm.runtime.kernels.nibble_planes import HALVES, as_words, has_nibbles, has_units
+from sllm.runtime.kernels.nibble_planes import HALVES, as_words, has_nibbles, has_units, span_of
 from sllm.runtime.kernels.products import format_key
 from sllm.runtime.kernels.shares import add_up, make_room, power_of_two, share_groups
 
@@ -45,7 +45,7 @@ def multiply_columns(
     assert has_nibbles(planes)
     if launch is None:
         launch = _found(columns_key(planes, tokens), (rows, groups), tokens, x.device)
-    form, eights = planes.format, power_of_two(-(-tokens // _TOKENS_AT_ONCE))
+    eights = power_of_two(-(-tokens // _TOKENS_AT_ONCE))
     fragments = x.new_empty((groups, eights, 128), dtype=torch.int32)
     sums = x.new_empty((groups // 2, eights, 16), dtype=torch.float32)
     arrange_tokens[(-(-groups // _ARRANGED_AT_ONCE), eights)](
@@ -70,8 +70,8 @@ def multiply_columns(
         groups,
         each,
         tokens,
-        zero=form.zero,
-        span=form.scale_columns // form.group,
+        zero=planes.format.zero,
+        span=span_of(planes),
         scaled=HALVES[planes.scales.dtype],
         half=x.dtype == torch.float16,
         eights=eights,

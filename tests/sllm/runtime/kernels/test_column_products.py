@@ -8,7 +8,15 @@ import torch
 from sllm.runtime.kernels.column_products import fits_columns, multiply_columns
 from sllm.runtime.kernels.launches import ColumnsLaunch, candidate_columns, guess_columns
 from sllm.runtime.kernels.layout import numbers
-from tests.sllm.runtime.kernels.nibble_cases import H200, NIBBLES, random_tokens, require_close
+from tests.sllm.runtime.kernels.nibble_cases import (
+    H200,
+    NIBBLES,
+    random_tokens,
+    require_close,
+    require_same_alone,
+    require_same_anywhere,
+    require_same_however_cut,
+)
 from tests.sllm.runtime.kernels.plane_cases import make_case
 
 pytestmark = pytest.mark.usefixtures("modelled_ptx")
@@ -46,26 +54,19 @@ def test_a_product_is_the_same_however_it_is_cut(
     scheme: str, launch: ColumnsLaunch, device: torch.device
 ) -> None:
     planes = make_case(scheme, rows=40).planes.map(lambda plane: plane.to(device))
-    planes = planes.map(lambda plane: plane.repeat(1, 3, *[1] * (plane.dim() - 2)))
-    x = random_tokens(9, device, torch.float16).repeat(1, 3)
-    found = multiply_columns(x, planes, launch)
-    require_close(found, x.float() @ numbers(planes).T, torch.float16)
-    assert torch.equal(found, multiply_columns(x, planes, launch))
+    x = random_tokens(9, device, torch.float16)
+    require_same_however_cut(multiply_columns, planes, x, launch)
 
 
 def test_a_token_s_bits_do_not_depend_on_its_neighbours(device: torch.device) -> None:
     planes = make_case("Q4_1").planes.map(lambda plane: plane.to(device))
     x = random_tokens(16, device, torch.bfloat16)
-    launch = ColumnsLaunch(tall=1, deep=2)
-    alone = torch.cat([multiply_columns(row, planes, launch) for row in x.split(1)])
-    assert torch.equal(multiply_columns(x, planes, launch), alone)
+    require_same_alone(multiply_columns, planes, x, ColumnsLaunch(tall=1, deep=2))
 
 
 def test_x_may_begin_anywhere(device: torch.device) -> None:
     planes = make_case("Q4_0").planes.map(lambda plane: plane.to(device))
-    x = random_tokens(3, device, torch.bfloat16)
-    moved = torch.cat((x.new_zeros(3, 3), x), dim=1)[:, 3:]
-    assert torch.equal(multiply_columns(moved, planes), multiply_columns(x, planes))
+    require_same_anywhere(multiply_columns, planes, random_tokens(3, device, torch.bfloat16))
 
 
 def test_only_some_tokens_of_16_bits_are_taken(device: torch.device) -> None:

@@ -9,7 +9,15 @@ from sllm.runtime.kernels.fixed_products import fits_fixed, fix, multiply_fixed
 from sllm.runtime.kernels.launches import FixedLaunch, candidate_fixed, guess_fixed
 from sllm.runtime.kernels.layout import numbers
 from sllm.runtime.kernels.nibble_planes import has_nibbles
-from tests.sllm.runtime.kernels.nibble_cases import H200, NIBBLES, random_tokens, require_close
+from tests.sllm.runtime.kernels.nibble_cases import (
+    H200,
+    NIBBLES,
+    random_tokens,
+    require_close,
+    require_same_alone,
+    require_same_anywhere,
+    require_same_however_cut,
+)
 from tests.sllm.runtime.kernels.plane_cases import SCHEMES, make_case
 
 pytestmark = pytest.mark.usefixtures("modelled_ptx")
@@ -37,26 +45,19 @@ def test_a_product_is_that_with_the_numbers_whatever_says_their_scales(
 )
 def test_a_product_is_the_same_however_it_is_cut(launch: FixedLaunch, device: torch.device) -> None:
     planes = make_case("Q4_1", rows=9).planes.map(lambda plane: plane.to(device))
-    planes = planes.map(lambda plane: plane.repeat(1, 3, *[1] * (plane.dim() - 2)))
-    x = random_tokens(2, device, torch.float16).repeat(1, 3)
-    found = multiply_fixed(x, planes, launch)
-    require_close(found, x.float() @ numbers(planes).T, torch.float16)
-    assert torch.equal(found, multiply_fixed(x, planes, launch))
+    x = random_tokens(2, device, torch.float16)
+    require_same_however_cut(multiply_fixed, planes, x, launch)
 
 
 def test_a_token_s_bits_do_not_depend_on_its_neighbour(device: torch.device) -> None:
     planes = make_case("Q4_0").planes.map(lambda plane: plane.to(device))
     x = random_tokens(2, device, torch.bfloat16)
-    launch = FixedLaunch(warps=2, unroll=2)
-    alone = torch.cat([multiply_fixed(row, planes, launch) for row in x.split(1)])
-    assert torch.equal(multiply_fixed(x, planes, launch), alone)
+    require_same_alone(multiply_fixed, planes, x, FixedLaunch(warps=2, unroll=2))
 
 
 def test_x_may_begin_anywhere(device: torch.device) -> None:
     planes = make_case("Q4_0").planes.map(lambda plane: plane.to(device))
-    x = random_tokens(1, device, torch.bfloat16)
-    moved = torch.cat((x.new_zeros(1, 3), x), dim=1)[:, 3:]
-    assert torch.equal(multiply_fixed(moved, planes), multiply_fixed(x, planes))
+    require_same_anywhere(multiply_fixed, planes, random_tokens(1, device, torch.bfloat16))
 
 
 def test_x_is_off_by_half_a_step_of_the_largest_of_its_32(device: torch.device) -> None:
