@@ -58,7 +58,7 @@ class Decoder:
         self.device = device or torch.device("cpu")
         self._source = source
         self.dtype = dtype
-        self._operations = operations or operations_on(self.device)
+        self._operations = operations or operations_on(self.device, fixes=_has_nibbles(source))
         self._rope = Rope(config.rope, self.device)
         self._mixers = [_mixer(layer, config, i) for i, layer in enumerate(config.layers)]
         self._mlps = [_mlp(layer) for layer in config.layers]
@@ -168,6 +168,14 @@ class Decoder:
             epsilon=self.config.norm_epsilon,
             offset=self.config.norm_offset,
         )
+
+
+def _has_nibbles(source: WeightSource) -> bool:
+    """Return whether products of layers that stay take nibbles as they are."""
+    if not source.stays:
+        return False
+    with source.layer(0) as weights:
+        return any(getattr(matrix, "has_nibbles", False) for matrix in weights.matrices.values())
 
 
 def _note_lengths(batch: Batch) -> None:

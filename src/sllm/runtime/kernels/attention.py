@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from sllm.runtime.kernels.chains import chain_options
 from sllm.runtime.kernels.device.paged_attention import attend_chunks, join_chunks
+from sllm.runtime.kernels.fixed_columns import GROUP, room_beside, room_of
 from sllm.runtime.kernels.launches import processors_of
 
 _TOKENS_AT_ONCE = 64
@@ -51,8 +52,13 @@ def count_chunks(paged: Paged) -> int:
     return max(min(wanted, useful, _MOST_CHUNKS), 1)
 
 
-def attend_paged(query: torch.Tensor, paged: Paged, chunks: int | None = None) -> torch.Tensor:
-    """Return (requests, heads, head_dim): softmax(query keys / sqrt(head_dim)) values."""
+def attend_paged(
+    query: torch.Tensor, paged: Paged, chunks: int | None = None, *, fixes: bool = False
+) -> torch.Tensor:
+    """Return softmax(query keys / sqrt(head_dim)) values: (requests, heads * head_dim).
+
+    query: (requests, heads, head_dim). fixes: for a product with nibbles.
+    """
     requests, heads, width = query.shape
     kv_heads = paged.keys.shape[1]
     sharing = heads // kv_heads
@@ -87,13 +93,18 @@ def attend_paged(query: torch.Tensor, paged: Paged, chunks: int | None = None) -
         enable_fp_fusion=True,
         **chain_options(),
     )
-    out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    join_chunks[(requests * heads,)](
+    out = query.new_empty((requests, heads * width))
+    records = room_beside(out) if fixes and width == block_width >= GROUP else None
+    room = room_of(records)
+    join_chunks[(requests, max(heads, -(-room * GROUP // width)))](
         out,
+        records,
         sums,
         maxima,
         totals,
         chunks,
+        heads,
+        room,
         width=width,
         block_width=block_width,
         block_chunks=1 << (chunks - 1).bit_length(),
@@ -110,7 +121,7 @@ def _tokens_at_once(query: torch.Tensor) -> int:
 
 
 def attend_plain(query: torch.Tensor, paged: Paged) -> torch.Tensor:
-    """Return the same by PyTorch's operations, request by request."""
+    """Return the same as `attend_paged` by PyTorch's operations, request by request."""
     out = torch.empty_like(query)
     for request, length in enumerate(paged.lengths.tolist()):
         first = 0 if paged.window is None else max(length - paged.window, 0)
@@ -124,4 +135,4 @@ def attend_plain(query: torch.Tensor, paged: Paged) -> torch.Tensor:
             values.to(query.dtype).transpose(0, 1),
             enable_gqa=query.shape[1] != keys.shape[1],
         ).squeeze(1)
-    return out
+    return out.flatten(-2)

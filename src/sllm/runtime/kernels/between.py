@@ -14,6 +14,8 @@ from sllm.runtime.kernels.chains import chain_options
 from sllm.runtime.kernels.device.gating import gate_columns
 from sllm.runtime.kernels.device.head_places import place_one_head
 from sllm.runtime.kernels.device.norms import normalise_rows
+from sllm.runtime.kernels.fixed_columns import GROUP, room_beside, room_of
+from sllm.runtime.kernels.shares import power_of_two
 
 if TYPE_CHECKING:
     from sllm.runtime.kernels.operands import HeadNorms, NewHeads, Norm, Places, Rotation
@@ -22,35 +24,38 @@ _GATED_AT_ONCE = 1024
 _WIDE_ROW = 2048
 
 
-def normalise(x: torch.Tensor, norm: Norm) -> torch.Tensor:
-    """Return rows (tokens, width) normalised."""
-    return _normalise(x, None, norm)[1]
+def normalise(x: torch.Tensor, norm: Norm, *, fixes: bool = False) -> torch.Tensor:
+    """Return rows (tokens, width) normalised. fixes: for a product with nibbles."""
+    return _normalise(x, None, norm, fixes=fixes)[1]
 
 
 def add_normalised(
-    x: torch.Tensor, added: torch.Tensor, norm: Norm
+    x: torch.Tensor, added: torch.Tensor, norm: Norm, *, fixes: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return x + added, and that normalised."""
-    return _normalise(x, added, norm)
+    """Return x + added, and that normalised. fixes: for a product with nibbles."""
+    return _normalise(x, added, norm, fixes=fixes)
 
 
 def _normalise(
-    x: torch.Tensor, added: torch.Tensor | None, norm: Norm
+    x: torch.Tensor, added: torch.Tensor | None, norm: Norm, *, fixes: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows, width = x.shape
     x = x.contiguous()
     out = torch.empty_like(x)
+    records = room_beside(out) if fixes else None
     total = x if added is None else torch.empty_like(x)
     normalise_rows[(rows,)](
         out,
         total,
+        records,
         x,
         None if added is None else added.contiguous(),
         norm.weight,
         norm.epsilon,
         norm.offset,
+        room_of(records),
         width=width,
-        block=_power_of_two(width),
+        block=power_of_two(width),
         sums=added is not None,
         shifted=norm.offset != 0,
         num_warps=8 if width > _WIDE_ROW else 4,
@@ -89,9 +94,9 @@ def place_heads(
         0.0 if norms is None else norms.query.epsilon,
         0.0 if norms is None else norms.query.offset,
         width=width,
-        block_width=_power_of_two(width),
+        block_width=power_of_two(width),
         half=half,
-        block_half=_power_of_two(half),
+        block_half=power_of_two(half),
         interleaved=rotation.interleaved,
         normed=norms is not None,
         shifted=norms is not None and norms.query.offset != 0,
@@ -101,24 +106,27 @@ def place_heads(
     return out
 
 
-def gate_up(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """Return silu(gate) * up; rows (tokens, width) may be apart."""
+def gate_up(gate: torch.Tensor, up: torch.Tensor, *, fixes: bool = False) -> torch.Tensor:
+    """Return silu(gate) * up; rows (tokens, width) may be apart.
+
+    fixes: for a product with nibbles.
+    """
     tokens, width = gate.shape
     assert gate.stride(1) == up.stride(1) == 1
     out = torch.empty((tokens, width), dtype=gate.dtype, device=gate.device)
-    gate_columns[(-(-width // _GATED_AT_ONCE), tokens)](
+    records = room_beside(out) if fixes else None
+    room = room_of(records)
+    gate_columns[(-(-max(width, GROUP * room) // _GATED_AT_ONCE), tokens)](
         out,
+        records,
         gate,
         up,
         gate.stride(0),
         up.stride(0),
         width,
+        room,
         block=_GATED_AT_ONCE,
         num_warps=4,
         **chain_options(),
     )
     return out
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()

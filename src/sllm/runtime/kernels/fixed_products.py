@@ -5,8 +5,7 @@ as they are, and x in fixed point, 32 columns under a scale of their own. Its in
 bits, so no number of x is further off than 2 ** -15 of the largest of its 32: bfloat16's own
 rounding is as much of a number 64 times smaller than that.
 
-Bound by reading the planes; x is laid out by a launch of its own, while the first weights are on
-their way.
+Bound by reading the planes, which begins before x is there.
 """
 
 from __future__ import annotations
@@ -14,27 +13,26 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-import torch
-
 from sllm.runtime.kernels.chains import chain_options
-from sllm.runtime.kernels.device.planar_fixed import RECORD, fix_columns, planar_fixed
+from sllm.runtime.kernels.device.planar_fixed import planar_fixed
+from sllm.runtime.kernels.fixed_columns import MOST_FIXED_TOKENS, fixed, takes_fixed
 from sllm.runtime.kernels.launch_book import book_of
 from sllm.runtime.kernels.launches import FixedLaunch, guess_fixed, processors_of
-from sllm.runtime.kernels.nibble_planes import has_nibbles, has_units, span_of
+from sllm.runtime.kernels.nibble_planes import has_nibbles, span_of
 from sllm.runtime.kernels.products import format_key
 from sllm.runtime.kernels.shares import add_up, make_room
 
 if TYPE_CHECKING:
+    import torch
+
     from sllm.runtime.kernels.layout import Planes
 
-MOST_FIXED_TOKENS = 2
 _ROWS = 16
-_COLUMNS, _FIXED_AT_ONCE = 32, 4  # Of a group, and groups.
 
 
 def fits_fixed(x: torch.Tensor, planes: Planes) -> bool:
     """Return whether the device has these units, and x and the planes are what they take."""
-    return 0 < len(x) <= MOST_FIXED_TOKENS and has_units(x) and has_nibbles(planes)
+    return takes_fixed(x) and has_nibbles(planes)
 
 
 def multiply_fixed(
@@ -49,8 +47,7 @@ def multiply_fixed(
         launch = _found(fixed_key(planes, tokens), (rows, groups), tokens, x.device)
     passes, span = launch.passes(groups), span_of(planes)
     assert 4 * launch.unroll % span == 0
-    room = launch.groups * passes
-    records = fix(x, room)
+    records = fixed(x, launch.groups * passes)
     partial = make_room(x, launch.shares, rows)
     planar_fixed[(-(-rows // (_ROWS * launch.tiles)), launch.shares)](
         partial,
@@ -62,7 +59,7 @@ def multiply_fixed(
         planes.floors,
         rows,
         groups,
-        room,
+        records.shape[1],
         passes,
         zero=planes.format.zero,
         span=span,
@@ -70,29 +67,13 @@ def multiply_fixed(
         tiles=launch.tiles,
         unroll=launch.unroll,
         warps=launch.warps,
-        even=groups == room,
+        even=groups == launch.groups * passes,
         num_warps=launch.warps,
         enable_fp_fusion=True,
         **({} if launch.registers is None else {"maxnreg": launch.registers}),
         **chain_options(),
     )
     return add_up(partial, x.dtype)
-
-
-def fix(x: torch.Tensor, room: int) -> torch.Tensor:
-    """Return tokens in fixed point, as `planar_fixed` reads them, and zeros up to `room` groups."""
-    tokens, columns = x.shape
-    records = x.new_empty((tokens, room, RECORD.value), dtype=torch.int32)
-    fix_columns[(-(-room // _FIXED_AT_ONCE), tokens)](
-        records,
-        x.contiguous(),
-        columns // _COLUMNS,
-        room,
-        block=_FIXED_AT_ONCE,
-        num_warps=1,
-        **chain_options(),
-    )
-    return records
 
 
 def fixed_key(planes: Planes, tokens: int) -> str:

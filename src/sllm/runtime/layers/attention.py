@@ -47,19 +47,21 @@ class Attention:
             passage.rotation,
             Places(keys=memory.keys, values=memory.values, tokens=passage.places),
         )
-        out = self._mix(query, memory, passage).flatten(-2)
+        out = self._mix(query, memory, passage)
         if gate is not None:
             out = out * torch.sigmoid(gate)
         return weights.project("self_attn.o_proj", out)
 
     def _mix(self, query: torch.Tensor, memory: AttentionMemory, passage: Passage) -> torch.Tensor:
-        """Return (tokens, heads, head_dim) of every token over what its sequence has cached."""
+        """Return (tokens, heads * head_dim), what every token's sequence has cached, mixed."""
         window, steps, alone = self.config.window, passage.steps, passage.alone
         if steps is not None and not alone:
-            return steps.attend(query, memory, window)
+            fixes = passage.operations.fixes and not self.config.gated
+            return steps.attend(query, memory, window, fixes=fixes)
         mixed = torch.empty_like(query)
         if steps is not None:
-            mixed[steps.rows] = steps.attend(query[steps.rows], memory, window)
+            found = steps.attend(query[steps.rows], memory, window)
+            mixed[steps.rows] = found.view_as(query[steps.rows])
         native = can_attend(query, memory)
         for span in alone:
             places = passage.seen(span, window)
@@ -67,7 +69,7 @@ class Attention:
                 attend_token(query[span.rows], memory, places, mixed[span.rows])
                 continue
             mixed[span.rows] = self.attend_span(query[span.rows], memory, places, span)
-        return mixed
+        return mixed.flatten(-2)
 
     def _part_query(self, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return queries (tokens, heads, head_dim), and the gate (tokens, heads * head_dim)."""

@@ -21,15 +21,19 @@ class KernelOperations:
 
     records = True
 
+    def __init__(self, *, fixes: bool = False) -> None:
+        """fixes: whether x is put in fixed point where it is made, for products with nibbles."""
+        self.fixes = fixes
+
     def normalise(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         """Return x normalised."""
-        return between.normalise(x, norm)
+        return between.normalise(x, norm, fixes=self.fixes)
 
     def add_normalised(
         self, x: torch.Tensor, added: torch.Tensor, norm: Norm
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return x + added, and that normalised."""
-        return between.add_normalised(x, added, norm)
+        return between.add_normalised(x, added, norm, fixes=self.fixes)
 
     def place_heads(
         self, heads: NewHeads, norms: HeadNorms | None, rotation: Rotation, places: Places
@@ -39,7 +43,7 @@ class KernelOperations:
 
     def gate_up(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """Return silu(gate) * up."""
-        return between.gate_up(gate, up)
+        return between.gate_up(gate, up, fixes=self.fixes)
 
     def line_up(self, spans: Sequence[Span], device: torch.device) -> PagedSteps | None:
         """Have the tokens of all short spans attend in one launch."""

@@ -25,9 +25,11 @@ class Operations(Protocol):
     """What layers compute between products. Tokens are rows: (tokens, width).
 
     records: whether a step of decoding may be recorded: it takes from tensors whatever differs.
+    fixes: whether x is put in fixed point where it is made, for products with nibbles.
     """
 
     records: bool
+    fixes: bool
 
     def normalise(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         """Return x normalised."""
@@ -52,7 +54,7 @@ class Operations(Protocol):
 class PlainOperations:
     """PyTorch's operations, on any device."""
 
-    records = False
+    records = fixes = False
 
     def normalise(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         """Return x normalised."""
@@ -86,10 +88,10 @@ class PlainOperations:
         return None
 
 
-def operations_on(device: torch.device) -> Operations:
-    """Return what a device computes with."""
+def operations_on(device: torch.device, *, fixes: bool) -> Operations:
+    """Return what a device computes with. fixes: for products with nibbles."""
     if device.type != "cuda":
         return PlainOperations()
     from sllm.runtime.layers.kernel_operations import KernelOperations
 
-    return KernelOperations()
+    return KernelOperations(fixes=fixes)

@@ -54,9 +54,17 @@ class PagedSteps:
         )
 
     def attend(
-        self, query: torch.Tensor, memory: AttentionMemory, window: int | None
+        self,
+        query: torch.Tensor,
+        memory: AttentionMemory,
+        window: int | None,
+        *,
+        fixes: bool = False,
     ) -> torch.Tensor:
-        """Return (steps, heads, head_dim) of the steps' queries, of the same shape."""
+        """Return (steps, heads * head_dim) of the steps' queries, (steps, heads, head_dim).
+
+        fixes: for a product with nibbles.
+        """
         paged = Paged(
             keys=memory.keys,
             values=memory.values,
@@ -65,7 +73,7 @@ class PagedSteps:
             page_tokens=PAGE_TOKENS,
             window=window,
         )
-        return attend_paged(query, paged)
+        return attend_paged(query, paged, fixes=fixes)
 
 
 def count_columns(pages: int) -> int:

@@ -42,6 +42,11 @@ class PlanarMatrix:
         """Bytes of all planes."""
         return self.planes.size_bytes
 
+    @property
+    def has_nibbles(self) -> bool:
+        """Return whether the matrix units may take its numbers as they are."""
+        return self.planes.format.bits == 4
+
     def linear(self, x: torch.Tensor) -> torch.Tensor:
         """Return x times the transpose."""
         return self._arithmetic.multiply(x, self)
@@ -85,7 +90,7 @@ class KernelArithmetic:
     def multiply(self, x: torch.Tensor, matrix: PlanarMatrix) -> torch.Tensor:
         """Read the planes once for few tokens; for many, decode what stays in the cache."""
         products = self._products
-        flat = x.reshape(-1, x.shape[-1])
+        flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])  # What is beside x is by object.
         if not 0 < len(flat) <= products.MOST_GEMM_TOKENS:
             return functional.linear(x, matrix.dequantize(x.dtype))
         found: torch.Tensor

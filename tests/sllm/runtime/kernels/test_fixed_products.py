@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sllm.runtime.kernels.fixed_products import fits_fixed, fix, multiply_fixed
+from sllm.runtime.kernels.fixed_columns import fix
+from sllm.runtime.kernels.fixed_products import fits_fixed, multiply_fixed
 from sllm.runtime.kernels.launches import FixedLaunch, candidate_fixed, guess_fixed
 from sllm.runtime.kernels.layout import numbers
 from sllm.runtime.kernels.nibble_planes import has_nibbles

@@ -4,17 +4,20 @@ import triton
 import triton.language as tl
 
 from sllm.runtime.kernels.device.chain_links import follow
+from sllm.runtime.kernels.device.fixed_columns import write_fixed
 
 
 @triton.jit
 def normalise_rows(
     out,
     total,
+    records,
     x,
     added,
     weight,
     epsilon,
     offset,
+    room,
     width: tl.constexpr,
     block: tl.constexpr,
     sums: tl.constexpr,
@@ -23,7 +26,7 @@ def normalise_rows(
 ):
     """Write x / rms(x) * (weight + offset) of a row, or of x + added, which `total` gets.
 
-    Rounds where the plain formulation does.
+    Rounds where the plain formulation does. records: of what is written, if they are wanted.
     """
     follow(chained)
     row = tl.program_id(0).to(tl.int64)
@@ -39,7 +42,10 @@ def normalise_rows(
     found = normalised(
         given, scale, epsilon, offset, tl.sum(squares(given), axis=0), width, shifted
     )
-    tl.store(out + at, found.to(out.dtype.element_ty), mask=inside)
+    found = found.to(out.dtype.element_ty)
+    tl.store(out + at, found, mask=inside)
+    if records is not None:
+        write_fixed(records, found, row, 0, room, block // 32)
 
 
 @triton.jit

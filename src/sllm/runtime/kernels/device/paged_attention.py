@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from sllm.runtime.kernels.device.chain_links import follow
+from sllm.runtime.kernels.device.fixed_columns import write_fixed
 
 
 @triton.jit
@@ -72,19 +73,17 @@ def _places(pages, token, inside, page_tokens: tl.constexpr):
 
 @triton.jit
 def join_chunks(
-    out,
-    sums,
-    maxima,
-    totals,
-    chunks,
-    width: tl.constexpr,
-    block_width: tl.constexpr,
-    block_chunks: tl.constexpr,
+    out, records, sums, maxima, totals, chunks, heads, room,
+    width: tl.constexpr, block_width: tl.constexpr, block_chunks: tl.constexpr,
     chained: tl.constexpr,
-):
-    """Write the attention of one head: its chunks, each by its part of the whole softmax."""
+):  # fmt: skip
+    """Write the attention of one head: its chunks, each by its part of the whole softmax.
+
+    records: of what is written, if they are wanted, and zeros from programs after the last head.
+    """
     follow(chained)
-    head = tl.program_id(0)
+    request, number = tl.program_id(0), tl.program_id(1)
+    head = request * heads + tl.minimum(number, heads - 1)
     chunk = tl.arange(0, block_chunks)
     dimension = tl.arange(0, block_width)[None, :]
     there = chunk < chunks
@@ -95,4 +94,10 @@ def join_chunks(
     seen = there[:, None] & (dimension < width)
     mixed = tl.load(sums + place[:, None] * width + dimension, mask=seen, other=0.0)
     found = tl.sum(part[:, None] * mixed, axis=0)[None, :] / total
-    tl.store(out + head * width + dimension, found.to(out.dtype.element_ty), mask=dimension < width)
+    found = tl.where(number < heads, found, 0.0).to(out.dtype.element_ty)
+    tl.store(
+        out + head * width + dimension, found, mask=dimension < tl.where(number < heads, width, 0)
+    )
+    if records is not None:
+        first = number * (width // 32)
+        write_fixed(records, tl.reshape(found, (width,)), request, first, room, width // 32)

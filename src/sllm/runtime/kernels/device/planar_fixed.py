@@ -18,14 +18,9 @@ import triton
 import triton.language as tl
 
 from sllm.runtime.kernels.device.chain_links import follow
+from sllm.runtime.kernels.device.fixed_columns import MIDDLE, RECORD
 from sllm.runtime.kernels.device.fragments import WORDS_LOADED
 
-RECORD = tl.constexpr(20)  # Words of a group of x: its high parts, its low ones, and its facts.
-_LARGEST = tl.constexpr(16383.0)
-_FINITE = tl.constexpr(0x7F7FFFFF)  # The bits of the largest float.
-_SMALLEST = tl.constexpr(1e-30)  # Of what a scale is for; finer numbers are rounded to it.
-_MIDDLE = tl.constexpr(12582912.0)  # 1.5 * 2 ** 23: adding an integer to its bits adds to it.
-_MIDDLE_BITS = tl.constexpr(0x4B400000)
 _LOW = tl.constexpr(0x0F0F0F0F)
 
 
@@ -54,61 +49,6 @@ _LOAD_COLUMNS = tl.constexpr(
     "@p ld.global.v4.b32 {$4, $5, $6, $7}, [$8+16];\n}"
 )
 _COLUMNS_LOADED = tl.constexpr(",".join(["=&r"] * 8 + ["l", "r"]))
-
-
-@triton.jit
-def fix_columns(records, x, groups, room, block: tl.constexpr, chained: tl.constexpr):
-    """Write x, (tokens, groups, 32), in fixed point: (tokens, room, RECORD), zeros after the last.
-
-    Word 2 * m + b of eight has columns 8 * t + 4 * b + m of the group, t from the lowest byte on.
-    Facts: what a sum begins from, the scale, and the sum of x as it was rounded. Eight lanes have a
-    group, and each a word of it, so that nothing but what they all need passes between them.
-    """
-    follow(chained)
-    token = tl.program_id(1)
-    group = (tl.program_id(0) * block + tl.arange(0, block))[:, None]
-    place = tl.arange(0, 8)[None, :]
-    given = x + (token * groups + group).to(tl.int64) * 32 + place
-    inside = group < groups
-    first = tl.load(given, mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(given + 8, mask=inside, other=0.0).to(tl.float32)
-    third = tl.load(given + 16, mask=inside, other=0.0).to(tl.float32)
-    fourth = tl.load(given + 24, mask=inside, other=0.0).to(tl.float32)
-    # Bits without a sign are in the order of their numbers, and no number is above all of those.
-    size = tl.maximum(tl.maximum(_unsigned(first), _unsigned(second)), _unsigned(third))
-    size = tl.max(tl.maximum(size, _unsigned(fourth)), axis=1, keep_dims=True)
-    bounded = tl.maximum(tl.minimum(size, _FINITE).to(tl.float32, bitcast=True), _SMALLEST)
-    steps = 1.0 / bounded * _LARGEST
-    first, second = _rounded(first * steps), _rounded(second * steps)
-    third, fourth = _rounded(third * steps), _rounded(fourth * steps)
-    total = tl.sum(first + second + third + fourth, axis=1, keep_dims=True)
-    scale = tl.where(size <= _FINITE, bounded * (1.0 / _LARGEST), float("nan"))
-    at = records + (token * room + group).to(tl.int64) * RECORD
-    word = at + (place % 4 * 2 + place // 4)
-    tl.store(word, _bytes(first + 128, second + 128, third + 128, fourth + 128, 8), group < room)
-    tl.store(word + 8, _bytes(first, second, third, fourth, 0), group < room)
-    plain = (scale * total.to(tl.float32)).to(tl.int32, bitcast=True)
-    fact = tl.where(place == 1, scale.to(tl.int32, bitcast=True), plain)
-    fact = tl.where(place == 0, total * -8 + _MIDDLE_BITS, fact)
-    tl.store(at + 16 + place, fact, (group < room) & (place < 4))
-
-
-@triton.jit
-def _unsigned(value):
-    return value.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-
-
-@triton.jit
-def _rounded(value):
-    """Return the nearest integers to small numbers."""
-    return (value + _MIDDLE).to(tl.int32, bitcast=True) - _MIDDLE_BITS
-
-
-@triton.jit
-def _bytes(first, second, third, fourth, lowest: tl.constexpr):
-    """Return words of a byte of each, from the bit `lowest` on, the first one's lowest."""
-    found = first >> lowest & 0xFF | (second >> lowest & 0xFF) << 8
-    return found | (third >> lowest & 0xFF) << 16 | (fourth >> lowest & 0xFF) << 24
 
 
 @triton.jit
@@ -264,8 +204,8 @@ def _multiply(there, tile: tl.constexpr, columns, begun):
         is_pure=True,
         pack=1,
     )  # fmt: skip
-    above = (c0 * 256 + c1).to(tl.float32, bitcast=True) - _MIDDLE
-    below = (c2 * 256 + c3).to(tl.float32, bitcast=True) - _MIDDLE
+    above = (c0 * 256 + c1).to(tl.float32, bitcast=True) - MIDDLE
+    below = (c2 * 256 + c3).to(tl.float32, bitcast=True) - MIDDLE
     return above, below
 
 
