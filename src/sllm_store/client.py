@@ -23,6 +23,7 @@ from sllm_store.config import (
     TOKEN_VARIABLE,
     default_address as configured_address,
     local_socket_path,
+    rpc_target,
 )
 from sllm_store.errors import (
     BY_NAME,
@@ -98,7 +99,8 @@ class SllmStoreClient:
     def __init__(self, address: str | None = None, *, token: str | None = None) -> None:
         """Connect lazily to 'unix:/path' or 'host:port'; the default is the user's own store.
 
-        token defaults to the environment's SLLM_STORE_TOKEN.
+        token defaults to the environment's SLLM_STORE_TOKEN. Raises InvalidRequestError for
+        'unix:' without a path.
         """
         self.address = address or default_address()
         secret = token or os.environ.get(TOKEN_VARIABLE)
@@ -109,6 +111,8 @@ class SllmStoreClient:
         self._local_path = ""
         if self.address.startswith(_UNIX):
             socket_path = Path(self.address.removeprefix(_UNIX))
+            if not socket_path.name:
+                raise InvalidRequestError(f"{self.address!r} names no socket: write unix:/path")
             self._local_path = str(local_socket_path(socket_path))
 
     def __enter__(self) -> Self:
@@ -403,7 +407,7 @@ class SllmStoreClient:
         """Return both services over gRPC; a channel takes milliseconds, and loads need none."""
         with self._lock:
             if self._grpc is None:
-                channel = grpc.insecure_channel(self.address, options=_OPTIONS)
+                channel = grpc.insecure_channel(rpc_target(self.address), options=_OPTIONS)
                 self._grpc = channel, (rpc.StorageStub(channel), rpc.StoreStub(channel))
             return self._grpc[1]
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from sllm_store.errors import InvalidRequestError
 from sllm_store.units import align_up, format_size, parse_size
@@ -20,6 +23,9 @@ READ_MODES = ("auto", "buffered", "direct", "io_uring")
 
 _CHUNK_GRANULE = 2 << 20  # A huge page.
 _PORT_DEFAULT = 8073  # Upstream's.
+_UNIX = "unix:"
+_LOCAL = ".local"
+_SOCKET_PATH_BYTES_MAX = 107  # Of the kernel's struct sockaddr_un, without the zero at the end.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +56,7 @@ class StoreConfig:
 
     def __post_init__(self) -> None:
         """Raise InvalidRequestError naming the first setting that cannot work."""
+        _require_socket_path(self.socket_path)
         if self.chunk_bytes < _CHUNK_GRANULE or self.chunk_bytes % _CHUNK_GRANULE:
             raise InvalidRequestError(
                 f"chunk size {format_size(self.chunk_bytes)}: use a multiple of 2 MB"
@@ -70,7 +77,7 @@ class StoreConfig:
             )
         if self.read_mode not in READ_MODES:
             raise InvalidRequestError(f"read mode {self.read_mode!r}: use one of {READ_MODES}")
-        if self.load_timeout_s <= 0:
+        if not 0 < self.load_timeout_s < math.inf:
             raise InvalidRequestError(f"load timeout {self.load_timeout_s} s: it must be positive")
         if self.host is not None and not is_loopback(self.host) and not self.token:
             raise InvalidRequestError(
@@ -93,12 +100,19 @@ def default_socket_path(environ: Mapping[str, str], *, uid: int) -> Path:
 
 def local_socket_path(socket_path: Path) -> Path:
     """Return where the store of this socket speaks to processes of its machine."""
-    return socket_path.with_name(f"{socket_path.name}.local")
+    return socket_path.with_name(f"{socket_path.name}{_LOCAL}")
+
+
+def rpc_target(address: str) -> str:
+    """Return the address as gRPC reads it, for which a path is part of a URI."""
+    if not address.startswith(_UNIX):
+        return address
+    return _UNIX + quote(os.fsencode(address.removeprefix(_UNIX)), safe="/")
 
 
 def default_address(environ: Mapping[str, str], *, uid: int) -> str:
     """Return the address a client uses unless told otherwise: 'unix:/path' or 'host:port'."""
-    return environ.get(ADDRESS_VARIABLE) or f"unix:{default_socket_path(environ, uid=uid)}"
+    return environ.get(ADDRESS_VARIABLE) or f"{_UNIX}{default_socket_path(environ, uid=uid)}"
 
 
 def default_storage_path(environ: Mapping[str, str]) -> Path:
@@ -122,3 +136,14 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _require_socket_path(path: Path) -> None:
+    """Raise InvalidRequestError where no socket can be; a second one is made beside it."""
+    if not path.name:
+        raise InvalidRequestError(f"socket {path}: name a file for it, not a directory")
+    longest = _SOCKET_PATH_BYTES_MAX - len(_LOCAL)
+    if len(os.fsencode(path)) > longest:
+        raise InvalidRequestError(
+            f"socket {path}: the system allows paths of {longest} bytes; use a shorter one"
+        )

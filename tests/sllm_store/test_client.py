@@ -11,6 +11,7 @@ import pytest
 
 from sllm_store import errors
 from sllm_store.client import SllmStoreClient, default_address, is_running
+from sllm_store.errors import InvalidRequestError
 from sllm_store.proto import storage_pb2 as pb
 from tests.store_process import random_tensors, read_tensors, write_upstream
 
@@ -91,3 +92,8 @@ def test_an_empty_tensor_needs_no_memory(start_store: Start, tmp_path: Path) -> 
     write_upstream(tmp_path / "models" / "empty", {"nothing": b""})
     loaded = start_store(tmp_path / "models").client().load("empty")
     assert loaded.tensors[0].shape == (0,)
+
+
+def test_an_address_without_a_path_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="'unix:' names no socket: write unix:/path"):
+        SllmStoreClient("unix:")

@@ -17,6 +17,7 @@ from sllm_store.config import (
     default_socket_path,
     default_storage_path,
     is_loopback,
+    rpc_target,
     size_setting,
 )
 from sllm_store.errors import InvalidRequestError
@@ -45,6 +46,10 @@ def test_the_defaults_are_upstreams() -> None:
         ({"read_mode": "fast"}, "read mode 'fast': use one of"),
         ({"read_mode": "cufile"}, "a store keeps what it reads in host memory"),
         ({"load_timeout_s": 0}, "load timeout 0 s"),
+        ({"load_timeout_s": float("nan")}, "load timeout nan s"),
+        ({"load_timeout_s": float("inf")}, "load timeout inf s"),
+        ({"socket_path": Path("/")}, "socket /: name a file for it"),
+        ({"socket_path": Path("/run", "x" * 98)}, "the system allows paths of 101 bytes"),
     ],
 )
 def test_a_setting_that_cannot_work_is_named(settings: dict[str, Any], message: str) -> None:
@@ -106,3 +111,15 @@ def test_a_size_setting_is_named_when_it_is_wrong() -> None:
     assert size_setting("--chunk-size", "2MB") == 2 << 20
     with pytest.raises(InvalidRequestError, match=r"--chunk-size: 'two' is not a size"):
         size_setting("--chunk-size", "two")
+
+
+@pytest.mark.parametrize(
+    ("address", "target"),
+    [
+        ("127.0.0.1:8073", "127.0.0.1:8073"),
+        ("unix:/run/store.sock", "unix:/run/store.sock"),
+        ("unix:/a%20b/c d?#", "unix:/a%2520b/c%20d%3F%23"),
+    ],
+)
+def test_a_path_is_quoted_for_what_reads_it_as_part_of_a_uri(address: str, target: str) -> None:
+    assert rpc_target(address) == target

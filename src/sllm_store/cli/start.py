@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,8 +149,7 @@ def start(*, log_format: str, **settings: Any) -> None:
     config = _config(settings, os.environ)
     _start_log(log_format)
     if not config.storage_path.exists():
-        config.storage_path.mkdir(parents=True)
-        say(f"made the storage path {config.storage_path}")
+        _make_storage(config.storage_path)
     if config.disk_bytes is not None:
         _warn_of_quota(config.storage_path, config.disk_bytes)
     from sllm_store.server.serve import serve
@@ -162,7 +162,7 @@ def _config(settings: dict[str, Any], environ: Mapping[str, str]) -> StoreConfig
     port = settings.pop("port")
     if port is not None:
         settings |= {"port": port, "host": settings["host"] or _LOOPBACK}
-    settings["socket_path"] = settings["socket_path"] or _default_socket(environ)
+    settings["socket_path"] = (settings["socket_path"] or _default_socket(environ)).absolute()
     try:
         return StoreConfig(**settings)
     except InvalidRequestError as error:
@@ -174,6 +174,17 @@ def _default_socket(environ: Mapping[str, str]) -> Path:
     if address.startswith(_UNIX):
         return Path(address.removeprefix(_UNIX))
     return default_socket_path(environ, uid=os.getuid())
+
+
+def _make_storage(path: Path) -> None:
+    try:
+        path.mkdir(parents=True)
+    except OSError as error:
+        raise InvalidRequestError(
+            f"cannot make the storage path {path}: {error.strerror}; name another with "
+            "--storage-path"
+        ) from error
+    say(f"made the storage path {path}")
 
 
 def _start_log(log_format: str) -> None:
@@ -210,7 +221,7 @@ def _say_ready(addresses: list[str], config: StoreConfig) -> None:
         if address == own:
             needs = ["clients find it by themselves"]
         else:
-            needs = [f"export {ADDRESS_VARIABLE}={address}"]
+            needs = [f"export {ADDRESS_VARIABLE}={shlex.quote(address)}"]
         if config.token:
             needs.append(f"{TOKEN_VARIABLE} must hold its token")
         say(f"ready at {address} ({'; '.join(needs)})")

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import logging
 import os
 import socket
 import struct
@@ -34,10 +36,14 @@ REQUEST_BYTES_MAX = 64 << 20
 REQUEST_TIMEOUT_S = 60.0
 PROGRESS_INTERVAL_S = 0.1
 SPENT_MAX_S = 10.0
+ACCEPT_AGAIN_S = 1.0
 _LENGTH = struct.Struct("<I")
 _CREDENTIALS = struct.Struct("3i")
 _BACKLOG = 1024
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _CALLS = {"status": "GetStatus", "plan": "PlanLoad", "load": "Load"}  # As metrics name them.
+
+log = logging.getLogger(__name__)
 
 
 class LocalServer:
@@ -49,6 +55,7 @@ class LocalServer:
         self._engine = engine
         self._loading = loading
         self._connections: set[asyncio.Task[None]] = set()
+        self._resting: asyncio.TimerHandle | None = None
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         mask = os.umask(0o177)
         try:
@@ -59,10 +66,13 @@ class LocalServer:
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Answer from the event loop."""
+        self._resting = None
         loop.add_reader(self._socket.fileno(), self._accept)
 
     async def close(self) -> None:
         """Stop answering, end every load and lease, and remove the socket."""
+        if self._resting is not None:
+            self._resting.cancel()
         asyncio.get_running_loop().remove_reader(self._socket.fileno())
         self._socket.close()
         self.path.unlink(missing_ok=True)
@@ -75,10 +85,27 @@ class LocalServer:
             connection, _ = self._socket.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
+        except OSError as error:
+            if error.errno not in _EXHAUSTED:
+                raise
+            self._rest(error)
+            return
         connection.settimeout(0.0)
         task = asyncio.get_running_loop().create_task(self._serve(connection))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
+
+    def _rest(self, error: OSError) -> None:
+        """Look away for a while: a socket that nothing can be accepted from stays readable."""
+        log.warning(
+            "no more clients for now: %s; %d are connected, raise the limit of open files "
+            "(ulimit -n)",
+            error.strerror,
+            len(self._connections),
+        )
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._socket.fileno())
+        self._resting = loop.call_later(ACCEPT_AGAIN_S, self.start, loop)
 
     async def _serve(self, connection: socket.socket) -> None:
         """Serve one connection until it ends; everything that goes wrong with it ends it."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import logging
 import os
+import resource
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -17,21 +16,22 @@ from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined
 from prometheus_client import start_http_server
 
 from sllm_store import native
-from sllm_store.config import local_socket_path
+from sllm_store.config import local_socket_path, rpc_target
 from sllm_store.errors import DeviceError, InvalidRequestError
+from sllm_store.host_memory import machine_bytes
 from sllm_store.proto import storage_pb2 as pb, storage_pb2_grpc as rpc
 from sllm_store.server.edge import OPTIONS, TokenInterceptor
 from sllm_store.server.engine import Engine, Executors
 from sllm_store.server.loading import Loading
 from sllm_store.server.local_socket import LocalServer
 from sllm_store.server.service import StoreService
+from sllm_store.server.socket_file import socket_owned
 from sllm_store.server.upstream import UpstreamService
 from sllm_store.tiers.device import open_gpus, visible_gpus
 from sllm_store.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable
 
     from sllm_store.config import StoreConfig
 
@@ -54,7 +54,8 @@ def serve(config: StoreConfig, on_ready: Callable[[list[str]], None] | None = No
             f"storage path {config.storage_path} is not a directory: create it, or name another "
             "with --storage-path"
         )
-    with _socket_owned(config.socket_path):
+    with socket_owned(config.socket_path):
+        _raise_limits()
         pool = _make_pool(config)
         asyncio.run(_serve(config, pool, on_ready))
 
@@ -76,8 +77,9 @@ async def _serve(
         local = LocalServer(local_socket_path(config.socket_path), engine, loading)
         local.start(loop)
         server, health = _make_server(config, engine, loading)
-        metrics = _start_metrics(config, engine)
+        metrics = None
         try:
+            metrics = _start_metrics(config, engine)
             addresses = _listen(server, config)
             await server.start()
             config.socket_path.chmod(0o600)
@@ -89,8 +91,8 @@ async def _serve(
             await health.enter_graceful_shutdown()
             await engine.drain(DRAIN_S)
             await engine.blocking(engine.keep)
-            await server.stop(grace=1.0)
         finally:
+            await server.stop(grace=1.0)
             await local.close()
             if metrics is not None:
                 metrics[0].shutdown()
@@ -135,7 +137,7 @@ def _listen(server: Any, config: StoreConfig) -> list[str]:
     for address in addresses:
         mask = os.umask(0o177)
         try:
-            port = server.add_insecure_port(address)
+            port = server.add_insecure_port(rpc_target(address))
         except RuntimeError as error:
             raise InvalidRequestError(
                 f"cannot listen on {address}: is another store running there? ({error})"
@@ -146,8 +148,20 @@ def _listen(server: Any, config: StoreConfig) -> list[str]:
     return bound
 
 
+def _raise_limits() -> None:
+    """Allow as many open files as the system lets us have: a client that maps a model has one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _make_pool(config: StoreConfig) -> native.SharedPool:
     """Allocate the pool; with GPUs, open them, fault it in and pin it: no load pays for that."""
+    total_bytes = machine_bytes()
+    if config.pool_bytes > total_bytes:
+        raise InvalidRequestError(
+            f"pool size {format_size(config.pool_bytes)}: this machine has "
+            f"{format_size(total_bytes)} of memory; use a smaller --mem-pool-size"
+        )
     pool = native.SharedPool(config.chunks_total * config.chunk_bytes)
     if visible_gpus():
         with ThreadPoolExecutor(1, "store-gpu") as beside:
@@ -167,38 +181,11 @@ def _make_pool(config: StoreConfig) -> native.SharedPool:
 def _start_metrics(config: StoreConfig, engine: Engine) -> Any:
     if config.metrics_port is None:
         return None
-    return start_http_server(
-        config.metrics_port, addr=config.host or "127.0.0.1", registry=engine.metrics.registry
-    )
-
-
-@contextlib.contextmanager
-def _socket_owned(path: Path) -> Iterator[None]:
-    """Own the socket's path: one store at a time, leftovers of a killed one removed."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    owner = path.parent.stat().st_uid
-    if owner not in {0, os.geteuid()}:
-        raise InvalidRequestError(
-            f"{path.parent} belongs to user {owner}, who could pose as the store: remove it, or "
-            "name another --socket"
-        )
-    lock = os.open(
-        path.with_name(f"{path.name}.lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
-    )
+    host = config.host or "127.0.0.1"
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InvalidRequestError(
-                f"a store is already running at unix:{path}: stop it, or name another --socket"
-            ) from error
-        leftovers = (path, local_socket_path(path))
-        for leftover in leftovers:
-            leftover.unlink(missing_ok=True)
-        try:
-            yield
-        finally:
-            for leftover in leftovers:
-                leftover.unlink(missing_ok=True)
-    finally:
-        os.close(lock)
+        return start_http_server(config.metrics_port, addr=host, registry=engine.metrics.registry)
+    except OSError as error:
+        raise InvalidRequestError(
+            f"cannot serve metrics on {host}:{config.metrics_port}: {error.strerror}; name another "
+            "--metrics-port"
+        ) from error

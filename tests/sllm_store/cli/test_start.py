@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +154,9 @@ def test_the_environment_names_storage_socket_and_token(
         (["--host", "0.0.0.0"], "set SLLM_STORE_TOKEN"),
         (["--port", "70000"], "not in the range"),
         (["--load-timeout", "0"], "it must be positive"),
+        (["--load-timeout", "nan"], "it must be positive"),
+        (["--socket", "/"], "name a file for it"),
+        (["--socket", "/" + "x" * 101], "the system allows paths of 101 bytes"),
         (["--best-guess"], "No such option"),
     ],
 )
@@ -237,18 +241,16 @@ def test_a_second_store_on_the_socket_says_that_one_runs(
 def test_it_tells_how_to_reach_each_address(
     spawn: Callable[..., subprocess.Popen[str]], storage: Path, tmp_path: Path
 ) -> None:
-    socket = tmp_path / "other.sock"
+    path = tmp_path / "other.sock"
     process = spawn(
-        *f"start --mem-pool-size 32MB --chunk-size 2MB --socket {socket} --port 0".split(),
+        *f"start --mem-pool-size 32MB --chunk-size 2MB --socket {path} --port 0".split(),
         *("--storage-path", storage),
         env={"SLLM_STORE_TOKEN": "secret"},
     )
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(2)]
     needs = "SLLM_STORE_TOKEN must hold its token"
-    assert lines[0] == (
-        f"ready at unix:{socket} (export SLLM_STORE_ADDRESS=unix:{socket}; {needs})\n"
-    )
+    assert lines[0] == (f"ready at unix:{path} (export SLLM_STORE_ADDRESS=unix:{path}; {needs})\n")
     address = lines[1].split()[2]
     assert lines[1] == f"ready at {address} (export SLLM_STORE_ADDRESS={address}; {needs})\n"
     with SllmStoreClient(address, token="secret") as client:
@@ -305,3 +307,58 @@ def test_the_help_names_every_flag_of_upstream() -> None:
     flags = """--storage-path --mem-pool-size --num-thread --num-threads --chunk-size --disk-size
         --registration-required --host --port"""
     assert names >= set(flags.split())
+
+
+def test_a_storage_path_that_cannot_be_made_is_said_with_what_to_do(
+    run: Callable[..., Any], served: list[StoreConfig], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    done = run("start", "--storage-path", tmp_path / "file" / "models")
+    assert done.code == 1
+    assert "cannot make the storage path" in done.err
+    assert "Not a directory; name another with --storage-path" in done.err
+    assert not served
+
+
+def test_a_relative_socket_is_told_so_that_it_works_from_anywhere(
+    run: Callable[..., Any], served: list[StoreConfig], storage: Path
+) -> None:
+    assert run("start", "--storage-path", storage, "--socket", "here.sock").code == 0
+    assert served[0].socket_path == Path.cwd() / "here.sock"
+
+
+def test_a_socket_may_have_any_name(
+    spawn: Callable[..., subprocess.Popen[str]], storage: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "a b%20ü?.sock"
+    process = spawn(
+        *("start", "--mem-pool-size", "32MB", "--chunk-size", "2MB"),
+        *("--socket", path, "--storage-path", storage),
+    )
+    assert process.stdout is not None
+    assert f"export SLLM_STORE_ADDRESS='unix:{path}'" in process.stdout.readline()
+    with SllmStoreClient(f"unix:{path}") as client:
+        assert client.status().pid == process.pid
+        assert client.list_models() == []
+
+
+def test_a_pool_larger_than_the_machine_is_refused(
+    run_apart: Callable[..., Any], storage: Path
+) -> None:
+    done = run_apart("start", "--storage-path", storage, "--mem-pool-size", "64EB")
+    assert done.code == 1
+    assert "pool size 64.0 EB: this machine has " in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_taken_metrics_port_is_said_with_what_to_do(
+    run_apart: Callable[..., Any], storage: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run_apart("start", "--storage-path", storage, "--metrics-port", port)
+    assert done.code == 1
+    assert done.err == (
+        f"error: cannot serve metrics on 127.0.0.1:{port}: Address already in use; name another "
+        "--metrics-port\n"
+    )

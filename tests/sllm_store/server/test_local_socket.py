@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import struct
 from typing import TYPE_CHECKING
@@ -98,3 +99,28 @@ def test_an_error_is_raised_as_its_own_class(store: StoreProcess) -> None:
             question = pb.LocalRequest(plan=pb.PlanLoadRequest(model=model))
             with pytest.raises(kind):
                 connection.call(question)
+
+
+def test_a_store_out_of_descriptors_rests_and_says_so_once_a_second(
+    store: StoreProcess,
+) -> None:
+    path = store.client().status().local_socket
+    resource.prlimit(store.pid, resource.RLIMIT_NOFILE, (64, 64))
+    before = store.log.stat().st_size
+    waiting = []
+    for _ in range(64):
+        waiting.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        waiting[-1].connect(path)
+    wait_until(lambda: "no more clients for now: Too many open files" in store.log.read_text())
+    assert store.log.stat().st_size - before < 10_000
+    assert "Traceback" not in store.log.read_text()
+    for connection in waiting:
+        connection.close()
+    assert store.client().load("m").tier == "disk"
+
+
+def test_a_store_takes_all_the_descriptors_that_the_system_lets_it_have(
+    store: StoreProcess,
+) -> None:
+    soft, hard = resource.prlimit(store.pid, resource.RLIMIT_NOFILE)
+    assert soft == hard
