@@ -101,6 +101,18 @@ def resolve(root: Path, name: str) -> Path:
     return path
 
 
+def name_under(root: Path, path: Path) -> str | None:
+    """Return the name of a path as a checkpoint of a storage path, None if it is outside of it.
+
+    A link inside has a name of its own, beside that of what it leads to.
+    """
+    real = root.resolve()
+    for top, place in ((root, path), (real, path), (real, path.resolve())):
+        if place != top and place.is_relative_to(top) and ".." not in place.parts:
+            return place.relative_to(top).as_posix()
+    return None
+
+
 def _open(path: Path, *, root: Path | None) -> Checkpoint:
     try:
         if path.is_dir():

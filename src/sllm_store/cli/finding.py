@@ -51,7 +51,7 @@ def find(name: str, client: SllmStoreClient | None, storage_path: Path | None) -
 
     Raises CheckpointNotFoundError saying where it looked.
     """
-    from sllm_store.checkpoint.reader import resolve
+    from sllm_store.checkpoint.reader import name_under, resolve
 
     root = storage_root(client, storage_path)
     given = Path(name).expanduser()
@@ -80,13 +80,9 @@ def serves(client: SllmStoreClient, root: Path) -> bool:
     return Path(client.status().storage_path) == root.resolve()
 
 
-def name_under(root: Path, path: Path) -> str | None:
-    """Return the name of a path as a checkpoint of a storage path, None if it is outside of it."""
-    top, place = root.resolve(), path.resolve()
-    return place.relative_to(top).as_posix() if place != top and place.is_relative_to(top) else None
-
-
 def _served(client: SllmStoreClient | None, path: Path) -> ModelInfo | None:
+    from sllm_store.checkpoint.reader import name_under
+
     if client is None:
         return None
     name = name_under(Path(client.status().storage_path), path)

@@ -18,7 +18,7 @@ from sllm_store.cli.options import (
     verbose_option,
 )
 from sllm_store.cli.terminal import say
-from sllm_store.errors import InUseError, InvalidRequestError, StoreError
+from sllm_store.errors import InUseError, InvalidRequestError, StoreError, WriteError
 from sllm_store.units import format_size
 
 if TYPE_CHECKING:
@@ -137,9 +137,18 @@ def _remove(path: Path) -> None:
 
     The hidden name is that of an unfinished save, so that the next save cleans up after a kill.
     """
-    if path.is_symlink() or not path.is_dir():
-        path.unlink()
-        return
     hidden = path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
-    path.rename(hidden)
-    shutil.rmtree(hidden)
+    try:
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+            return
+        path.rename(hidden)
+    except OSError as error:
+        raise WriteError(f"cannot remove {path}: {error.strerror}; it is as it was") from error
+    try:
+        shutil.rmtree(hidden)
+    except OSError as error:
+        raise WriteError(
+            f"{path} is no checkpoint any more, but not all of it could be removed: {error}; "
+            f"remove {hidden}"
+        ) from error

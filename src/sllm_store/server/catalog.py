@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from sllm_store.checkpoint.layout import plan_image
 from sllm_store.checkpoint.reader import list_checkpoints, open_checkpoint, resolve
-from sllm_store.errors import InvalidCheckpointError, InvalidRequestError, StoreError
+from sllm_store.errors import (
+    CheckpointNotFoundError,
+    InvalidCheckpointError,
+    InvalidRequestError,
+    StoreError,
+)
 from sllm_store.server.plans import Plans, WholePlan
 from sllm_store.tiers.transfer import ChunkedImage, ImageMap, cut_image
 
@@ -49,7 +55,7 @@ class Catalog:
     ) -> None:
         """Serve the checkpoints under `root`, which is resolved now.
 
-        `retire` is told the name of a model whose files changed.
+        `retire` is told the name of a model whose files changed or went.
         """
         self.root = root.resolve()
         self._retire = retire
@@ -102,8 +108,13 @@ class Catalog:
         return planned
 
     def names(self) -> list[str]:
-        """Return the names of all checkpoints under the storage path."""
-        return sorted(list_checkpoints(self.root))
+        """Return the names of all checkpoints that there are, and forget those that went."""
+        names = sorted(list_checkpoints(self.root))
+        with self._lock:
+            gone = self._entries.keys() - names
+        for key in gone:
+            self._forget_gone(key)
+        return names
 
     def inspect(self, name: str) -> Entry | StoreError:
         """Return the checkpoint, or why it cannot be opened."""
@@ -113,7 +124,11 @@ class Catalog:
             return error
 
     def _open(self, name: str) -> Entry:
-        path = resolve(self.root, name)
+        try:
+            path = resolve(self.root, name)
+        except CheckpointNotFoundError:
+            self._forget_gone(PurePosixPath(name).as_posix())
+            raise
         key = path.relative_to(self.root).as_posix()
         with self._lock:
             opening = self._opening.setdefault(key, threading.Lock())
@@ -123,8 +138,7 @@ class Catalog:
                 try:
                     found.checkpoint.require_unchanged()
                 except InvalidCheckpointError:
-                    del self._entries[key]
-                    self._retire(key)
+                    self._forget(key)
                 else:
                     return found
             checkpoint = open_checkpoint(path, root=self.root)
@@ -136,5 +150,21 @@ class Catalog:
                 image_map=ImageMap.of(checkpoint, image),
                 whole=WholePlan.of(checkpoint, image),
             )
-            self._entries[key] = entry
+            with self._lock:
+                self._entries[key] = entry
             return entry
+
+    def _forget_gone(self, key: str) -> None:
+        """Forget a checkpoint that nothing has the name of any more: nobody could free it."""
+        with self._lock:
+            opening = self._opening.get(key)
+        if opening is None:
+            return
+        with opening:
+            if key in self._entries and not (self.root / key).exists():
+                self._forget(key)
+
+    def _forget(self, key: str) -> None:
+        with self._lock:
+            del self._entries[key]
+        self._retire(key)

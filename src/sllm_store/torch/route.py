@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sllm_store.checkpoint.reader import name_under
 from sllm_store.config import default_storage_path
 from sllm_store.errors import (
     CheckpointNotFoundError,
@@ -166,7 +167,7 @@ def _decide(
         )
     served = None
     if running is not None:
-        served = name if path is None else _name_under(running.root, path)
+        served = name if path is None else name_under(running.root, path)
         if served is None and store is not None:
             raise InvalidRequestError(
                 f"the store at {store} serves {running.root}, and {path} is outside of it: pass "
@@ -224,11 +225,3 @@ def _places(
     if running is not None:
         places.insert(0 if named else 1, running.root / given)
     return [*places, given.absolute()]
-
-
-def _name_under(root: Path, path: Path) -> str | None:
-    """Return the name under which a store of `root` serves the checkpoint at `path`, or None."""
-    for top, place in ((root, path), (root.resolve(), path.resolve())):
-        if place != top and place.is_relative_to(top):
-            return place.relative_to(top).as_posix()
-    return None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sllm_store.checkpoint import indexed
-from sllm_store.checkpoint.reader import list_checkpoints, open_checkpoint, resolve
+from sllm_store.checkpoint.reader import list_checkpoints, name_under, open_checkpoint, resolve
 from sllm_store.checkpoint.verify import verify_checkpoint
 from sllm_store.checkpoint.writer import CheckpointWriter
 from sllm_store.errors import (
@@ -224,3 +224,17 @@ def test_a_name_of_nothing_is_not_found_in_the_root(tmp_path: Path, name: str) -
     with pytest.raises(CheckpointNotFoundError, match="no checkpoint") as caught:
         resolve(tmp_path, name)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_name_is_relative_and_of_something_inside(tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    (root / "m").mkdir(parents=True)
+    (root / "link").symlink_to("m")
+    (tmp_path / "outside").symlink_to(root)
+    assert name_under(root, root / "a" / "b") == "a/b"
+    assert name_under(root, root / "link") == "link"
+    assert name_under(root, tmp_path / "outside" / "m") == "m"
+    assert name_under(tmp_path / "outside", root / "m") == "m"
+    assert name_under(root, root) is None
+    assert name_under(root, tmp_path / "b") is None
+    assert name_under(root, root / ".." / "b") is None

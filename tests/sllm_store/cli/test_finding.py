@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sllm_store.cli.finding import find, name_under
+from sllm_store.cli.finding import find
 from sllm_store.errors import CheckpointNotFoundError, InvalidRequestError
 
 if TYPE_CHECKING:
@@ -63,9 +63,3 @@ def test_the_running_store_names_the_storage_path(
     assert found.path == storage / "m"
     assert found.served is not None
     assert found.served.name == "m"
-
-
-def test_names_are_relative_and_of_something_inside(tmp_path: Path) -> None:
-    assert name_under(tmp_path, tmp_path / "a" / "b") == "a/b"
-    assert name_under(tmp_path, tmp_path) is None
-    assert name_under(tmp_path / "a", tmp_path / "b") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -124,3 +125,30 @@ def test_of_a_single_file_only_the_file_is_removed(
     (storage / "note.txt").touch()
     assert run("rm", "alone.safetensors", "--yes", "--storage-path", storage).code == 0
     assert {path.name for path in storage.iterdir()} == {"m", "note.txt"}
+
+
+def test_a_pinned_link_stays(
+    model: Path,
+    storage: Path,
+    start_store: Callable[..., StoreProcess],
+    run: Callable[..., Any],
+) -> None:
+    (storage / "link").symlink_to(model)
+    store = start_store(storage)
+    store.client().set_pinned("link", pinned=True)
+    done = run("rm", "link", "--address", store.address, "--yes")
+    assert (done.code, (storage / "link").is_symlink()) == (1, True)
+    assert "sllm-store unpin link" in done.err
+
+
+def test_what_cannot_be_removed_is_said_with_why(
+    model: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "a", None, "b")
+
+    monkeypatch.setattr("pathlib.Path.rename", refuse)
+    done = run("rm", "m", "--storage-path", model.parent, "--yes")
+    assert done.code == 1
+    assert done.err == f"error: cannot remove {model}: Read-only file system; it is as it was\n"
+    assert model.exists()

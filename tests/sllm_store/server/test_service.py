@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import shutil
 import signal
@@ -15,7 +16,12 @@ import pytest
 
 from sllm_store import native
 from sllm_store.client import SllmStoreClient
-from sllm_store.errors import InvalidCheckpointError, InvalidRequestError, PoolExhaustedError
+from sllm_store.errors import (
+    CheckpointNotFoundError,
+    InvalidCheckpointError,
+    InvalidRequestError,
+    PoolExhaustedError,
+)
 from sllm_store.local_connection import LocalConnection
 from sllm_store.proto import storage_pb2 as pb
 from tests.store_process import (
@@ -279,3 +285,26 @@ def test_loads_in_a_row_grow_neither_memory_nor_descriptors(
     assert open_descriptors(store.pid) <= before[0] + 3
     assert resident_bytes(store.pid) <= before[1] + 8 * MB
     assert open_descriptors(os.getpid()) <= mine + 3
+
+
+@pytest.mark.parametrize("seen_by", ["list", "load"])
+def test_memory_of_a_checkpoint_that_went_is_freed_though_it_was_pinned(
+    start_store: Start, tmp_path: Path, seen_by: str
+) -> None:
+    write_upstream(tmp_path / "models" / "m", random_tensors(2, MB))
+    store = start_store(tmp_path / "models")
+    client = store.client()
+    client.set_pinned("m", pinned=True)
+    held = client.load("m")
+    bytes_before = read_tensors(held)
+    shutil.rmtree(tmp_path / "models" / "m")
+    if seen_by == "list":
+        assert client.list_models() == []
+    else:
+        with pytest.raises(CheckpointNotFoundError):
+            client.load("m")
+    assert read_tensors(held) == bytes_before
+    assert client.status().pool_used_bytes > 0
+    del held
+    gc.collect()
+    wait_until(lambda: client.status().pool_used_bytes == 0)
