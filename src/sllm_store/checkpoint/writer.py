@@ -46,6 +46,8 @@ _ADVICE = {
     code: f"nothing was published; {advice}"
     for code, advice in {
         errno.ENOSPC: "free some space and save again",
+        errno.EFBIG: "raise the limit of a file's size (ulimit -f), or save smaller files with "
+        "max_shard_size",
         errno.EDQUOT: "free some of the quota and save again",
         errno.EBUSY: "if it is a mount point, save into a directory below it",
         errno.EXDEV: "if it is a mount point, save into a directory below it",

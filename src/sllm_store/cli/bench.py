@@ -205,6 +205,7 @@ def _bounds(plan: _Plan, rows: list[_Row]) -> _Bounds:
         stored_bytes=checkpoint.stored_bytes,
         tensors=len(sizes),
         to_gpu=to_gpu,
+        decodes=checkpoint.is_compressed and not to_gpu,
         compressible_part=bench_bounds.compressible_part(
             sizes, compressed=checkpoint.is_compressed
         ),

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-DISK, PAGE_CACHE, LINK, OURS = "disk", "page cache", "link", "calls and tensors"
+DISK, PAGE_CACHE, LINK = "disk", "page cache", "link"
+OURS, DECODING = "calls and tensors", "decoding"
 # Below this part of its limit, a load is bound by what it does besides moving bytes.
 _LINK_BOUND_PART = 0.5
 _COMPRESSIBLE = {"bfloat16", "float16"}
@@ -44,19 +45,23 @@ class Timed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cargo:
-    """What was loaded; `compressible_part` of it is 16-bit floats that are not compressed."""
+    """What was loaded; `compressible_part` of it is 16-bit floats that are not compressed.
+
+    With `decodes`, the processor decodes it after it came.
+    """
 
     stored_bytes: int
     tensors: int
     to_gpu: bool
     compressible_part: float = 0.0
+    decodes: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
     """What holds a row up. `limit_s` is the least that its slowest link takes, `part` of its time.
 
-    `name` is that link, or OURS where the link is not what the time went into.
+    `name` is that link, or OURS or DECODING where the link is not what the time went into.
     """
 
     name: str
@@ -89,8 +94,9 @@ def find_bound(row: Timed, cargo: Cargo, limits: Limits) -> Bound | None:
     slowest = max(times, key=lambda link: times[link])
     limit_s = times[slowest]
     part = limit_s / row.seconds
+    beyond = DECODING if cargo.decodes else OURS
     return Bound(
-        name=slowest if part >= _LINK_BOUND_PART else OURS,
+        name=slowest if part >= _LINK_BOUND_PART else beyond,
         limit_s=limit_s,
         part=part,
         own_s=max(row.seconds - limit_s, 0.0),
@@ -124,6 +130,11 @@ def advise(
         yield (
             f"{cargo.compressible_part:.0%} of the bytes are 16-bit floats: saved with "
             "`--compress`, trained weights take about a third less on that way"
+        )
+    if DECODING in names:
+        yield (
+            "loads are bound by decoding on the processor: it takes more threads where there are "
+            "processors, and none for a checkpoint saved without `--compress`"
         )
     worst = max(ours, key=lambda pair: pair[1].own_s if pair[1].name == OURS else 0, default=None)
     if worst is not None and worst[1].name == OURS:

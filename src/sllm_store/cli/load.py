@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sllm_store.cli.connection import if_running
+from sllm_store.cli.finding import find
 from sllm_store.cli.options import (
     Backend,
     CheckpointName,
@@ -132,29 +134,28 @@ def _load(options: dict[str, Any]) -> _LoadedModel:
 
     precision = options["precision"]
     where = {"storage_path": options["storage_path"], "store": options["store"]}
+    model_name, adapter_name = _names(options)
     with _heard_loads() as loads, progress(f"loading {options['model']}") as on_progress:
         started_s = time.perf_counter()
         model: Any = load_model(
-            options["model"],
+            model_name,
             options["device"],
             dtype=options["dtype"],
             quantization_config=_PRECISIONS[precision] if precision else None,
             on_progress=on_progress,
             **where,
         )
-        if options["adapter_name"]:
+        if adapter_name:
             from sllm_store.transformers import load_lora
 
-            model = load_lora(model, "default", options["adapter_name"], **where)
+            model = load_lora(model, "default", adapter_name, **where)
         _synchronize(model)
         load_s = time.perf_counter() - started_s
     size_bytes = sum(record.size_bytes for record in loads)
     move_s = sum(record.load_s for record in loads)
     return _LoadedModel(
         model=model,
-        directory=model.base_model.model.name_or_path
-        if options["adapter_name"]
-        else model.name_or_path,
+        directory=model.base_model.model.name_or_path if adapter_name else model.name_or_path,
         figures={
             "size_bytes": size_bytes,
             "load_s": load_s,
@@ -165,6 +166,21 @@ def _load(options: dict[str, Any]) -> _LoadedModel:
             "device": str(model.device),
         },
     )
+
+
+def _names(options: dict[str, Any]) -> tuple[str, str | None]:
+    """Return the names of model and adapter; in-process, those of a running store are paths."""
+    from sllm_store.torch.route import IN_PROCESS
+
+    model, adapter = options["model"], options["adapter_name"]
+    if options["store"] != IN_PROCESS:
+        return model, adapter
+    with if_running(None) as client:
+        model, adapter = (
+            name and str(find(name, client, options["storage_path"]).path)
+            for name in (model, adapter)
+        )
+    return model, adapter
 
 
 def _synchronize(model: Any) -> None:

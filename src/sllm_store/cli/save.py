@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from sllm_store.cli.connection import if_running
 from sllm_store.cli.disk_quota import require_room
+from sllm_store.cli.finding import storage_root
 from sllm_store.cli.options import (
     Backend,
     Size,
@@ -21,13 +22,13 @@ from sllm_store.cli.options import (
 )
 from sllm_store.cli.terminal import progress, say, say_json
 from sllm_store.cli.watched import run_watched
-from sllm_store.config import default_storage_path
 from sllm_store.errors import CheckpointNotFoundError, InvalidRequestError
 from sllm_store.units import format_size
 
 if TYPE_CHECKING:
     from sllm_store.checkpoint.model import Checkpoint
 
+_ADAPTER_CONFIG = "adapter_config.json"  # PEFT's name.
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
 _HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
 
@@ -105,6 +106,8 @@ def save(*, disk_bytes: int | None, as_json: bool, **options: Any) -> None:
     """
     order = _parse(options)
     source = order.local if order.local is not None else _fetch(order)
+    if options["adapter_name"]:
+        _require_adapter(source)
     target = order.storage_path / order.name
     size_bytes = _size_after(source, order)
     require_room(order.storage_path, target, size_bytes, disk_bytes)
@@ -161,6 +164,8 @@ class _Order:
 
 def _parse(options: dict[str, Any]) -> _Order:
     """Return the order; raise UsageError for options that do not go together."""
+    with if_running(None) as client:
+        storage_path = storage_root(client, options["storage_path"])
     model, adapter = options["model"], options["adapter_name"]
     if options["adapter"] and not adapter:
         raise click.UsageError("--adapter needs --adapter-name: say which adapter to save")
@@ -182,7 +187,7 @@ def _parse(options: dict[str, Any]) -> _Order:
         name=_checked_name(name or (wanted if source is None else _name_of(source))),
         hub_name=wanted or "",
         local=source,
-        storage_path=options["storage_path"] or default_storage_path(os.environ),
+        storage_path=storage_path,
         dtype=options["dtype"],
         max_shard_bytes=options["max_shard_bytes"],
         threads=options["threads"],
@@ -223,6 +228,13 @@ def _fetch(order: _Order) -> Path:
             f"{order.hub_name} is no path here, and the Hugging Face hub does not give it: {error}"
         ) from error
     return Path(directory)
+
+
+def _require_adapter(source: Path) -> None:
+    if not (source / _ADAPTER_CONFIG).exists():
+        raise InvalidRequestError(
+            f"{source} has no {_ADAPTER_CONFIG}, so it is no adapter: save a model with --model"
+        )
 
 
 def _size_after(source: Path, order: _Order) -> int:

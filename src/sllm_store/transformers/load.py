@@ -124,6 +124,8 @@ class _Job:
         """Load the model, and give it what else its checkpoint says of it."""
         if self._route.path is None:
             assert self._route.store is not None
+            with self._route.store as store:
+                store.estimate_load(self._route.name)  # Raises if it has no such model.
             raise InvalidCheckpointError(
                 f"{self._route.name}: the store at {self._route.store.address} knows it, but its "
                 "config.json cannot be reached from here"

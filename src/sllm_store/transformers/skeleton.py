@@ -71,7 +71,10 @@ def build_on_meta(
     trust_remote_code: bool,
     attn_implementation: str | None = None,
 ) -> PreTrainedModel:
-    """Build the module tree under `dtype`; its tensors have shapes but no memory."""
+    """Build the module tree under `dtype`; its tensors have shapes but no memory.
+
+    Raises InvalidRequestError if the class cannot be built of this configuration.
+    """
     options: dict[str, Any] = {"dtype": dtype}
     if hasattr(model_class, "from_config"):
         options["trust_remote_code"] = trust_remote_code
@@ -80,7 +83,15 @@ def build_on_meta(
     try:
         with _BUILDING, torch.device("meta"):
             return build_model(model_class, config, **options)
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, AttributeError) as error:
+        if isinstance(error, AttributeError) and _takes(model_class, config):
+            raise
         raise InvalidRequestError(
             f"{type(config).__name__} as {model_class.__name__}: {error}"
         ) from error
+
+
+def _takes(model_class: type[Any], config: PretrainedConfig) -> bool:
+    """Return whether the class is made for configurations of this kind, as auto classes find."""
+    made_for = getattr(model_class, "config_class", None)
+    return made_for is None or isinstance(config, made_for)

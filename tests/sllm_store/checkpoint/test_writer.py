@@ -293,7 +293,7 @@ def test_a_file_that_cannot_grow_leaves_the_old_checkpoint(
     big = memory.tensor("b", bytes(8 << 20))
     assert small_files < big.size_bytes
     with (
-        pytest.raises(WriteError, match=r"cannot save .*nothing was published"),
+        pytest.raises(WriteError, match=r"cannot save .*nothing was published; raise the limit"),
         CheckpointWriter(tmp_path / "model") as writer,
     ):
         (writer.add if stream else lambda source: writer.write([source]))(big)

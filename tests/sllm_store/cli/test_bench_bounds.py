@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sllm_store.cli.bench_bounds import (
+    DECODING,
     DISK,
     LINK,
     OURS,
@@ -102,3 +103,13 @@ def test_only_16_bit_floats_that_are_not_compressed_yet_are_worth_it() -> None:
     assert compressible_part(sizes, compressed=False) == 0.8
     assert compressible_part(sizes, compressed=True) == 0.0
     assert compressible_part([], compressed=False) == 0.0
+
+
+def test_what_the_processor_decodes_is_bound_by_that_and_not_by_its_tensors() -> None:
+    compressed = Cargo(stored_bytes=8_000_000_000, tensors=300, to_gpu=False, decodes=True)
+    timed = row("in-process", "cold", "disk", 8.0)
+    bound = find_bound(timed, compressed, LIMITS)
+    assert bound is not None
+    assert bound.name == DECODING
+    (advice,) = advise([(timed, bound)], compressed, LIMITS)
+    assert "decoding on the processor" in advice

@@ -165,3 +165,17 @@ def test_a_store_that_does_not_run_is_one_line(run: Callable[..., Any]) -> None:
     done = run("load", "--model", "none", "--address", "unix:/none")
     assert done.code == 1
     assert "no store is running at unix:/none: start one with `sllm-store start`" in done.err
+
+
+def test_a_name_of_the_running_store_is_known_in_process_too(
+    saved: Path,
+    start_store: Callable[..., StoreProcess],
+    run: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = start_store(saved)
+    monkeypatch.setattr("sllm_store.cli.connection._default", lambda: store.address)
+    options = ("--store", "in-process", "--device", "cpu", "--max-new-tokens", 0)
+    done = run("load", "--model", "tiny", *options)
+    assert done.code == 0
+    assert "disk, by in-process" in done.out

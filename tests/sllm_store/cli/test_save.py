@@ -17,6 +17,8 @@ from tests.store_process import weight_tensors, write_checkpoint
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.store_process import StoreProcess
+
 
 @pytest.fixture
 def source(tmp_path: Path, write_safetensors: Callable[..., object]) -> Path:
@@ -210,3 +212,26 @@ def test_wrong_usage_says_what_is_right(
 def test_a_source_that_is_not_there_is_an_error(storage: Path, run: Callable[..., Any]) -> None:
     done = run("save", "--source", "/none/here", "--storage-path", storage)
     assert (done.code, done.err) == (1, "error: /none/here does not exist\n")
+
+
+def test_a_model_goes_to_the_running_store_unless_told_otherwise(
+    source: Path,
+    storage: Path,
+    start_store: Callable[..., StoreProcess],
+    *,
+    run: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = start_store(storage)
+    monkeypatch.setattr("sllm_store.cli.connection._default", lambda: store.address)
+    assert run("save", "--source", source).code == 0
+    assert [model.name for model in store.client().list_models()] == ["tiny"]
+
+
+def test_what_is_no_adapter_is_not_saved_as_one(
+    source: Path, storage: Path, run: Callable[..., Any]
+) -> None:
+    done = run("save", "--adapter-name", source, "--storage-path", storage)
+    assert done.code == 1
+    assert "has no adapter_config.json, so it is no adapter" in done.err
+    assert list(storage.iterdir()) == []

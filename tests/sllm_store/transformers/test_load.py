@@ -311,9 +311,12 @@ def test_a_concrete_class_and_its_name_are_accepted(publish: Any) -> None:
     assert type(load_model(path, hf_model_class=LlamaForCausalLM, **HERE)) is LlamaForCausalLM
 
 
-@pytest.mark.parametrize("name", ["NoSuchClass", "AutoTokenizerX", "__name__", "logging"])
-def test_a_class_that_is_no_model_is_refused(publish: Any, name: str) -> None:
-    with pytest.raises(InvalidRequestError, match="hf_model_class"):
+OTHER_CLASSES = ["NoSuchClass", "AutoTokenizerX", "__name__", "logging", "T5EncoderModel"]
+
+
+@pytest.mark.parametrize("name", OTHER_CLASSES)
+def test_a_class_that_is_no_model_of_this_kind_is_refused(publish: Any, name: str) -> None:
+    with pytest.raises(InvalidRequestError, match="hf_model_class|LlamaConfig as T5EncoderModel"):
         load_model(publish("llama").path, hf_model_class=name, **HERE)
 
 
@@ -362,9 +365,13 @@ def test_wa8_a_load_that_fails_gives_no_model(publish: Any, tmp_path: Path) -> N
         load_model(tmp_path / "m", **HERE)
 
 
-def test_nothing_at_the_path_is_said_plainly(tmp_path: Path) -> None:
+def test_nothing_at_the_path_is_said_plainly(
+    tmp_path: Path, start_store: Callable[..., Any]
+) -> None:
     with pytest.raises(CheckpointNotFoundError, match="nothing at"):
         load_model("nobody/nothing", storage_path=tmp_path, store="in-process")
+    with pytest.raises(CheckpointNotFoundError, match="no checkpoint 'nobody/nothing' in"):
+        load_model("nobody/nothing", store=start_store(tmp_path).address)
 
 
 def test_a_store_that_does_not_answer_is_an_error(publish: Any, tmp_path: Path) -> None:
