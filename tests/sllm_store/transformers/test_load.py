@@ -316,7 +316,7 @@ OTHER_CLASSES = ["NoSuchClass", "AutoTokenizerX", "__name__", "logging", "T5Enco
 
 @pytest.mark.parametrize("name", OTHER_CLASSES)
 def test_a_class_that_is_no_model_of_this_kind_is_refused(publish: Any, name: str) -> None:
-    with pytest.raises(InvalidRequestError, match="hf_model_class|LlamaConfig as T5EncoderModel"):
+    with pytest.raises(InvalidRequestError, match=r"hf_model_class|LlamaConfig as T5EncoderModel"):
         load_model(publish("llama").path, hf_model_class=name, **HERE)
 
 
