@@ -122,7 +122,9 @@ class TextModel:
         what a template rendered, which has it already.
         """
         whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        ids: list[int] = self._tokenizer.encode(whole, add_special_tokens=special).ids
+        # Of its ways to encode, this one lets other threads run meanwhile: a server's event loop.
+        encoded = self._tokenizer.encode_batch_fast([whole], add_special_tokens=special)
+        ids: list[int] = encoded[0].ids
         return ids
 
     def render(

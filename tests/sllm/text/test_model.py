@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -256,3 +257,23 @@ def test_no_framework_is_imported() -> None:
     code = "import sys, sllm.text.model, sllm.text.parser; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "llguidance"} & set(ran.stdout.split())
+
+
+def test_a_long_text_is_encoded_beside_other_threads(publish: Callable[..., Path]) -> None:
+    model = TextModel.open(publish(byte_level()))
+    ticks = 0
+    done = threading.Event()
+
+    def tick() -> None:
+        nonlocal ticks
+        while not done.wait(0.001):
+            ticks += 1
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    before = ticks
+    model.encode("many words " * 100_000, special=False)
+    counted = ticks - before
+    done.set()
+    thread.join()
+    assert counted > 10
