@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 
 from sllm.gateway.chat_page import PAGE_PREFIX
 from sllm.gateway.failures import Failure
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
 OPEN_PATHS = frozenset({"/", "/health"})
 BODY_BYTES_MAX = 32 << 20
-_FORBIDDEN, _UNAUTHENTICATED, _TOO_LARGE = 403, 401, 413
+TOO_LARGE = 413
+_FORBIDDEN, _UNAUTHENTICATED = 403, 401
+_TOO_LARGE_TOLD = f"the request is larger than {BODY_BYTES_MAX >> 20} MB"
 _BLOBS = "/api/blobs/"
 
 
@@ -105,7 +108,8 @@ class JsonBodies:
             return
         length = Headers(scope=scope).get("content-length", "0")
         if length.isdecimal() and int(length) > BODY_BYTES_MAX:
-            await _refuse(_too_large(), scope, receive, send)
+            failure = Failure(status=TOO_LARGE, kind="BodyError", message=_TOO_LARGE_TOLD)
+            await _refuse(failure, scope, receive, send)
             return
         kept = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
         scope["headers"] = [*kept, (b"content-type", b"application/json")]
@@ -113,7 +117,7 @@ class JsonBodies:
 
 
 def _limited(receive: Receive) -> Receive:
-    """Return `receive`, but a body without a length ends where it is too long."""
+    """Return `receive`, but a body without a length is refused where it is too long."""
     received = 0
 
     async def limited() -> Message:
@@ -121,18 +125,10 @@ def _limited(receive: Receive) -> Receive:
         message = await receive()
         received += len(message.get("body", b""))
         if received > BODY_BYTES_MAX:
-            return {"type": "http.disconnect"}
+            raise HTTPException(TOO_LARGE, _TOO_LARGE_TOLD)
         return message
 
     return limited
-
-
-def _too_large() -> Failure:
-    return Failure(
-        status=_TOO_LARGE,
-        kind="BodyError",
-        message=f"the request is larger than {BODY_BYTES_MAX >> 20} MB",
-    )
 
 
 async def _refuse(failure: Failure, scope: Scope, receive: Receive, send: Send) -> None:

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from sllm.core.errors import ServingError
 from sllm.gateway import chat_page
-from sllm.gateway.access import Guard, JsonBodies
+from sllm.gateway.access import TOO_LARGE, Guard, JsonBodies
 from sllm.gateway.backing import open_here
 from sllm.gateway.counting import Counting
 from sllm.gateway.declared import answering
@@ -140,19 +140,34 @@ async def _on_gone(_request: Request, _error: Exception) -> Response:
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first: dict[str, Any] = error.errors()[0]
-    path = [str(step) for step in first["loc"] if step not in {"body", "query", "path"}]
-    field = ".".join(path)
+    errors: list[dict[str, Any]] = list(error.errors())
+    first = errors[0]
+    field = _field_of(first, error.body)
     if first["type"] == "json_invalid":
         message, field = f"the body is not JSON: {first['ctx']['error']}", ""
     elif first["type"] == "missing":
         message = f"{field or 'the body'} is required"
     else:
-        message = f"{field or 'the body'}: {first['msg']}"
+        # What may be of several kinds has an error for each.
+        told = [one["msg"] for one in errors if _field_of(one, error.body) == field]
+        message = f"{field or 'the body'}: {', or '.join(dict.fromkeys(told))}"
     failure = Failure(
         status=_BAD_REQUEST, message=message, kind="InvalidRequestError", param=field or None
     )
     return respond(failure, path=request.url.path)
+
+
+def _field_of(error: dict[str, Any], body: Any) -> str:
+    """Return which field an error is about, without the names that pydantic gives to its kinds."""
+    path: list[str] = []
+    for place, step in enumerate(error["loc"][1:], start=2):
+        inner = range(len(body)) if isinstance(body, list) else body
+        if isinstance(inner, dict | range) and step in inner:
+            body = body[step]
+            path.append(str(step))
+        elif error["type"] == "missing" and place == len(error["loc"]):
+            path.append(str(step))
+    return ".".join(path or [str(step) for step in error["loc"][1:2]])
 
 
 async def _on_refused(request: Request, error: Exception) -> Response:
@@ -160,5 +175,7 @@ async def _on_refused(request: Request, error: Exception) -> Response:
     message = f"{request.method} {request.url.path}: {error.detail.lower()}"
     if error.status_code == _BAD_REQUEST:  # FastAPI's own, of a body that is neither read nor JSON.
         message = "the body cannot be read: send JSON in UTF-8 that is not nested too deeply"
+    elif error.status_code == TOO_LARGE:
+        message = error.detail
     failure = Failure(status=error.status_code, message=message, kind="HTTPException")
     return respond(failure, path=request.url.path)

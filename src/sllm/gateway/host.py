@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sllm.text.model import TextModel
 
 RETRY_AFTER_S = 5.0
+_ENDING = "the server is ending"
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ class ModelHost:
         self._users = 0
         self._retired: set[asyncio.Task[None]] = set()
         self._leaving: set[_Entry] = set()
-        self._closed = False
+        self.ending = asyncio.Event()
         self._threads = ThreadPoolExecutor(
             3 * settings.max_loaded,  # A load takes two, and an engine may be closing beside it.
             thread_name_prefix="model",
@@ -158,7 +159,7 @@ class ModelHost:
             raise
         entry.keep_alive_s = self._keep_alive_s if keep_alive_s is None else keep_alive_s
         try:
-            loaded = await asyncio.shield(entry.opening)
+            loaded = await self._opened(entry)
         except BaseException:
             self._leave(entry)
             raise
@@ -189,7 +190,7 @@ class ModelHost:
 
     async def close(self) -> None:
         """End every request with EngineClosedError, and free everything."""
-        self._closed = True
+        self.ending.set()
         for entry in list(self._entries.values()):
             self._retire(entry)
         for entry in self._leaving:
@@ -198,10 +199,22 @@ class ModelHost:
             await asyncio.wait(self._retired)
         self._threads.shutdown()
 
+    async def _opened(self, entry: _Entry) -> Loaded:
+        """Wait for a load, which goes on without whoever leaves, unless the server ends."""
+        if not entry.opening.done():
+            ending = asyncio.ensure_future(self.ending.wait())
+            try:
+                await asyncio.wait({entry.opening, ending}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                ending.cancel()
+        if not entry.opening.done():
+            raise EngineClosedError(_ENDING)
+        return await asyncio.shield(entry.opening)
+
     def _enter(self, model: Model) -> _Entry:
         """Return the entry of a model with one user more, new if there is none as it is now."""
-        if self._closed:
-            raise EngineClosedError("the server is ending")
+        if self.ending.is_set():
+            raise EngineClosedError(_ENDING)
         entry = self._entries.get(model.name)
         if entry is not None and _differs(entry.model, model):
             self._retire(entry)
@@ -249,8 +262,8 @@ class ModelHost:
         """Wait for a free place, then load."""
         await self._slots.acquire()
         try:
-            if self._closed:
-                raise EngineClosedError("the server is ending")
+            if self.ending.is_set():
+                raise EngineClosedError(_ENDING)
             began_s = time.monotonic()
             loop = asyncio.get_running_loop()
             loaded = await loop.run_in_executor(self._threads, self._load, entry.model)
@@ -287,7 +300,7 @@ class ModelHost:
             loaded = entry.loaded
             if loaded is None:
                 return
-            if not self._closed:
+            if not self.ending.is_set():
                 await entry.idle.wait()
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._threads, loaded.engine.close)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import math
 import threading
 from typing import TYPE_CHECKING
 
@@ -17,16 +19,20 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
+    from fastapi import FastAPI
+
     from sllm.gateway.backing import Backing
+    from sllm.gateway.service import Service
     from sllm.gateway.settings import Settings
 
 _START_S = 30.0
 _STOP_S = 60.0
+_LAST_WORDS_S = 3  # For clients to be told that their answers end here.
 
 
 def serve(settings: Settings, bound: socket.socket, *, library: Library, backing: Backing) -> None:
     """Serve on a socket until SIGINT or SIGTERM; running answers get `grace_s` to end."""
-    uvicorn.Server(_config(settings, library, backing)).run(sockets=[bound])
+    _Server(create_app(library, settings, backing), settings).run(sockets=[bound])
 
 
 @contextlib.contextmanager
@@ -36,7 +42,7 @@ def background(
     """Serve in a thread; yields the URL. Port 0 takes a free one."""
     library = library or Library(settings.model_root)
     with contextlib.closing(listen(settings)) as bound:
-        server = _Announced(_config(settings, library, backing))
+        server = _Server(create_app(library, settings, backing), settings)
         thread = threading.Thread(
             target=server.run, kwargs={"sockets": [bound]}, name="gateway", daemon=True
         )
@@ -51,12 +57,26 @@ def background(
             thread.join(_STOP_S)
 
 
-class _Announced(uvicorn.Server):
-    """A server that tells when it has started, or failed to."""
+class _Server(uvicorn.Server):
+    """A server that tells when it has started, or failed to; at its end no answer stops in silence.
 
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
+    uvicorn would wait for the answers that run, and cut their connections. Here they have `grace_s`
+    to end by themselves, and then end with an error that their clients can read.
+    """
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="on",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                timeout_graceful_shutdown=math.ceil(settings.grace_s) + _LAST_WORDS_S,
+            )
+        )
         self.settled = threading.Event()
+        self._service: Service = app.state.service
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
@@ -64,13 +84,14 @@ class _Announced(uvicorn.Server):
         finally:
             self.settled.set()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.create_task(self._end_answers())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+            await asyncio.gather(ending, return_exceptions=True)
 
-def _config(settings: Settings, library: Library, backing: Backing | None) -> uvicorn.Config:
-    return uvicorn.Config(
-        create_app(library, settings, backing),
-        lifespan="on",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        timeout_graceful_shutdown=max(round(settings.grace_s), 0),
-    )
+    async def _end_answers(self) -> None:
+        await asyncio.sleep(self._service.settings.grace_s)
+        await self._service.host.close()

@@ -204,7 +204,8 @@ class Script:
     """What engines say, and how models open.
 
     answer: the text; ends with the end token unless `error` ends it. After `free_tokens` tokens
-    engines wait for `go`. opened: engines so far; `may_open` holds loads back.
+    engines wait for `go`. opened: engines so far; `may_open` holds loads back, and `opening` is set
+    when one begins.
     """
 
     def __init__(self) -> None:
@@ -213,6 +214,7 @@ class Script:
         self.full = False
         self.free_tokens = 1 << 30
         self.go = threading.Event()
+        self.opening = threading.Event()
         self.may_open = threading.Event()
         self.may_open.set()
         self.load_error: Exception | None = None
@@ -220,6 +222,7 @@ class Script:
 
     def open_engine(self, path: Path, settings: Settings) -> ScriptedEngine:
         """Open an engine."""
+        self.opening.set()
         self.may_open.wait(10)
         if self.load_error is not None:
             raise self.load_error

@@ -8,6 +8,7 @@ import socket
 import statistics
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from sllm.gateway.serve import background
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from sllm.core.requests import Choice, TokenRequest
     from sllm.gateway.backing import Backing
@@ -27,6 +29,12 @@ if TYPE_CHECKING:
     from tests.sllm.gateway.scripted import Script
 
 CHAT: dict[str, Any] = {"model": "plain", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+@pytest.fixture
+def served(settings: Settings, library: Library, backing: Backing) -> AbstractContextManager[str]:
+    """A server for as long as the context is open."""
+    return background(settings, library=library, backing=backing)
 
 
 @pytest.fixture
@@ -119,6 +127,31 @@ def test_any_content_type_is_json(http: httpx.Client) -> None:
 def test_a_body_that_is_too_large_is_refused(http: httpx.Client) -> None:
     body = b" " * (33 << 20)
     assert http.post("/v1/chat/completions", content=body).status_code == 413
+
+
+def test_a_body_without_a_length_that_is_too_large_is_refused(http: httpx.Client) -> None:
+    pieces = (b" " * (1 << 20) for _ in range(40))
+    answer = http.post("/v1/chat/completions", content=pieces)
+    assert answer.status_code == 413
+    assert answer.json()["error"]["message"] == "the request is larger than 32 MB"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "told"),
+    [
+        ("/api/chat", {"model": "plain", "format": 5}, "format: Input should be '' or 'json', or "),
+        ("/api/chat", {"model": "plain", "messages": [{}]}, "messages.0.role is required"),
+        ("/api/embed", {"model": "plain", "input": 5}, "input: Input should be a valid string, or"),
+        ("/api/show", {"name": 5}, "model: Input should be a valid string"),
+        ("/api/show", [], "the body: Input should be a valid dictionary"),
+    ],
+)
+def test_what_is_wrong_with_a_field_is_told_by_its_own_name(
+    http: httpx.Client, path: str, body: Any, told: str
+) -> None:
+    answer = http.post(path, json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith(told)
 
 
 def test_an_unknown_path_is_not_found_in_the_apis_shape(http: httpx.Client) -> None:
@@ -272,17 +305,29 @@ def test_what_keeps_a_model_from_the_start_is_logged_once(
     assert "request crashed" not in caplog.text
 
 
-def test_the_end_of_the_server_ends_running_answers(
-    settings: Settings, library: Library, backing: Backing, script: Script
+@pytest.mark.parametrize(
+    ("path", "stream"),
+    [("/v1/chat/completions", True), ("/api/chat", True), ("/api/chat", False)],
+)
+def test_the_end_of_the_server_ends_running_answers_with_an_error(
+    served: AbstractContextManager[str],
+    script: Script,
+    caplog: pytest.LogCaptureFixture,
+    path: str,
+    *,
+    stream: bool,
 ) -> None:
     script.free_tokens = 1
-    with (
-        httpx.Client(timeout=20) as client,
-        background(settings, library=library, backing=backing) as url,
-        client.stream("POST", f"{url}/v1/chat/completions", json=CHAT | {"stream": True}) as answer,
-    ):
-        next(answer.iter_lines())
-    assert script.opened[0].closed.wait(5)
+    with httpx.Client(timeout=20) as client, ThreadPoolExecutor(1) as thread:
+        with served as url:
+            asked = thread.submit(client.post, f"{url}{path}", json=CHAT | {"stream": stream})
+            while not script.requests:
+                time.sleep(0.01)
+        answer = asked.result()
+    assert "the model was unloaded" in answer.text.strip().splitlines()[-1]
+    assert answer.status_code == (200 if stream else 503)
+    assert script.opened[0].closed.is_set()
+    assert "Traceback" not in caplog.text
 
 
 @pytest.mark.parametrize("body", [b'{"model": "\xff"}', b"[" * 100_000])

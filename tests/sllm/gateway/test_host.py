@@ -223,3 +223,22 @@ def test_a_closed_host_takes_no_requests(opener: Opener, script: Script) -> None
             await host.lease("plain")
 
     asyncio.run(ask())
+
+
+def test_who_waits_for_a_load_does_not_wait_for_it_at_the_end(
+    opener: Opener, script: Script
+) -> None:
+    async def ask() -> None:
+        async with opener.host() as host:
+            script.may_open.clear()
+            waiting = asyncio.create_task(host.lease("plain"))
+            assert await asyncio.to_thread(script.opening.wait, 10)
+            closing = asyncio.create_task(host.close())
+            with pytest.raises(EngineClosedError, match="the server is ending"):
+                await waiting
+            assert not closing.done()
+            script.may_open.set()
+            await closing
+
+    asyncio.run(ask())
+    assert script.opened[0].closed.is_set()

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from sllm.core.errors import InvalidRequestError
 from sllm.gateway.asked import Asked, Chat, Plain, Tools
 from sllm.gateway.keep_alive import parse_keep_alive
 from sllm.gateway.options import OLLAMA_DEFAULTS
+from sllm.gateway.request_body import RequestBody
 
 Name = Annotated[str, Field(min_length=1)]
 _EFFORTS = ("low", "medium", "high", "max")
 
 
-class Named(BaseModel):
+class Named(RequestBody):
     """A request about a model, which older clients call `name`."""
 
     model: Name
@@ -114,21 +115,21 @@ class GenerateBody(Sampled):
         return self.about(chat)
 
 
-class Function(BaseModel):
+class Function(RequestBody):
     """A tool that an assistant called."""
 
     name: str
     arguments: dict[str, Any] = Field(default_factory=dict)
 
 
-class Call(BaseModel):
+class Call(RequestBody):
     """A call in a message."""
 
     id: str = ""
     function: Function
 
 
-class Message(BaseModel):
+class Message(RequestBody):
     """A message of a conversation."""
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -155,7 +156,7 @@ class Message(BaseModel):
         return found | {name: value for name, value in given.items() if value}
 
 
-class Described(BaseModel):
+class Described(RequestBody):
     """What a tool is called and takes."""
 
     name: Name
@@ -163,7 +164,7 @@ class Described(BaseModel):
     parameters: dict[str, Any] | None = None
 
 
-class Tool(BaseModel):
+class Tool(RequestBody):
     """A tool that is offered."""
 
     type: Literal["function"] = "function"

@@ -9,13 +9,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.responses import JSONResponse, Response
 
 from sllm.core.errors import InvalidRequestError
 from sllm.gateway.declared import answering, failing
 from sllm.gateway.ollama.answers import Failed, RunningModels, Shown, Status, Tags, Version
 from sllm.gateway.ollama.bodies import Name, Named
+from sllm.gateway.request_body import RequestBody
 from sllm.gateway.service import Here  # noqa: TC001 - FastAPI reads the annotation.
 from sllm.gateway.streams import NDJSON, line
 from sllm.library.description import list_tensors
@@ -32,7 +33,7 @@ _UNITS = ((1_000_000_000, "B"), (1_000_000, "M"), (1000, "K"))
 routes = APIRouter(responses=failing(Failed))
 
 
-class CopyBody(BaseModel):
+class CopyBody(RequestBody):
     """POST /api/copy."""
 
     source: Name
@@ -45,7 +46,7 @@ class ShowBody(Named):
     verbose: bool = False
 
 
-class CreatedMessage(BaseModel):
+class CreatedMessage(RequestBody):
     """A message that every conversation begins with."""
 
     role: str

@@ -17,7 +17,7 @@ from sllm.gateway.ollama.answers import Failed, Status
 from sllm.gateway.ollama.bodies import Named
 from sllm.gateway.service import Here  # noqa: TC001 - FastAPI reads the annotation.
 from sllm.gateway.shapes import ollama_error
-from sllm.gateway.streams import NDJSON, Stream, line, unless_gone
+from sllm.gateway.streams import NDJSON, Stream, any_set, line, unless_gone
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -65,11 +65,13 @@ class _Pull:
         """End it at its next progress; what has come is kept for the next time."""
         self._given_up.set()
 
-    async def progress(self) -> AsyncGenerator[Progress]:
-        """Yield how far it is; raise what ended it."""
+    async def progress(self, ending: asyncio.Event) -> AsyncGenerator[Progress]:
+        """Yield how far it is; raise what ended it, or that the server is `ending`."""
         ended = False
         while not ended:
-            await self._news.wait()
+            await any_set(self._news, ending)
+            if ending.is_set():
+                raise EngineClosedError("the server is ending; what has come is kept: pull again")
             self._news.clear()
             ended = self._ended
             with self._lock:
@@ -107,22 +109,23 @@ async def pull(body: PullBody, request: Request, here: Here) -> Response:
     pulling = _Pull(here.library, body.model)
     pulling.start()
     if body.stream:
-        return Stream(_lines(pulling), media_type=NDJSON, close=pulling.give_up)
+        lines = _lines(pulling, here.host.ending)
+        return Stream(lines, media_type=NDJSON, close=pulling.give_up)
     try:
-        await unless_gone(request, _wait(pulling))
+        await unless_gone(request, _wait(pulling, here.host.ending))
     finally:
         pulling.give_up()
     return JSONResponse({"status": "success"})
 
 
-async def _wait(pulling: _Pull) -> None:
-    async for _ in pulling.progress():
+async def _wait(pulling: _Pull, ending: asyncio.Event) -> None:
+    async for _ in pulling.progress(ending):
         pass
 
 
-async def _lines(pulling: _Pull) -> AsyncGenerator[str]:
+async def _lines(pulling: _Pull, ending: asyncio.Event) -> AsyncGenerator[str]:
     try:
-        async for progress in pulling.progress():
+        async for progress in pulling.progress(ending):
             told: dict[str, Any] = {
                 "status": progress.status,
                 "digest": progress.digest,

@@ -10,11 +10,12 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from sllm.core.errors import InvalidRequestError
 from sllm.gateway.asked import Asked, Chat, Plain, Tools, text_of
 from sllm.gateway.options import OPENAI_DEFAULTS
+from sllm.gateway.request_body import RequestBody
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,14 +25,14 @@ Text = str | list[dict[str, Any]] | None
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
-class FunctionCall(BaseModel):
+class FunctionCall(RequestBody):
     """A tool that an assistant called; its arguments are JSON."""
 
     name: str
     arguments: str = "{}"
 
 
-class Call(BaseModel):
+class Call(RequestBody):
     """A call in a message."""
 
     id: str = ""
@@ -39,7 +40,7 @@ class Call(BaseModel):
     function: FunctionCall
 
 
-class Message(BaseModel):
+class Message(RequestBody):
     """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -50,7 +51,7 @@ class Message(BaseModel):
     reasoning: str | None = None
 
 
-class Function(BaseModel):
+class Function(RequestBody):
     """What a tool is called and takes."""
 
     name: Annotated[str, Field(min_length=1)]
@@ -58,34 +59,34 @@ class Function(BaseModel):
     parameters: dict[str, Any] | None = None
 
 
-class Tool(BaseModel):
+class Tool(RequestBody):
     """A tool that is offered."""
 
     type: Literal["function"]
     function: Function
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(RequestBody):
     """What a stream ends with."""
 
     include_usage: bool = False
 
 
-class Schema(BaseModel):
+class Schema(RequestBody):
     """A JSON schema by its name."""
 
     name: str | None = None
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
 
 
-class Format(BaseModel):
+class Format(RequestBody):
     """What an answer has to look like."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: Schema | None = None
 
 
-class Sampled(BaseModel):
+class Sampled(RequestBody):
     """What both kinds of requests for text have in common."""
 
     model: Annotated[str, Field(min_length=1)]

@@ -7,7 +7,7 @@ import struct
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotation.
 from starlette.responses import JSONResponse, Response
 
@@ -15,13 +15,14 @@ from sllm.gateway.declared import answering, failing
 from sllm.gateway.embedding import Embedding, embed
 from sllm.gateway.openai.answers import Embeddings, Failed
 from sllm.gateway.openai.bodies import Ids  # noqa: TC001 - pydantic reads the annotation.
+from sllm.gateway.request_body import RequestBody
 from sllm.gateway.service import Here  # noqa: TC001 - FastAPI reads the annotation.
 from sllm.gateway.streams import unless_gone
 
 routes = APIRouter(responses=failing(Failed))
 
 
-class EmbeddingsBody(BaseModel):
+class EmbeddingsBody(RequestBody):
     """POST /v1/embeddings."""
 
     model: Annotated[str, Field(min_length=1)]

@@ -7,25 +7,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from sllm.core.errors import InvalidRequestError
 from sllm.gateway.asked import Asked, Chat, text_of
 from sllm.gateway.openai.bodies import arguments_of, choose_tools, think_of
 from sllm.gateway.options import OPENAI_DEFAULTS
+from sllm.gateway.request_body import RequestBody
 
 _LOGPROBS = "message.output_text.logprobs"
 _KEEPS_NOTHING = "this server keeps nothing of earlier answers; send the whole conversation"
 
 
-class MessageItem(BaseModel):
+class MessageItem(RequestBody):
     """A message, or one of an earlier answer."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[dict[str, Any]]
 
 
-class CallItem(BaseModel):
+class CallItem(RequestBody):
     """A call of a tool in an earlier answer; its arguments are JSON."""
 
     call_id: str
@@ -33,21 +34,21 @@ class CallItem(BaseModel):
     arguments: str = "{}"
 
 
-class ResultItem(BaseModel):
+class ResultItem(RequestBody):
     """What a tool that was called returned."""
 
     call_id: str
     output: str | list[dict[str, Any]]
 
 
-class ThoughtItem(BaseModel):
+class ThoughtItem(RequestBody):
     """Thoughts of an earlier answer."""
 
     content: list[dict[str, Any]] | None = None
 
 
 def _kind_of(item: Any) -> Any:
-    return item.get("type", "message") if isinstance(item, dict) else None
+    return (item.get("type") or "message") if isinstance(item, dict) else None
 
 
 Item = Annotated[
@@ -67,7 +68,7 @@ def _items_of(given: Any) -> Any:
     return [{"role": "user", "content": given}] if isinstance(given, str) else given
 
 
-class FunctionTool(BaseModel):
+class FunctionTool(RequestBody):
     """A tool that is offered."""
 
     type: Literal["function"]
@@ -77,7 +78,7 @@ class FunctionTool(BaseModel):
     strict: bool | None = None
 
 
-class TextFormat(BaseModel):
+class TextFormat(RequestBody):
     """What an answer has to look like."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
@@ -85,19 +86,19 @@ class TextFormat(BaseModel):
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
 
 
-class TextConfig(BaseModel):
+class TextConfig(RequestBody):
     """How text is to be written."""
 
     format: TextFormat = Field(default_factory=TextFormat)
 
 
-class Reasoning(BaseModel):
+class Reasoning(RequestBody):
     """How much thought to give."""
 
     effort: str | None = None
 
 
-class ResponseBody(BaseModel):
+class ResponseBody(RequestBody):
     """POST /v1/responses."""
 
     model: Annotated[str, Field(min_length=1)]
