@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sllm.core.errors import ContextLengthError, InvalidRequestError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     Messages = Sequence[Mapping[str, Any]]
 
+ANSWER_SHARE = 4  # Of the context, that part is kept for the answer to a long conversation.
 _FIXED_ROLES = ("system", "developer")
 
 
@@ -64,7 +65,8 @@ def prepare(
         prompt = _plain(asked.prompt, text)
     else:
         _require_tools(asked, loaded, text)
-        prompt = _chat(asked, loaded, text, think=think, limit_tokens=context_tokens)
+        limit_tokens = context_tokens - _kept_room(options, context_tokens)
+        prompt = _chat(asked, loaded, text, think=think, limit_tokens=limit_tokens)
     room_tokens = context_tokens - len(prompt.ids)
     if room_tokens < 1:
         raise ContextLengthError(
@@ -91,6 +93,13 @@ def prepare(
         echo=prompt.echo,
         alone=prompt.alone,
     )
+
+
+def _kept_room(options: Mapping[str, Any], context_tokens: int) -> int:
+    """Return how many tokens of the context are for the answer where messages are left out."""
+    wanted = options.get("num_predict", -1)
+    most = max(context_tokens // ANSWER_SHARE, 1)
+    return min(wanted, most) if wanted > 0 else most
 
 
 def _think(asked: Asked, loaded: Loaded, text: TextModel) -> bool | None:
@@ -155,30 +164,39 @@ def _continued(prompt: Plain, text: TextModel) -> _Prompt:
 def _chat(
     asked: Asked, loaded: Loaded, text: TextModel, *, think: bool | None, limit_tokens: int
 ) -> _Prompt:
-    """Return the prompt of a conversation, without its oldest messages if they do not fit."""
+    """Return the prompt of a conversation, without what is oldest if it goes beyond the limit.
+
+    The ids of an earlier answer go first, then turns. The last turn stays in any case.
+    """
     chat = asked.prompt
     assert isinstance(chat, Chat)
     if chat.single and not text.has_template:
         return _plain(Plain(text=str(chat.messages[0]["content"])), text)
     messages = _with_defaults(chat, loaded)
 
-    def render(kept: Messages) -> _Prompt:
+    def render(kept: Messages, context: tuple[int, ...] = ()) -> _Prompt:
         shown = text.render(kept, tools=asked.tools.offered, think=think)
-        return _Prompt(ids=(*chat.context, *text.encode(shown, special=False)), shown=shown)
+        return _Prompt(ids=(*context, *text.encode(shown, special=False)), shown=shown)
 
-    whole = render(messages)
-    if len(whole.ids) < limit_tokens or not asked.truncate:
+    whole = render(messages, chat.context)
+    excess = len(whole.ids) - limit_tokens
+    if excess <= 0 or not asked.truncate:
         return whole
+    if excess <= len(chat.context):
+        return replace(whole, ids=whole.ids[excess:])
     fixed = [message for message in messages if message["role"] in _FIXED_ROLES]
     others = [message for message in messages if message["role"] not in _FIXED_ROLES]
-    low, high = 0, max(len(others) - 1, 0)  # The last message stays, whatever happens.
+    # A turn begins with what a user says; many templates refuse a conversation that does not.
+    turns = [place for place, message in enumerate(others) if message["role"] == "user"]
+    turns = turns or [max(len(others) - 1, 0)]
+    low, high = 0, len(turns) - 1
     while low < high:
         middle = (low + high) // 2
-        if len(render([*fixed, *others[middle:]]).ids) < limit_tokens:
+        if len(render([*fixed, *others[turns[middle] :]]).ids) <= limit_tokens:
             high = middle
         else:
             low = middle + 1
-    return render([*fixed, *others[low:]])
+    return render([*fixed, *others[turns[low] :]])
 
 
 def _with_defaults(chat: Chat, loaded: Loaded) -> Messages:

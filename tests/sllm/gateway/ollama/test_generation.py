@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 import ollama
 import pytest
 
+from sllm.gateway.preparation import ANSWER_SHARE
+from tests.sllm.gateway.scripted import CONTEXT_TOKENS
+
 if TYPE_CHECKING:
     import httpx
 
@@ -125,6 +128,45 @@ def test_the_oldest_messages_go_when_there_are_too_many(
     assert script.prompts[0].startswith("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n")
     assert "19 xxx" in script.prompts[0]
     assert "\n0 xxx" not in script.prompts[0]
+
+
+def test_what_is_left_of_a_long_conversation_has_room_for_an_answer(
+    ollama_client: ollama.Client, script: Script
+) -> None:
+    messages = [{"role": "user", "content": "x" * 380}] * 10
+    ollama_client.chat("plain", messages)
+    whole = CONTEXT_TOKENS - len(script.requests[0].prompt)
+    assert whole >= CONTEXT_TOKENS // ANSWER_SHARE
+    ollama_client.chat("plain", messages, options={"num_predict": 9})
+    assert script.prompts[1].count("<|im_start|>user") == len(messages)
+
+
+def test_what_is_left_of_a_long_conversation_begins_with_a_user(
+    ollama_client: ollama.Client, script: Script
+) -> None:
+    turns = [{"role": "user", "content": "x" * 600}, {"role": "assistant", "content": "y" * 600}]
+    ollama_client.chat("plain", [*turns * 3, {"role": "user", "content": "x"}])
+    assert script.prompts[0].startswith("<|im_start|>user\nxxx")
+    assert script.prompts[0].count("<|im_start|>assistant\ny") == 2
+
+
+def test_the_oldest_ids_of_a_context_go_when_there_are_too_many(
+    ollama_client: ollama.Client, script: Script
+) -> None:
+    context = list(b"old " * 10 + b"new " * 1020)
+    ollama_client.generate("plain", "And?", context=context)
+    (asked,) = script.requests
+    assert len(asked.prompt) == CONTEXT_TOKENS - CONTEXT_TOKENS // ANSWER_SHARE
+    assert script.prompts[0].endswith(
+        "new <|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    with pytest.raises(ollama.ResponseError, match="shorten the prompt"):
+        ollama_client._request(
+            ollama.GenerateResponse,
+            "POST",
+            "/api/generate",
+            json={"model": "plain", "prompt": "And?", "context": context, "truncate": False},
+        )
 
 
 @pytest.mark.parametrize(
