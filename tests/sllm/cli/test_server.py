@@ -29,6 +29,12 @@ if TYPE_CHECKING:
         ("there:80", "http://there:80"),
         (":80", "http://127.0.0.1:80"),
         ("0.0.0.0:80", "http://127.0.0.1:80"),
+        ("http://0.0.0.0:80", "http://127.0.0.1:80"),
+        ("https://there", "https://there"),
+        ("there:80/below", "http://there:80/below"),
+        ("::1", "http://[::1]:11434"),
+        ("[::1]:80", "http://[::1]:80"),
+        ("http://[::]:80", "http://[::1]:80"),
     ],
 )
 def test_a_server_is_named_as_ollama_names_it(
@@ -39,6 +45,11 @@ def test_a_server_is_named_as_ollama_names_it(
     assert named_url(None) == url
     monkeypatch.setenv("LLM_SERVER_URL", "http://nearer")
     assert named_url(None) == "http://nearer"
+
+
+@pytest.mark.parametrize("text", ["a b", "there:port", "[::1", "http://[there]"])
+def test_what_is_no_address_is_told(text: str, run: Callable[..., Result]) -> None:
+    assert f"{text!r} is not the address of a server" in run("ps", "--host", text, code=1).stderr
 
 
 def test_what_is_loaded_is_listed_and_unloaded(

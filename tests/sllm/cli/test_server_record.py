@@ -35,6 +35,16 @@ def test_a_server_is_recorded_while_it_runs(tmp_path: Path) -> None:
     assert find_servers(environment) == []
 
 
+def test_a_server_whose_record_cannot_be_kept_runs_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    environment = {"XDG_STATE_HOME": str(tmp_path / "file")}
+    with recorded(environment, "http://there", Path("/models")):
+        assert find_servers(environment) == []
+    assert "servers cannot be written (Not a directory)" in capsys.readouterr().err
+
+
 def test_records_of_the_dead_and_of_others_are_not_servers(tmp_path: Path) -> None:
     environment = {"XDG_STATE_HOME": str(tmp_path)}
     directory = tmp_path / "gdsllm" / "servers"

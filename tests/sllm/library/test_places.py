@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sllm.library.places import config_directory, model_root, state_directory
+from sllm.library.places import cache_directory, config_directory, model_root, state_directory
 
 if TYPE_CHECKING:
     import pytest
@@ -25,3 +25,14 @@ def test_settings_and_state_have_their_own_places(monkeypatch: pytest.MonkeyPatc
     assert config_directory({}) == Path("/person/.config/gdsllm")
     assert state_directory({"XDG_STATE_HOME": "/state"}) == Path("/state/gdsllm")
     assert state_directory({}) == Path("/person/.local/state/gdsllm")
+
+
+def test_who_has_no_home_has_the_root_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", refuse)
+    assert model_root({}) == Path("/.local/share/gdsllm/models")
+    assert config_directory({}) == Path("/.config/gdsllm")
+    assert state_directory({}) == Path("/.local/state/gdsllm")
+    assert cache_directory({}) == Path("/.cache")
