@@ -3,8 +3,9 @@
 A load takes the time of its calls (planning, allocating, messages) and of its transfer. Reading
 and copying overlap, so a transfer takes as long as its slowest lane: the roofline of S. Williams,
 A. Waterman and D. Patterson ("Roofline", 2009), with lanes for arithmetic units. Lanes are learned
-from finished loads (lane_fit.py). What the last few loads of a model took against what their lanes
-said is a factor of its own, and so is the disk's pace of the last minutes (recent_loads.py).
+from finished loads (lane_fit.py); the disk's also from those that it served in part, if it was the
+slowest. What the last few loads of a model took against what their lanes said is a factor of its
+own, and so is the disk's pace of the last minutes (recent_loads.py).
 
 Loads that run at once share a lane equally, as in processor sharing (L. Kleinrock, 1967): a load
 of w seconds beside others with r_i seconds left ends after w + sum(min(r_i, w)). The same rule
@@ -33,7 +34,7 @@ _REMAINING_MIN_PART = 0.05
 _TOLD_PART = 0.1  # Of a transfer: from then on its own rate says more than what others took.
 _SECONDS_MIN = 1e-6
 _LEARNED_FROM = 4  # Loads from a disk, before those that follow tell its pace.
-_CALLS, _MAPPED = "calls", "mapped"
+_CALLS, _READING, _MAPPED = "calls", "reading", "mapped"
 _SEPARATOR = ">"
 _CODED = "+coded"
 
@@ -48,6 +49,8 @@ _PRIORS = {
     (_CALLS, CPU): Prior(fixed_s=0.005, per_tensor_s=5e-6, bytes_per_s=1e13),
     (_CALLS, "gpu"): Prior(fixed_s=0.008, per_tensor_s=5e-6, bytes_per_s=5e12),
     (_CALLS, _MAPPED): Prior(fixed_s=0.003, per_tensor_s=5e-6, bytes_per_s=1e14),
+    (_READING, CPU): Prior(fixed_s=0.006, per_tensor_s=6e-6, bytes_per_s=1e13),
+    (_READING, "gpu"): Prior(fixed_s=0.01, per_tensor_s=6e-6, bytes_per_s=5e12),
 }
 _DECODING = Prior(fixed_s=0.005, per_tensor_s=5e-6, bytes_per_s=4e9)  # In the client.
 
@@ -222,12 +225,17 @@ class Estimator:
     def _learn(self, demand: Demand, lane: str, seconds: float) -> None:
         """Take what a transfer took alone; off the disk, as it would have been at pace 1."""
         mixture = _mixture(demand)
+        size_bytes = demand.size_bytes
         if _bound(lane) == DISK:
             if len(self._fit(lane).samples) >= _LEARNED_FROM:
                 self._pace.learn(seconds / self._at_pace(demand))
             seconds /= self._pace_of(lane)
+            size_bytes = demand.sources[DISK]
         if mixture is None:
-            self._fit(lane).add(Sample(demand.tensors, demand.size_bytes, seconds))
+            self._fit(lane).add(Sample(demand.tensors, size_bytes, seconds))
+        elif _bound(lane) == DISK:  # What the disk had of it is a load like others.
+            usual_s = seconds / self._particular(demand, lane)
+            self._fit(lane).add(Sample(demand.tensors, size_bytes, usual_s))
         if mixture or _bound(lane) != DISK:
             self._recent.add(mixture or lane, demand, seconds)
 
@@ -258,8 +266,12 @@ class Estimator:
     def _at_pace(self, demand: Demand) -> float:
         """Return the seconds that a demand takes alone, off a disk at pace 1."""
         slowest, seconds = self._slowest(demand)
-        way = _mixture(demand) or slowest
-        return seconds * self._recent.factor(way, demand.model, lambda one: self._slowest(one)[1])
+        return seconds * self._particular(demand, slowest)
+
+    def _particular(self, demand: Demand, lane: str) -> float:
+        """Return what a demand takes as a multiple of what its slowest lane says."""
+        way = _mixture(demand) or lane
+        return self._recent.factor(way, demand.model, lambda one: self._slowest(one)[1])
 
     def _slowest(self, demand: Demand, *, at_once: bool = False) -> tuple[str, float]:
         """Return the slowest lane and its seconds; at once means without fitting anything."""
@@ -315,10 +327,12 @@ def _mixture(demand: Demand) -> str | None:
 
 
 def _calls(demand: Demand) -> str:
-    destination = _MAPPED if demand.mapped else "gpu" if demand.gpus else CPU
+    """Return the lane of a load's calls: one that reads has files to open and reads to plan."""
     if demand.decodes_on_host:
-        destination = f"{CPU}{_CODED}"
-    return f"{_CALLS}{_SEPARATOR}{destination}"
+        return f"{_CALLS}{_SEPARATOR}{CPU}{_CODED}"
+    source = _READING if demand.reads else _CALLS
+    destination = _MAPPED if demand.mapped else "gpu" if demand.gpus else CPU
+    return f"{source}{_SEPARATOR}{destination}"
 
 
 def _fills_same(one: Running, demand: Demand) -> bool:

@@ -2,10 +2,11 @@
 
 A lane is a source and a destination: the disk to one GPU, say. Its loads are fitted by
 t = fixed + per_tensor * tensors + per_byte * bytes with Bayesian linear regression: the prior is a
-guess about ordinary machines, and a few loads overrule it. Residuals are relative to the time, old
-loads count less (weights of DECAY ** age), and outliers are bounded by iteratively reweighted least
-squares with Huber's weights (P. J. Huber, "Robust Estimation of a Location Parameter", 1964; P. W.
-Holland and R. E. Welsch, "Robust Regression Using Iteratively Reweighted Least-Squares", 1977).
+guess about ordinary machines, and a few loads overrule it, the later the more their times scatter.
+Residuals are relative to the time, old loads count less (weights of DECAY ** age), and outliers are
+bounded by iteratively reweighted least squares with Huber's weights (P. J. Huber, "Robust
+Estimation of a Location Parameter", 1964; P. W. Holland and R. E. Welsch, "Robust Regression Using
+Iteratively Reweighted Least-Squares", 1977).
 
 It costs a millisecond or two, and is done only when somebody asks.
 """
@@ -21,9 +22,12 @@ if TYPE_CHECKING:
 
 WINDOW = 24
 DECAY = 0.75
-_NOISE = 0.03  # What a load's time varies by, as a part of it, when nothing is wrong.
-_DOUBT = 10.0  # How far off a belief may be, as a multiple of it.
-_HUBER = 1.5  # Residuals beyond so many times the usual one are held to count no more.
+_NOISE = 0.03  # What a load's time varies by at least, as a part of it.
+_TO_DEVIATION = 1.48  # A normal distribution's standard deviation over its median absolute one.
+# How far off a belief may be, as a multiple of it: of (fixed, per tensor, per byte). Machines
+# differ by what they move bytes with, more than by what a call costs.
+_DOUBTS = (3.0, 3.0, 10.0)
+_HUBER = 1.0  # Residuals beyond so many deviations are held to count no more.
 _ROUNDS = 5
 _BYTES_UNIT = 1e9
 _TENSORS_UNIT = 1e3
@@ -103,15 +107,15 @@ def _fit(samples: Sequence[Sample], means: Sequence[float]) -> tuple[float, ...]
     rows = [_features(sample.tensors, sample.size_bytes) for sample in samples]
     times = [sample.seconds for sample in samples]
     ages = [DECAY ** (len(samples) - 1 - index) for index in range(len(samples))]
-    found = _solve(rows, times, ages, means)
+    found = _solve(rows, times, [age / _NOISE**2 for age in ages], means)
     for _ in range(_ROUNDS):
         residuals = [
-            abs(time - _dot(found, row)) / (_NOISE * time)
-            for row, time in zip(rows, times, strict=True)
+            abs(time - _dot(found, row)) / time for row, time in zip(rows, times, strict=True)
         ]
-        bound = _HUBER * max(1.0, _weighted_median(residuals, ages))
+        noise = max(_NOISE, _TO_DEVIATION * _weighted_median(residuals, ages))
+        bound = _HUBER * noise
         weights = [
-            age * min(1.0, bound / residual) if residual else age
+            age * min(1.0, bound / max(residual, _TINY_S)) / noise**2
             for age, residual in zip(ages, residuals, strict=True)
         ]
         found = _solve(rows, times, weights, means)
@@ -132,16 +136,19 @@ def _solve(
     weights: Sequence[float],
     means: Sequence[float],
 ) -> tuple[float, ...]:
-    """Solve the normal equations, with coefficients that would be negative held at zero."""
+    """Solve the normal equations, with coefficients that would be negative held at zero.
+
+    A weight is the inverse variance of a time, as a part of it.
+    """
     count = len(means)
     matrix = [[0.0] * count for _ in range(count)]
     right = [0.0] * count
     for index, mean in enumerate(means):
-        precision = 1 / (_DOUBT * mean) ** 2
+        precision = 1 / (_DOUBTS[index] * mean) ** 2
         matrix[index][index] = precision
         right[index] = precision * mean
     for row, time, weight in zip(rows, times, weights, strict=True):
-        scale = weight / (_NOISE * time) ** 2
+        scale = weight / time**2
         for i in range(count):
             right[i] += scale * row[i] * time
             for j in range(count):

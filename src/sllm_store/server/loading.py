@@ -104,7 +104,8 @@ class Loading:
 
     def learn(self, wanted: WantedLoad, result: LoadResult, taken_s: float) -> None:
         """Let estimates know what a load took besides its transfers, and waiting for others."""
-        demand = calls_of(wanted.planned, mapped=bool(wanted.shared) and result.tier == "device")
+        mapped = bool(wanted.shared) and result.tier == "device"
+        demand = calls_of(wanted.planned, bytes_read=result.bytes_read, mapped=mapped)
         spent_s = taken_s - wanted.meter.moved_s - wanted.meter.waited_s
         self._engine.estimator.calls_took(demand, spent_s)
 

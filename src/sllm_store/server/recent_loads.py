@@ -1,7 +1,10 @@
 """What the last loads took beside what their lanes say: of one model in one way, and off the disk.
 
 A lane's three numbers do not tell what is particular about a model out of memory, or about a
-mixture of sources; the median of its last few loads does. And a disk, above all a virtual one, is
+mixture of sources; the median of its last few loads does, as far as it is more than their scatter:
+what is known of one is shrunk by what is not (W. James and C. Stein, "Estimation with Quadratic
+Loss", 1961), as a mean of n loads with a deviation of s among things that differ by d counts for
+n d^2 / (n d^2 + s^2). And a disk, above all a virtual one, is
 faster or slower for minutes at a time: its pace is followed from load to load, as far as following
 it has helped of late (exponential smoothing, C. C. Holt, "Forecasting Seasonals and Trends", 1957;
 of a few weights for a new observation, the one that has predicted best).
@@ -15,14 +18,19 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
     from sllm_store.server.estimate import Demand
 
 KEPT = 3
 WAYS_MAX = 512
+PARTICULAR = 0.05  # What models differ by in one way, as a part of what their lanes say.
+_SCATTER = 0.05  # What loads alike differ by, for all that two of them would tell.
+_GUESSED = 2
+_ODD = 3 * _SCATTER  # A load that is off by more counts for no more.
+_TO_DEVIATION = 1.25  # A normal distribution's standard deviation over its mean absolute one.
 _GAINS = (0.6, 0.9, 0.3, 0.0)
-_NEWEST = 0.2  # Weight of the last load in what a gain is judged by.
+_NEWEST = 0.08  # Weight of the last load in what a gain is judged by.
 _SURPRISE_MAX = math.log(4.0)
 
 
@@ -43,15 +51,30 @@ class RecentLoads:
     def factor(self, way: str, model: str, expected: Callable[[Demand], float]) -> float:
         """Return what loads of this model in this way take, as a multiple of what is expected.
 
-        Of a model that was not loaded so, others tell; the fewer loads, the nearer to 1.
+        Of a model that was not loaded so, others tell; the fewer loads and the less they agree, the
+        nearer to 1.
         """
-        known = self._loads.get((way, model)) or [
-            load for (other, _), loads in self._loads.items() if other == way for load in loads
-        ]
+        logs: dict[str, list[float]] = {}
+        for (other_way, other), loads in self._loads.items():
+            if other_way == way:
+                logs[other] = [math.log(seconds / expected(demand)) for demand, seconds in loads]
+        known = logs.get(model) or [off for offs in logs.values() for off in offs]
         if not known:
             return 1.0
-        off = statistics.median(math.log(seconds / expected(demand)) for demand, seconds in known)
-        return math.exp(off * len(known) / (len(known) + 1))
+        certain = len(known) * PARTICULAR**2
+        return math.exp(
+            statistics.median(known) * certain / (certain + _scatter(logs.values()) ** 2)
+        )
+
+
+def _scatter(groups: Iterable[Sequence[float]]) -> float:
+    """Return by how much loads of one model deviate from each other."""
+    total, freedom = _SCATTER * _GUESSED, _GUESSED
+    for offs in groups:
+        middle = statistics.median(offs)
+        total += _TO_DEVIATION * sum(min(abs(off - middle), _ODD) for off in offs)
+        freedom += len(offs) - 1
+    return total / freedom
 
 
 class Pace:

@@ -62,13 +62,15 @@ class SharedLoader:
                 if fills:
                     filling.append(resident)
                 undo.callback(devices.abandon if fills else devices.release, resident, job.holder)
-            tier, filled = "device", None
+            tier, bytes_read = "device", 0
             if filling:
                 filled = self._fill(entry, filling, job)
                 tier = filled.tier if len(filling) == len(wanted) else "mixed"
+                bytes_read = filled.bytes_read
             undo.pop_all()
-        result = self._result(tier, [held[key] for key, _ in wanted], job.holder, started_s)
-        if filled is None:
+        residents = [held[key] for key, _ in wanted]
+        result = self._result(tier, residents, job.holder, started_s, bytes_read=bytes_read)
+        if not filling:
             self._metrics.on_load(entry.name, result)
         return result
 
@@ -105,11 +107,17 @@ class SharedLoader:
                     ) from error
 
     def _result(
-        self, tier: str, residents: Sequence[ResidentArena], holder: str, started_s: float
+        self,
+        tier: str,
+        residents: Sequence[ResidentArena],
+        holder: str,
+        started_s: float,
+        *,
+        bytes_read: int = 0,
     ) -> LoadResult:
         return LoadResult(
             tier=tier,
-            bytes_read=0,
+            bytes_read=bytes_read,
             bytes_copied=0,
             total_s=time.monotonic() - started_s,
             arenas=tuple(residents),

@@ -66,11 +66,11 @@ def expect(planned: PlannedLoad, host: HostTier, devices: DeviceTier, *, shared:
     )
 
 
-def calls_of(planned: PlannedLoad, *, mapped: bool) -> Demand:
-    """Return what decides how long the calls of a load take, wherever its bytes are."""
+def calls_of(planned: PlannedLoad, *, bytes_read: int, mapped: bool) -> Demand:
+    """Return what decides how long the calls of a load take that read so much of files."""
     return Demand(
         model=planned.entry.name,
-        sources={},
+        sources={DISK: bytes_read},
         gpus={gpu: arena.size_bytes for gpu, arena in planned.on_gpus},
         arena_bytes=_arena_bytes(planned),
         tensors=len(planned.plan.tensors),

@@ -250,6 +250,52 @@ def test_another_gpu_begins_where_the_first_one_is() -> None:
     assert estimator.estimate(other).seconds == pytest.approx(known.seconds, rel=0.02)
 
 
+def test_calls_of_loads_that_read_are_learned_apart_from_those_of_others() -> None:
+    """Planning 20,000 reads takes longer than copying what is in the pool."""
+    machine, estimator = calibrated()
+    for _ in range(3):
+        estimator.calls_took(demand("b", host=1.0), 0.006)
+    before_s = estimator.estimate(demand("b", host=1.0)).seconds
+    for _ in range(6):
+        estimator.calls_took(demand("b", cache=1.0), 0.1)
+    assert estimator.estimate(demand("b", host=1.0)).seconds == before_s
+    took_s = machine.transfer_s(demand("b", cache=1.0)) + 0.1
+    assert estimator.estimate(demand("b", cache=1.0)).seconds == pytest.approx(took_s, rel=0.05)
+
+
+def test_a_half_cached_load_is_believed_from_what_the_disk_does_for_others() -> None:
+    """Before any like it, and also after the disk was three times slower with those before."""
+    machine, estimator = calibrated()
+    fresh = Estimator(machine.clock)
+    for _ in range(3):
+        for model in "ab":
+            machine.load(fresh, demand(model, disk=1.0))
+            machine.load(fresh, demand(model, cache=1.0))
+    estimated_s, took_s = machine.load(fresh, demand("d", disk=0.5, cache=0.5))
+    assert estimated_s == pytest.approx(took_s, rel=0.05)
+    usual = machine.disk
+    machine.disk = usual / 3
+    for model in "ab":
+        machine.load(estimator, demand(model, disk=0.5, cache=0.5))
+        machine.load(estimator, demand(model, disk=1.0))
+    machine.disk = usual
+    for model in "abd":
+        for _ in range(2):
+            machine.load(estimator, demand(model, disk=1.0))
+    estimated_s, took_s = machine.load(estimator, demand("a", disk=0.5, cache=0.5))
+    assert estimated_s == pytest.approx(took_s, rel=0.15)
+
+
+def test_half_cached_loads_teach_what_the_disk_does() -> None:
+    machine, estimator = calibrated()
+    machine.disk /= 2
+    for _ in range(5):
+        for model in "bd":
+            machine.load(estimator, demand(model, disk=0.5, cache=0.5))
+    estimated_s, took_s = machine.load(estimator, demand("a", disk=1.0))
+    assert estimated_s == pytest.approx(took_s, rel=0.1)
+
+
 def test_a_split_over_two_gpus_takes_as_long_as_the_larger_part() -> None:
     _, estimator = calibrated()
     halves = {"gpu0": 8 * GB, "gpu1": 8 * GB}

@@ -82,6 +82,17 @@ def test_a_disk_that_became_slower_is_believed_after_a_few_loads() -> None:
     assert error(fit, slower) < 0.1
 
 
+def test_times_that_scatter_do_not_make_tensors_expensive() -> None:
+    """Loads of the model with many tensors happened to come when the disk was slow."""
+    fit = LaneFit(GUESS)
+    for factor in (1.6, 1.3, 1.15, 0.95):
+        many = took(4 * GB, 2.5e9, tensors=20_000)
+        few = took(4 * GB, 2.5e9)
+        fit.add(Sample(many.tensors, many.size_bytes, many.seconds * factor))
+        fit.add(Sample(few.tensors, few.size_bytes, few.seconds * (2 - factor) ** 0.3))
+    assert error(fit, took(4 * GB, 2.5e9, tensors=20_000)) < 0.12
+
+
 def test_what_it_learned_is_a_belief_about_a_lane_like_it() -> None:
     fit = LaneFit(GUESS)
     for size in (1, 2, 8, 16):

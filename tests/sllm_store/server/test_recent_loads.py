@@ -7,6 +7,7 @@ import statistics
 from random import Random
 
 import pytest
+from hypothesis import given, strategies as st
 
 from sllm_store.server.estimate import Demand
 from sllm_store.server.recent_loads import KEPT, WAYS_MAX, Pace, RecentLoads
@@ -23,10 +24,36 @@ def expected(one: Demand) -> float:
 def test_what_is_particular_about_a_model_is_the_median_of_its_last_loads() -> None:
     recent = RecentLoads()
     assert recent.factor("way", "a", expected) == 1
-    for seconds in (9.0, 2.0, 2.0, 7.0):  # The first one is forgotten, the last one is odd.
+    for seconds in (9.0, *[2.0] * (KEPT - 1), 7.0):  # The first is forgotten, the last is odd.
         recent.add("way", demand("a"), seconds)
-    assert recent.factor("way", "a", expected) == pytest.approx(2 ** (KEPT / (KEPT + 1)))
+    assert 1.4 < recent.factor("way", "a", expected) < 2
     assert recent.factor("other way", "a", expected) == 1
+    recent.add("way", demand("a"), 2.0)
+    for _ in range(KEPT):
+        recent.add("way", demand("a"), 2.0)
+    assert recent.factor("way", "a", expected) == pytest.approx(2, rel=0.06)
+
+
+@given(st.lists(st.floats(-0.7, 0.7), min_size=KEPT, max_size=KEPT))
+def test_the_more_loads_of_a_model_differ_the_less_they_say(offs: list[float]) -> None:
+    """Never the other way, nor more than the loads themselves."""
+    recent, agreeing = RecentLoads(), RecentLoads()
+    middle = statistics.median(offs)
+    for off in offs:
+        recent.add("way", demand("a"), math.exp(off))
+        agreeing.add("way", demand("a"), math.exp(middle))
+    found = math.log(recent.factor("way", "a", expected))
+    most = math.log(agreeing.factor("way", "a", expected))
+    assert min(0.0, most) - 1e-9 <= found <= max(0.0, most) + 1e-9
+    assert abs(most) <= abs(middle)
+
+
+def test_what_scatters_by_nature_is_hardly_followed() -> None:
+    recent = RecentLoads()
+    for model, seconds in (("a", (0.8, 1.0, 1.25)), ("b", (1.3, 0.9, 1.1)), ("c", (1.2, 1.0, 0.8))):
+        for took in seconds:
+            recent.add("way", demand(model), took)
+    assert recent.factor("way", "b", expected) == pytest.approx(1.03, abs=0.03)
 
 
 def test_a_model_that_was_not_loaded_so_is_like_others_that_were() -> None:
