@@ -49,13 +49,21 @@ def open_library(root: Path | None) -> Library:
     """
     from sllm.library.models import Library
 
-    return Library.open(os.environ, root, check=_check_config)
+    return Library.open(os.environ, root, check=_check)
 
 
-def _check_config(path: Path, name: str) -> None:
-    from sllm.runtime.config.families import read_config
+def _check(path: Path, name: str) -> None:
+    """Raise unless a config.json, or a GGUF of which the header is there, can be computed with."""
+    if path.suffix != ".gguf":
+        from sllm.runtime.config.families import read_config
 
-    read_config(path.parent, where=name)
+        read_config(path.parent, where=name)
+        return
+    from sllm.runtime.weights.model_groups import ModelGroups
+    from sllm_store.convert.text_files import read_text_files
+
+    read_text_files(path)
+    ModelGroups.open(path)
 
 
 def as_source(text: str) -> str | Path:

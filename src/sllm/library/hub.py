@@ -11,18 +11,21 @@ import fcntl
 import hashlib
 import json
 import shutil
+import tempfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sllm.core.errors import PullError
+from sllm.core.errors import PullError, ServingError
+from sllm.library.gguf_beginning import fetch_beginning
 from sllm.library.hub_files import HubFile, choose_files
 from sllm.library.model import Progress
 from sllm.library.names import LATEST
 from sllm.library.package_index import sha256_of
 from sllm.library.storage import place, require_room
+from sllm_store.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,8 +42,8 @@ _CONFIG = "config.json"
 class Hub:
     """How Hugging Face is reached. cache: where downloads are kept, None for no longer than needed.
 
-    endpoint: another hub; None for the usual one. check: given a model's config.json, and its
-    name, before weights are fetched; what it raises ends the pull.
+    endpoint: another hub; None for the usual one. check: given a model's config.json, or its GGUF
+    without its weights, and its name, before weights are fetched; what it raises ends the pull.
     """
 
     token: str | None = None
@@ -78,6 +81,8 @@ def fetched_from_hub(  # noqa: PLR0917 - what, from where, to where.
             choice = choose_files(name.model, files, name.tag)
             named_by = "GDSLLM_MODEL_ROOT" if hub.cache is None else "GDSLLM_HF_CACHE"
             _require_room(name, commit, choice, cache, named_by=named_by)
+            if hub.check is not None and choice.path != ".":
+                _check_ggufs(hub, name, commit, choice)
             for file in choice.files:
                 path = _download(hub, name, commit, file, cache, on_progress)
                 if file.name == _CONFIG and hub.check is not None:
@@ -146,6 +151,24 @@ def _require_room(
     )
     cache.mkdir(parents=True, exist_ok=True)
     require_room(cache, missing_bytes, what=str(name), named_by=named_by)
+
+
+def _check_ggufs(hub: Hub, name: ModelName, commit: str, choice: Choice) -> None:
+    """Raise what the hub's check does, of headers that are fetched alone."""
+    from huggingface_hub import hf_hub_url
+
+    assert hub.check is not None
+    with tempfile.TemporaryDirectory(prefix="gdsllm-") as temporary:
+        for file in choice.files:
+            url = hf_hub_url(name.model, file.name, revision=commit, endpoint=hub.endpoint)
+            target = Path(temporary) / file.name
+            if not fetch_beginning(url, target, size_bytes=file.size_bytes, token=hub.token):
+                return  # It is checked when it is whole.
+        try:
+            hub.check(Path(temporary) / choice.path, name.model)
+        except (ServingError, StoreError) as error:
+            reason = str(error).replace(f"{temporary}/", "")
+            raise PullError(f"{name.model} was not fetched: {reason}") from error
 
 
 def _download(  # noqa: PLR0917 - one file of one commit, from one place to another.

@@ -61,7 +61,7 @@ class Library:
     ) -> Library:
         """Return the library that the environment's variables describe, or the one at a root.
 
-        check: raises for the config.json of a name that is not to be fetched.
+        check: raises for what is not to be fetched; see sllm.library.hub.Hub.
         """
         origins = Origins.from_environment(environment, check=check)
         return cls(root or model_root(environment), origins=origins)

@@ -19,6 +19,10 @@ class FieldError(ValueError):
     """A value that a checkpoint may not hold."""
 
 
+class CutShortError(FieldError):
+    """A file that ends before what is being read."""
+
+
 def shown(value: object) -> str:
     """Return a value for an error message, cut short."""
     text = ascii(value)

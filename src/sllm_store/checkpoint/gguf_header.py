@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, overload
 
 from sllm_store.checkpoint.dtype import BLOCK_SIZES, GGML_TYPES, contiguous_bytes
-from sllm_store.checkpoint.fields import INT64_MAX, TENSORS_MAX, FieldError, shown
+from sllm_store.checkpoint.fields import INT64_MAX, TENSORS_MAX, CutShortError, FieldError, shown
 from sllm_store.checkpoint.files import read_range
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class _Cursor:
             want = min(max(end, 2 * len(self._data), _READ_BYTES), self._limit) - len(self._data)
             self._data += read_range(self._path, len(self._data), want, root=self._root)
             if end > len(self._data):
-                raise FieldError(f"the file was cut short while its {what} was read")
+                raise CutShortError(f"the file was cut short while its {what} was read")
         return self._data
 
     def take(self, size: int, what: str) -> bytes:

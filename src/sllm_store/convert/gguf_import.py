@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sllm_store.native import File
 
 METADATA_FILE = "gguf_metadata.json"
-_ROPE_FACTORS = "rope_freqs.weight"
+ROPE_FACTORS = "rope_freqs.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,12 +118,12 @@ def _read(file: File, offset: int, size_bytes: int) -> NDArray[np.uint8]:
 
 
 def _rope_factors(checkpoint: Checkpoint, files: Sequence[File]) -> list[float] | None:
-    tensor = checkpoint.tensors.get(_ROPE_FACTORS)
+    tensor = checkpoint.tensors.get(ROPE_FACTORS)
     if tensor is None:
         return None
     if tensor.dtype != "float32":
         raise InvalidCheckpointError(
-            f"{checkpoint.path}: the tensor {_ROPE_FACTORS} is {tensor.dtype}, expected float32"
+            f"{checkpoint.path}: the tensor {ROPE_FACTORS} is {tensor.dtype}, expected float32"
         )
     extent = checkpoint.extents[tensor.extent]
     raw = _read(files[extent.file], extent.offset, extent.size_bytes)

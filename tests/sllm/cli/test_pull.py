@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,25 @@ def test_weights_that_could_not_be_computed_with_are_not_fetched(
         assert "org/model0: model_type 'mamba'" in run("pull", "org/model0", code=1).stderr
         assert "quantised by 'awq' are not" in run("pull", "org/model1", code=1).stderr
         assert not [name for name, _ in hub.gets if name.endswith(".safetensors")]
+
+
+def test_a_gguf_that_could_not_be_computed_with_is_not_fetched(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, smollm2: Path
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    real = smollm2.read_bytes()
+    architecture = b"general.architecture" + struct.pack("<IQ", 8, 5)
+    assert architecture + b"llama" in real
+    with serve_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        strange = real.replace(architecture + b"llama", architecture + b"mamba", 1)
+        hub.repositories["org/strange"] = {"strange-Q4_1.gguf": strange}
+        hub.repositories["org/real"] = {"real-Q4_1.gguf": real}
+        told = run("pull", "org/strange", code=1).stderr
+        assert "error: org/strange was not fetched: strange-Q4_1.gguf: general.archi" in told
+        assert "'mamba' cannot be converted (known: " in told
+        assert hub.sent_bytes < 5 << 20
+        assert "org/real:latest is ready" in run("pull", "org/real").stdout
 
 
 def test_a_name_from_nowhere_is_one_red_line(run: Callable[..., Result]) -> None:

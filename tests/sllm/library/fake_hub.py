@@ -22,6 +22,7 @@ class FakeHub:
     """Repositories by name: files by name. `gated` ones want TOKEN.
 
     cut_after: bytes of a file after which its next download breaks off. gets: (file, first byte).
+    without_ranges: whether it has whole files only.
     """
 
     url: str = ""
@@ -30,6 +31,8 @@ class FakeHub:
     lies: set[str] = field(default_factory=set)
     cut_after: dict[str, int] = field(default_factory=dict)
     gets: list[tuple[str, int]] = field(default_factory=list)
+    without_ranges: bool = False
+    sent_bytes: int = 0
 
 
 @contextmanager
@@ -104,17 +107,20 @@ class _Handler(BaseHTTPRequestHandler):
         if data is None:
             self._refuse(404, "EntryNotFound")
             return
-        first = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=")[:-1])
+        asked = "" if self.hub.without_ranges else self.headers.get("Range", "")
+        start, _, last = asked.removeprefix("bytes=").partition("-")
+        first, end = int(start or 0), min(int(last) + 1 if last else len(data), len(data))
         headers = {"ETag": f'"{sha256(data)}"', "X-Repo-Commit": COMMIT}
         if name in self.hub.lies:
             data = bytes(len(data))
-        if first:
-            headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
+        if asked:
+            headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(data)}"
         cut = None
         if self.command == "GET":
             self.hub.gets.append((name, first))
             cut = self.hub.cut_after.pop(name, None)
-        self._send(206 if first else 200, headers, data[first:], cut)
+            self.hub.sent_bytes += end - first
+        self._send(206 if asked else 200, headers, data[first:end], cut)
 
     def _refuse(self, status: int, code: str) -> None:
         self._send(status, {"X-Error-Code": code, "X-Error-Message": code}, b"{}")

@@ -13,6 +13,7 @@ from sllm.core.errors import PullError, UnsupportedModelError
 from sllm.library.hub import Hub
 from sllm.library.models import Library
 from sllm.library.origins import Origins
+from sllm_store.groups.description import describe_checkpoint
 from tests.sllm.library.checkpoints import make_directory, make_gguf
 from tests.sllm.library.fake_hub import COMMIT, TOKEN, serve_hub, sha256
 
@@ -144,6 +145,25 @@ def test_a_model_that_is_refused_by_its_config_is_not_fetched(tmp_path: Path, hu
         library.pull("org/dense")
     assert not [name for name, _ in hub.gets if name.endswith(".safetensors")]
     assert library.list() == []
+
+
+def test_a_gguf_that_is_refused_by_its_header_is_not_fetched(tmp_path: Path, hub: FakeHub) -> None:
+    def refuse(path: Path, name: str) -> None:
+        found = describe_checkpoint(path)
+        assert found.metadata["general.architecture"] == "llama"
+        raise UnsupportedModelError(f"{path}: {name} is not computed")
+
+    library = Library(
+        tmp_path / "library", origins=Origins(hub=Hub(endpoint=hub.url, check=refuse))
+    )
+    refused = r"^org/blocks was not fetched: blocks-Q4_K_M.gguf: org/blocks is not computed$"
+    with pytest.raises(PullError, match=refused):
+        library.pull("org/blocks")
+    assert hub.gets == [("blocks-Q4_K_M.gguf", 0)]  # It is smaller than what is read of it.
+    assert library.list() == []
+    hub.without_ranges = True
+    with pytest.raises(PullError, match=refused):
+        library.pull("org/blocks")
 
 
 def test_a_model_larger_than_the_disk_is_refused_before_it_is_fetched(
