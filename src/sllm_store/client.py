@@ -347,24 +347,25 @@ class SllmStoreClient:
         """Plan, allocate, and let the store copy; what is on the host is mapped."""
         started_s = time.monotonic()
         with self._connect() as connection:
-            planned = connection.call(pb.LocalRequest(plan=question)).plan
-            buffers = allocate_arenas(
-                [(arena.device, arena.size_bytes) for arena in planned.arenas]
-            )
-            request.plan = planned.plan
-            request.targets.extend(
-                pb.DeviceTarget(
-                    device=native.device_uuid(buffer.device), ipc_handle=buffer.ipc_handle()
+            with no_collection():  # Until the bytes move.
+                planned = connection.call(pb.LocalRequest(plan=question)).plan
+                buffers = allocate_arenas(
+                    [(arena.device, arena.size_bytes) for arena in planned.arenas]
                 )
-                for buffer in buffers
-                if buffer is not None
-            )
-            request.spent_s = time.monotonic() - started_s
-            events = connection.load(request)
-            placed = _placed(planned, buffers)
-            own_all = all(arena.device != CPU for arena in planned.arenas)
-            if on_placed is not None and own_all:
-                on_placed(placed)
+                request.plan = planned.plan
+                request.targets.extend(
+                    pb.DeviceTarget(
+                        device=native.device_uuid(buffer.device), ipc_handle=buffer.ipc_handle()
+                    )
+                    for buffer in buffers
+                    if buffer is not None
+                )
+                request.spent_s = time.monotonic() - started_s
+                events = connection.load(request)
+                placed = _placed(planned, buffers)
+                own_all = all(arena.device != CPU for arena in planned.arenas)
+                if on_placed is not None and own_all:
+                    on_placed(placed)
             done = _follow(events, with_decoding(on_progress, planned.arenas))
             if not own_all:
                 arenas = _map_arenas(

@@ -4,7 +4,7 @@ A load waits for the store or for native threads a dozen times, and after each w
 interpreter lock back. A thread that computes in Python keeps it for a switch interval, 5 ms unless
 told otherwise: a dozen of those are a fifth of a load of 16 GB. And while tens of thousands of
 tuples are made, every collection looks at all of them and at all that the frameworks made before,
-in vain: there are no cycles among them.
+in vain: there are no cycles among them. With PyTorch imported one takes 80 ms.
 """
 
 from __future__ import annotations
@@ -73,5 +73,5 @@ _COLLECTION = _Wish(_stop_collecting)
 
 # Threads that wait for the interpreter lock get it soon, for the time of a with block.
 short_turns = _TURNS.granted
-# No garbage is collected for the time of a with block, in which nothing waits or moves bytes.
+# No garbage is collected for the time of a with block: until the bytes of a load move.
 no_collection = _COLLECTION.granted

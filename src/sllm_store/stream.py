@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from sllm_store import native
@@ -79,9 +78,16 @@ def load_checkpoint(  # noqa: PLR0913 - a load's choices, by name
     DeadlineError after timeout_s; nothing stays allocated then, but for a ring that waits a few
     seconds for the next load.
     """
-    with short_turns(), ExitStack() as using:
+    with short_turns(), ExitStack() as using, ExitStack() as undisturbed:
+        undisturbed.enter_context(no_collection())
         job = _prepare(path, device_map, mode, using)
         control = native.Control()
+
+        def begun() -> None:
+            if on_placed is not None:
+                on_placed(job.placed)
+            undisturbed.close()
+
         run_watched(
             lambda beside: run_plan(
                 job.transfer,
@@ -96,7 +102,7 @@ def load_checkpoint(  # noqa: PLR0913 - a load's choices, by name
             bytes_total=job.transfer.bytes_total,
             timeout_s=timeout_s,
             on_progress=on_progress,
-            meanwhile=None if on_placed is None else partial(on_placed, job.placed),
+            meanwhile=begun,
         )
         job.checkpoint.require_unchanged()
     return job.placed.loaded(tier="disk", store="in-process")
@@ -125,19 +131,20 @@ def _prepare(path: Path, device_map: Mapping[str, str], mode: str, using: ExitSt
         pinned = using.enter_context(_RINGS.borrow(ring_bytes, gpu))
     planned = _LOADS.plan(path, device_map, found)
     checkpoint, plan = planned.checkpoint, planned.plan
-    arenas = _allocate(plan)
-    # What is compressed cannot be read in place: then the host is a target as any other.
-    in_place = [] if checkpoint.is_compressed else arenas
-    host = next((arena for arena in in_place if isinstance(arena, native.HostBuffer)), None)
-    targets = _targets(plan, arenas, host)
     files = open_files(checkpoint)
-    mode = choose_mode(mode, files, only_copies=host is None and not checkpoint.is_compressed)
-    with no_collection():
-        if host is None:
-            cold = find_cold(planned.chunked, files, mode)
-            transfer = planned.through_ring(targets, ring_bytes // CHUNK_BYTES, cold)
-        else:
-            transfer = _plan_in_place(planned.chunked, targets, host)
+    in_place = _is_read_in_place(plan)
+    mode = choose_mode(mode, files, only_copies=not in_place and not checkpoint.is_compressed)
+    if in_place:
+        arenas = _allocate(plan)
+        host = next(arena for arena in arenas if isinstance(arena, native.HostBuffer))
+        targets = _targets(plan, arenas, host)
+        transfer = _plan_in_place(planned.chunked, targets, host)
+    else:  # The arenas last: while the driver pins the ring, it lets nobody allocate.
+        host = None
+        cold = find_cold(planned.chunked, files, mode)
+        transfer = planned.through_ring(ring_bytes // CHUNK_BYTES, cold)
+        arenas = _allocate(plan)
+        targets = _targets(plan, arenas, host)
     ring = None
     if host is None and targets:  # By now it may be pinned.
         gpu = max(target.device for target in targets)
@@ -163,6 +170,14 @@ def _prepare(path: Path, device_map: Mapping[str, str], mode: str, using: ExitSt
         ring=ring,
         transfer=transfer,
     )
+
+
+def _is_read_in_place(plan: LoadPlan) -> bool:
+    """Whether a part goes to the host as it is stored: what is compressed has to be decoded."""
+    if plan.checkpoint.is_compressed:
+        return False
+    arenas = zip(plan.devices, plan.arenas, strict=True)
+    return any(device == CPU and arena.size_bytes for device, arena in arenas)
 
 
 def _allocate(plan: LoadPlan) -> list[native.HostBuffer | native.DeviceBuffer | None]:

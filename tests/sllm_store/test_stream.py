@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,6 +30,8 @@ from tests.store_process import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sllm_store.checkpoint.loaded import Placed
+
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
@@ -53,6 +56,34 @@ def test_progress_ends_at_the_total(model: Path) -> None:
     seen: list[tuple[int, int]] = []
     load_checkpoint(model, {}, on_progress=lambda done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1]
+
+
+def test_no_garbage_is_collected_until_the_bytes_move(model: Path) -> None:
+    collections: list[str] = []
+    seen: list[int] = []
+
+    def note(phase: str, _: dict[str, int]) -> None:
+        collections.append(phase)
+
+    def place(_: Placed) -> None:
+        seen.append(len(collections))
+        raise KeyError
+
+    before = gc.get_threshold()
+    gc.callbacks.append(note)
+    gc.set_threshold(50)
+    try:
+        with pytest.raises(KeyError):
+            load_checkpoint(model, {}, on_placed=place)
+        began = len(collections)
+        with pytest.raises(InvalidRequestError):
+            load_checkpoint(model, {"a": "cpu"})
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(note)
+    assert seen[0] <= 2  # One at most, while the load was called.
+    assert len(collections) > began > 2
+    assert gc.isenabled()
 
 
 def test_a_deadline_ends_a_load(model: Path) -> None:

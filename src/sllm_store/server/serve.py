@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -57,6 +58,7 @@ def serve(config: StoreConfig, on_ready: Callable[[list[str]], None] | None = No
     with socket_owned(config.socket_path):
         _raise_limits()
         pool = _make_pool(config)
+        gc.freeze()  # What is imported stays: while loads wait, no collection looks at it.
         asyncio.run(_serve(config, pool, on_ready))
 
 

@@ -21,12 +21,12 @@ from sllm_store.tiers.ring_steps import Ring, plan_ring
 from sllm_store.tiers.transfer import cut_image, cut_targets
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from sllm_store.checkpoint.model import Checkpoint
     from sllm_store.checkpoint.plan import LoadPlan
-    from sllm_store.tiers.transfer import ChunkedImage, Target, TransferPlan
+    from sllm_store.tiers.transfer import ChunkedImage, TransferPlan
 
 KEPT_MAX = 8
 # Of all that is kept together; a tensor takes about a kilobyte.
@@ -44,15 +44,14 @@ class Planned:
     chunked: ChunkedImage
     _through_rings: dict[int, TransferPlan] = field(default_factory=dict)
 
-    def through_ring(
-        self, targets: Sequence[Target], slots: int, cold: frozenset[int]
-    ) -> TransferPlan:
-        """Plan the way through a ring at address 0 to targets, which are the same for each load.
+    def through_ring(self, slots: int, cold: frozenset[int]) -> TransferPlan:
+        """Plan the way through a ring at address 0 to the arenas that are not empty, in order.
 
         Where all chunks are read from one place it is planned once for rings of one size.
         """
         ring = Ring(address=0, slots=slots, slot_bytes=self.chunked.chunk_bytes)
-        moves = partial(cut_targets, targets, self.chunked)
+        arenas = [arena for arena in self.plan.arenas if arena.size_bytes]
+        moves = partial(cut_targets, arenas, self.chunked)
         if 0 < len(cold) < sum(map(bool, self.chunked.reads)):
             return plan_ring(self.chunked, moves(), ring, cold=cold)
         if slots not in self._through_rings:

@@ -70,6 +70,8 @@ def take_turns(chunks: Sequence[int], moves: Sequence[Moves]) -> list[int]:
     targets: dict[int, list[int]] = {}
     for chunk in chunks:
         targets.setdefault(moves[chunk].first_target, []).append(chunk)
+    if len(targets) < 2:
+        return list(chunks)
     turns = chain.from_iterable(zip_longest(*targets.values()))
     return [chunk for chunk in turns if chunk is not None]
 

@@ -82,7 +82,7 @@ def cut_image(image: Image, chunk_bytes: int) -> ChunkedImage:
 
 
 def cut_pieces(
-    targets: Sequence[Target], chunk_bytes: int, chunks_total: int
+    targets: Sequence[Target | Arena], chunk_bytes: int, chunks_total: int
 ) -> list[list[tuple[int, int, int, int]]]:
     """Return per chunk the copies (target, device_offset, size, offset in the chunk)."""
     copies: list[list[tuple[int, int, int, int]]] = [[] for _ in range(chunks_total)]
@@ -106,18 +106,19 @@ class Moves(NamedTuple):
     @property
     def is_any(self) -> bool:
         """Whether something goes anywhere."""
-        return bool(self.copies or self.decodes)
+        copies, decodes = self
+        return bool(copies or decodes)
 
     @property
     def first_target(self) -> int:
         """The first target that gets something, -1 if none does."""
-        return min((move[0] for moves in self for move in moves[:1]), default=-1)
+        return min([moves[0][0] for moves in self if moves], default=-1)
 
 
 NO_MOVES = Moves([], [])
 
 
-def cut_targets(targets: Sequence[Target], chunked: ChunkedImage) -> list[Moves]:
+def cut_targets(targets: Sequence[Target | Arena], chunked: ChunkedImage) -> list[Moves]:
     """Return what each chunk of an image gives to targets."""
     moves = [
         Moves(copies, [])
@@ -160,11 +161,13 @@ class TransferPlan:
         moves: Moves = NO_MOVES,
     ) -> int:
         """Add a step over the buffer at `address`; return its index."""
+        copies, decodes = moves
         index = len(self.steps)
         self.steps.append((address, after))
-        self.reads.extend((index, *read) for read in reads)
-        self.copies.extend((index, *copy) for copy in moves.copies)
-        self.decodes.extend((index, *decode) for decode in moves.decodes)
+        self.reads += [(index, *read) for read in reads]
+        self.copies += [(index, *copy) for copy in copies]
+        if decodes:
+            self.decodes += [(index, *decode) for decode in decodes]
         return index
 
     def kept(self) -> TransferPlan:

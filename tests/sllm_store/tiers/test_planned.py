@@ -98,7 +98,7 @@ def test_a_way_through_a_ring_is_planned_once_and_is_the_plain_one(tmp_path: Pat
         ring = Ring(address=address, slots=slots, slot_bytes=CHUNK_BYTES)
         for cold in (frozenset[int](), everything, frozenset({0, 2})):
             plain = plan_ring(planned.chunked, moves, ring, cold=cold)
-            found = planned.through_ring(targets, slots, cold).moved_to(address)
+            found = planned.through_ring(slots, cold).moved_to(address)
             assert (found.steps, found.copies) == (plain.steps, plain.copies)
             assert (found.reads, found.decodes) == (plain.reads, plain.decodes)
             assert (found.parsed is None) == (len(cold) == 2)
