@@ -2,7 +2,10 @@
 
 It serves some loads of each kind first, from which it learns, and then `--loads` more in an order
 of their own: before each the store is asked, then the load is timed in this process, from the call
-to its return. Bytes come from the disk, the page cache, half of each, or the store's memory.
+to its return. Bytes come from the disk, the page cache, half of each, or the store's memory, which
+is checked before every load. The loads that it learns from are kept beside the others, the first of
+each kind among them. What it remembers of earlier runs counts, as `samples` tells; with
+XDG_CACHE_HOME it starts anew.
 
     python -m benchmarks.estimates --work DIR --out FILE.json [--shapes few,many] [--loads 50]
         [--pool 10GB] [--seed 1] [--small]
@@ -16,6 +19,7 @@ import statistics
 import time
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,9 +27,12 @@ from benchmarks import page_cache
 from benchmarks.load_time import make
 from benchmarks.result import Result
 from benchmarks.store import BenchStore
-from benchmarks.timed_load import settle
+from benchmarks.timed_load import CACHED_PARTS, settle
 from sllm_store.client import SllmStoreClient
 from sllm_store.torch.devices import store_device
+
+if TYPE_CHECKING:
+    from sllm_store.answers import LoadEstimate
 
 STATES = ("cold disk", "mixed", "page cache", "host pool")
 FROM_DISK = ("cold disk", "mixed")
@@ -50,11 +57,25 @@ def prepare(client: SllmStoreClient, directory: Path, state: str, device: str) -
     settle(device, SETTLE_S)
 
 
-def measure(client: SllmStoreClient, directory: Path, state: str, device: str) -> dict[str, object]:
+def require_state(directory: Path, state: str, estimate: LoadEstimate) -> None:
+    """End the process unless the bytes are where the state says."""
+    least, most = CACHED_PARTS.get(state, (0.0, 1.0))
+    cached = page_cache.resident_part(directory)
+    pooled = not estimate.disk_bytes and not estimate.cached_bytes
+    if not least <= cached <= most or pooled != (state == "host pool"):
+        raise SystemExit(
+            f"{state}: the page cache holds {cached:.0%} of {directory}, and the store expects "
+            f"{estimate.host_bytes} bytes in its memory, {estimate.cached_bytes} in the page cache "
+            f"and {estimate.disk_bytes} on the disk"
+        )
+
+
+def measure(client: SllmStoreClient, directory: Path, state: str, device: str) -> dict[str, Any]:
     """Ask, load, and return a row."""
     prepare(client, directory, state, device)
     device_map = {"": store_device(torch.device(device))}
     estimate = client.estimate_load(directory.name, device_map)
+    require_state(directory, state, estimate)
     started_s = time.perf_counter()
     loaded = client.load(directory.name, device_map)
     seconds = time.perf_counter() - started_s
@@ -67,6 +88,8 @@ def measure(client: SllmStoreClient, directory: Path, state: str, device: str) -
         "seconds": seconds,
         "error": estimate.seconds / seconds - 1,
         "samples": estimate.samples,
+        "disk_bytes": estimate.disk_bytes,
+        "cached_bytes": estimate.cached_bytes,
     }
 
 
@@ -94,34 +117,39 @@ def main() -> None:
         BenchStore(args.work / "models", args.pool) as store,
         SllmStoreClient(store.address) as client,
     ):
+        learning = []
         for directory, state in kinds * LEARNED_FROM:
-            measure(client, directory, state, args.device)
+            learning.append(measure(client, directory, state, args.device))
+            result.describe(learning=learning)
         for _ in range(args.loads):
             directory, state = random.choice(kinds)
             result.add(measure(client, directory, state, args.device))
-    errors = {state: _errors(result, (state,)) for state in STATES}
-    everything = _errors(result, STATES)
-    from_memory = _errors(result, tuple(state for state in STATES if state not in FROM_DISK))
+    rows = result.rows
+    first = _errors(learning[: len(kinds)])
+    errors = {state: _errors([row for row in rows if row["tier"] == state]) for state in STATES}
+    everything = _errors(rows)
+    from_memory = _errors([row for row in rows if row["tier"] not in FROM_DISK])
     result.describe(
-        learned_from=len(kinds) * LEARNED_FROM,
+        learned_from=len(learning),
         error_median=statistics.median(everything),
         error_worst=max(everything),
         error_median_from_memory=statistics.median(from_memory or [0.0]),
         error_worst_from_memory=max(from_memory, default=0.0),
+        error_median_first=statistics.median(first),
     )
-    for row in result.rows:
+    for row in (*learning, *rows):
         print(
             f"{row['checkpoint']:10} {row['tier']:11} estimated {row['estimate_s']:8.4f} s, "
             f"took {row['seconds']:8.4f} s, {row['error']:+.1%}"
         )
-    for state, found in (*errors.items(), ("all", everything)):
+    for what, found in (("first of each", first), *errors.items(), ("all", everything)):
         if found:
-            print(f"{state}: median error {statistics.median(found):.1%}, worst {max(found):.1%}")
+            print(f"{what}: median error {statistics.median(found):.1%}, worst {max(found):.1%}")
 
 
-def _errors(result: Result, states: tuple[str, ...]) -> list[float]:
-    """Return how far off the estimates of loads from some states were, as parts of their time."""
-    return [abs(float(row["error"])) for row in result.rows if row["tier"] in states]
+def _errors(rows: list[dict[str, Any]]) -> list[float]:
+    """Return how far off the estimates of loads were, as parts of their time."""
+    return [abs(float(row["error"])) for row in rows]
 
 
 if __name__ == "__main__":
