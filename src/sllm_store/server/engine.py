@@ -19,6 +19,7 @@ from sllm_store.server.loads import Loader, LoadJob, Means
 from sllm_store.server.metrics import StoreMetrics
 from sllm_store.server.sessions import Sessions
 from sllm_store.server.shared import SharedLoader
+from sllm_store.server.start_rates import disk_rate, link_rates
 from sllm_store.tiers.device import visible_gpus
 from sllm_store.tiers.fan_in import plan_neighbours
 from sllm_store.tiers.host import HostTier, Patience
@@ -64,8 +65,14 @@ class Engine:
             chunk_bytes=config.chunk_bytes,
             registration_required=config.registration_required,
         )
+        neighbours = _neighbours(config, len(self.gpus))
         self._lanes = _lane_memory(config)
-        self.estimator = Estimator(time.monotonic, self._lanes.recall() if self._lanes else None)
+        self.estimator = Estimator(
+            time.monotonic,
+            self._lanes.recall() if self._lanes else None,
+            disk_rate(config.storage_path, config.read_mode, os.environ)
+            | link_rates(pool, self.gpus, neighbours),
+        )
         self._kept_s = time.monotonic()
         self.loader = Loader(
             pool,
@@ -74,7 +81,7 @@ class Engine:
             means=Means(
                 mode=config.read_mode,
                 threads=config.threads,
-                neighbours=_neighbours(config, len(self.gpus)),
+                neighbours=neighbours,
                 stock=native.LinkStock(),
             ),
             estimator=self.estimator,

@@ -5,7 +5,8 @@ and copying overlap, so a transfer takes as long as its slowest lane: the roofli
 A. Waterman and D. Patterson ("Roofline", 2009), with lanes for arithmetic units. Lanes are learned
 from finished loads (lane_fit.py); the disk's also from those that it served in part, if it was the
 slowest. What the last few loads of a model took against what their lanes said is a factor of its
-own, and so is the disk's pace of the last minutes (recent_loads.py).
+own, and so is the disk's pace of the last minutes (recent_loads.py). Before the first load the disk
+and the links are believed to do what was measured of them (start_rates.py).
 
 Loads that run at once share a lane equally, as in processor sharing (L. Kleinrock, 1967): a load
 of w seconds beside others with r_i seconds left ends after w + sum(min(r_i, w)). The same rule
@@ -46,11 +47,11 @@ _PRIORS = {
     (HOST, CPU): Prior(fixed_s=1e-5, per_tensor_s=1e-9, bytes_per_s=1e15),  # It is mapped.
     (HOST, "gpu"): Prior(fixed_s=0.001, per_tensor_s=1e-6, bytes_per_s=25e9),
     (DEVICE, "gpu"): Prior(fixed_s=0.001, per_tensor_s=1e-6, bytes_per_s=500e9),
-    (_CALLS, CPU): Prior(fixed_s=0.005, per_tensor_s=5e-6, bytes_per_s=1e13),
-    (_CALLS, "gpu"): Prior(fixed_s=0.008, per_tensor_s=5e-6, bytes_per_s=5e12),
-    (_CALLS, _MAPPED): Prior(fixed_s=0.003, per_tensor_s=5e-6, bytes_per_s=1e14),
-    (_READING, CPU): Prior(fixed_s=0.006, per_tensor_s=6e-6, bytes_per_s=1e13),
-    (_READING, "gpu"): Prior(fixed_s=0.01, per_tensor_s=6e-6, bytes_per_s=5e12),
+    (_CALLS, CPU): Prior(fixed_s=0.003, per_tensor_s=1e-6, bytes_per_s=1e13),
+    (_CALLS, "gpu"): Prior(fixed_s=0.005, per_tensor_s=1e-6, bytes_per_s=5e12),
+    (_CALLS, _MAPPED): Prior(fixed_s=0.003, per_tensor_s=1e-6, bytes_per_s=1e14),
+    (_READING, CPU): Prior(fixed_s=0.004, per_tensor_s=2e-6, bytes_per_s=1e13),
+    (_READING, "gpu"): Prior(fixed_s=0.006, per_tensor_s=2e-6, bytes_per_s=5e12),
 }
 _DECODING = Prior(fixed_s=0.005, per_tensor_s=5e-6, bytes_per_s=4e9)  # In the client.
 
@@ -132,12 +133,20 @@ class Estimator:
     """Learns from loads and predicts them. Thread-safe."""
 
     def __init__(
-        self, clock: Callable[[], float], remembered: Mapping[str, Iterable[Sample]] | None = None
+        self,
+        clock: Callable[[], float],
+        remembered: Mapping[str, Iterable[Sample]] | None = None,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
-        """Start with what an earlier estimator of this machine remembered, by lane."""
+        """Start with what an earlier estimator of this machine remembered, by lane.
+
+        `rates` are bytes a second that are known of the disk and of links, by GPU: what is
+        believed of lanes that nothing is remembered of.
+        """
         self._clock = clock
+        self._rates = dict(rates or {})
         self._fits = {
-            lane: LaneFit(_prior(lane), samples)
+            lane: LaneFit(self._prior(lane), samples)
             for lane, samples in (remembered or {}).items()
             if _kind(lane)[:2] in _PRIORS
         }
@@ -288,8 +297,17 @@ class Estimator:
         if lane not in self._fits:
             alike = (fit for known, fit in self._fits.items() if _kind(known) == _kind(lane))
             learned = next((fit for fit in alike if fit.samples), None)
-            self._fits[lane] = LaneFit(_prior(lane) if learned is None else learned.as_prior())
+            belief = self._prior(lane) if learned is None else learned.as_prior()
+            self._fits[lane] = LaneFit(belief)
         return self._fits[lane]
+
+    def _prior(self, lane: str) -> Prior:
+        """Return what is believed of a lane: no more than what is known of its disk or link."""
+        prior = _prior(lane)
+        source, rate = _kind(lane)[0], self._rates.get(_bound(lane))
+        if rate is None or source not in {DISK, CACHE, HOST}:
+            return prior
+        return replace(prior, bytes_per_s=min(rate, prior.bytes_per_s) if source == CACHE else rate)
 
 
 def _lanes(demand: Demand) -> list[tuple[str, int]]:

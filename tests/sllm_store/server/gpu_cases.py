@@ -16,7 +16,9 @@ from sllm_store.checkpoint.dtype import contiguous_bytes
 from sllm_store.client import SllmStoreClient
 from sllm_store.local_connection import LocalConnection
 from sllm_store.proto import storage_pb2 as pb
+from sllm_store.server import start_rates
 from sllm_store.stream import load_checkpoint
+from sllm_store.tiers.device import visible_gpus
 from tests.store_process import random_tensors, read_tensors, wait_until, weight_tensors
 
 if TYPE_CHECKING:
@@ -129,6 +131,26 @@ def refused(address: str) -> None:
             with pytest.raises(errors.InvalidRequestError, match="LoadModelAsync first"):
                 client.confirm_model_loaded("m", replica, timeout_s=5)
         assert client.status().loads_running == 0
+
+
+def link_rates(_address: str) -> None:
+    """What a store measures of its links when it starts."""
+    pool = native.SharedPool(8 << 20)
+    gpus = visible_gpus()
+    assert start_rates.link_rates(pool, gpus, {}) == {}
+    pool.populate(1)
+    pool.pin()
+    alone = start_rates.link_rates(pool, gpus, {})
+    assert set(alone) == set(gpus)
+    assert all(1e7 < rate < 1e13 for rate in alone.values())
+    lent = start_rates.link_rates(pool, gpus, {0: (1,), 1: ()})
+    assert lent[gpus[0]] > lent[gpus[1]]
+
+
+def no_link_rates(_address: str) -> None:
+    pool = native.SharedPool(8 << 20)
+    pool.pin()
+    assert start_rates.link_rates(pool, visible_gpus(), {}) == {}
 
 
 def fails_once(address: str, message: str, count: str = "4") -> None:

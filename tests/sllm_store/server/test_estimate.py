@@ -150,6 +150,30 @@ def test_before_the_first_load_there_is_a_guess_and_it_says_so() -> None:
     assert (estimate.samples, estimate.loads_ahead, estimate.wait_s) == (0, 0, 0.0)
 
 
+@given(
+    disk=st.floats(2e8, 2e10),
+    link=st.floats(5e9, 4e11),
+    model=st.sampled_from(["a", "d"]),
+    source=st.sampled_from([DISK, HOST]),
+)
+def test_the_first_load_is_expected_at_what_its_disk_or_link_was_measured_to_do(
+    disk: float, link: float, model: str, source: str
+) -> None:
+    machine = Machine(disk=disk, link=link, noise=0.0)
+    estimator = Estimator(machine.clock, rates={DISK: disk, "gpu0": link})
+    wanted = demand(model, **{source: 1.0}, gpu=True)
+    estimated_s, took_s = machine.load(estimator, wanted)
+    assert estimated_s == pytest.approx(took_s, rel=0.05, abs=0.01)
+
+
+def test_the_page_cache_is_expected_to_be_no_faster_than_the_link() -> None:
+    slow = Estimator(lambda: 0.0, rates={"gpu0": 1e9}).estimate(demand("a", cache=1.0)).seconds
+    usual = Estimator(lambda: 0.0).estimate(demand("a", cache=1.0)).seconds
+    fast = Estimator(lambda: 0.0, rates={"gpu0": 1e12}).estimate(demand("a", cache=1.0)).seconds
+    assert slow > 16
+    assert usual == fast
+
+
 def test_a_load_that_its_lane_holds_for_nothing_is_learned_from_and_estimated() -> None:
     """The lane has seen that tensors alone take time, and the load has buffers alone."""
     for source in (DISK, CACHE):
