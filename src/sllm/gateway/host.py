@@ -166,20 +166,28 @@ class ModelHost:
         return Lease(loaded, time.monotonic() - began_s, lambda: self._leave(entry))
 
     def residents(self) -> list[Resident]:
-        """Return what is loaded, the one asked for last first."""
+        """Return what is loaded, the one asked for last first.
+
+        What is on its way out is loaded as long as it answers, and its time is over.
+        """
         now = datetime.now(UTC)
         found = []
-        for entry in sorted(self._entries.values(), key=lambda entry: -entry.used_at_s):
-            loaded, left_s = entry.loaded, entry.expires_in_s
+        for entry in sorted(self._answering(), key=lambda one: -one.used_at_s):
+            loaded = entry.loaded
+            left_s = 0.0 if entry in self._leaving else entry.expires_in_s
             if loaded is not None:
                 expires_at = None if left_s == math.inf else now + timedelta(seconds=left_s)
                 found.append(Resident(loaded=loaded, expires_at=expires_at))
         return found
 
     def states(self) -> list[EngineState]:
-        """Return what the engines of loaded models do now."""
-        loaded = [entry.loaded for entry in self._entries.values()]
+        """Return what the engines of those models do now."""
+        loaded = [entry.loaded for entry in self._answering()]
         return [one.engine.state() for one in loaded if one is not None]
+
+    def _answering(self) -> list[_Entry]:
+        """Return the entries that may be asked, or still answer."""
+        return [*self._entries.values(), *(entry for entry in self._leaving if entry.users)]
 
     def unload(self, name: str) -> bool:
         """Let a model go as soon as its requests have ended; return whether it was there."""
