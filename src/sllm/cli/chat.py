@@ -33,6 +33,7 @@ class Chat:
         self.body = body
         self.system = system
         self.messages: list[dict[str, Any]] = []
+        self._begun: list[dict[str, Any]] = []
         self.verbose = verbose
         self.keeps_history = True
         self._hide_thinking = hide_thinking
@@ -53,10 +54,16 @@ class Chat:
         }
         self.client.ask("POST", "/api/generate", {**body, "options": self.options, "stream": False})
         self.model = name
-        self.messages = [
+        self.messages = []
+        self._begun = [
             {"role": message["role"], "content": message["content"]}
             for message in shown.get("messages") or ()
         ]
+
+    @property
+    def conversation(self) -> list[dict[str, Any]]:
+        """Return what was said, after the model's own messages, which servers put before it."""
+        return [*self._begun, *self.messages]
 
     def clear(self) -> None:
         """Forget what was said."""

@@ -133,7 +133,7 @@ def _save(chat: Chat, rest: str) -> None:
     body: dict[str, Any] = {"model": rest, "from": chat.model, "stream": False}
     body |= {"parameters": chat.options} if chat.options else {}
     body |= {"system": chat.system} if chat.system else {}
-    body |= {"messages": chat.messages} if chat.messages else {}
+    body |= {"messages": chat.conversation} if chat.messages else {}
     chat.client.ask("POST", "/api/create", body)
     note(f"saved {rest}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, replace
+from itertools import dropwhile
 from typing import TYPE_CHECKING, Any
 
 from sllm.core.errors import ContextLengthError, InvalidRequestError
@@ -200,10 +201,22 @@ def _chat(
 
 
 def _with_defaults(chat: Chat, loaded: Loaded) -> Messages:
-    """Return the messages after those of the model's maker, and a system message before all."""
-    made = [{"role": role, "content": content} for role, content in loaded.model.messages]
-    messages = [*made, *chat.messages]
-    system = loaded.model.system if chat.system is None else chat.system
-    if system and not (messages and messages[0]["role"] in _FIXED_ROLES):
-        messages.insert(0, {"role": "system", "content": system})
-    return messages
+    """Return the messages after those of the model's maker, and one system message before all.
+
+    That is the request's, or the one that its maker's messages begin with, or the model's.
+    """
+    own = () if chat.context else loaded.model.messages  # An earlier answer's ids begin with them.
+    made = [{"role": role, "content": content} for role, content in own]
+    first, said = _split(chat.messages)
+    made_first, made_rest = _split(made)
+    system = loaded.model.system
+    if chat.system is not None:
+        first = first or [{"role": "system", "content": chat.system}]
+    first = first or made_first or ([{"role": "system", "content": system}] if system else [])
+    return [*first, *made_rest, *said]
+
+
+def _split(messages: Messages) -> tuple[Messages, Messages]:
+    """Return the system messages at the beginning, and the rest."""
+    rest = list(dropwhile(lambda message: message["role"] in _FIXED_ROLES, messages))
+    return messages[: len(messages) - len(rest)], rest

@@ -101,12 +101,17 @@ def test_mistakes_are_told_and_the_chat_goes_on(
     assert contents(ollama.bodies("/api/chat")[-1]) == [("user", "hi")]
 
 
-def test_another_model_begins_anew_with_its_own_messages(chat: Chat, ollama: FakeOllama) -> None:
+def test_another_model_begins_anew_and_its_own_messages_are_kept_with_it(
+    chat: Chat, ollama: FakeOllama
+) -> None:
     ollama.models.add("primed")
-    converse(chat, "hi", "/load primed", "ho")
-    assert contents(ollama.bodies("/api/chat")[-1]) == [
+    converse(chat, "hi", "/load primed", "ho", "/save mine")
+    # The server has the model's own messages, and puts them before these.
+    assert contents(ollama.bodies("/api/chat")[-1]) == [("user", "ho")]
+    assert contents(ollama.bodies("/api/create")[-1]) == [
         ("user", "from the Modelfile"),
         ("user", "ho"),
+        ("assistant", "ho "),
     ]
 
 

@@ -170,6 +170,41 @@ def test_the_oldest_ids_of_a_context_go_when_there_are_too_many(
 
 
 @pytest.mark.parametrize(
+    ("made", "asked", "roles"),
+    [
+        ([], [], "system: S, user: Hi"),
+        (["user: A", "assistant: B"], [], "system: S, user: A, assistant: B, user: Hi"),
+        (["user: A"], ["system: R"], "system: R, user: A, user: Hi"),
+        (["system: M", "user: A"], [], "system: M, user: A, user: Hi"),
+        (["system: M", "user: A"], ["system: R"], "system: R, user: A, user: Hi"),
+    ],
+)
+def test_messages_of_a_models_maker_go_before_and_one_system_message_first(
+    ollama_client: ollama.Client, script: Script, made: list[str], asked: list[str], *, roles: str
+) -> None:
+    def messages(said: list[str]) -> list[dict[str, str]]:
+        return [dict(zip(("role", "content"), one.split(": "), strict=True)) for one in said]
+
+    shown = "{{ m.role }}: {{ m.content }}{{ ', ' if not loop.last }}"
+    template = "{% for m in messages %}" + shown + "{% endfor %}"
+    ollama_client.create(
+        "made", from_="plain", system="S", template=template, messages=messages(made)
+    )
+    ollama_client.chat("made", messages([*asked, "user: Hi"]))
+    assert script.prompts == [roles]
+
+
+def test_an_earlier_answers_ids_begin_with_the_makers_messages_already(
+    ollama_client: ollama.Client, script: Script
+) -> None:
+    begun = [{"role": "user", "content": "Before."}]
+    ollama_client.create("made", from_="plain", messages=begun)
+    done = ollama_client.generate("made", "Hi")
+    ollama_client.generate("made", "And?", context=done.context)
+    assert [prompt.count("Before.") for prompt in script.prompts] == [1, 1]
+
+
+@pytest.mark.parametrize(
     ("more", "text"),
     [
         ({"options": {"temperature": "hot"}}, "temperature"),
