@@ -77,6 +77,32 @@ def list_checkpoints(root: Path) -> Iterator[str]:
                 yield link.relative_to(top).as_posix()
 
 
+def inner_checkpoint(path: Path) -> str | None:
+    """Return the name of a checkpoint in a directory below `path`, None if there is none."""
+    # Files of the directory itself are listed too, as if each were a checkpoint.
+    return next((name for name in list_checkpoints(path) if not (path / name).is_file()), None)
+
+
+def require_replaceable(path: Path) -> None:
+    """Raise InvalidRequestError if there is more at `path` than one checkpoint, or no checkpoint.
+
+    What takes the place of a directory removes all that is in it.
+    """
+    if not path.is_dir():
+        return
+    names = [entry.name for entry in path.iterdir()]
+    if names and _kind_of(names) is None and partition_name(0) not in names:
+        raise InvalidRequestError(
+            f"{path} holds other things than a checkpoint, which would be lost: choose another name"
+        )
+    inner = inner_checkpoint(path)
+    if inner is not None:
+        raise InvalidRequestError(
+            f"{path} holds another checkpoint, {inner}, which would be lost: choose another name, "
+            "or move it"
+        )
+
+
 def resolve(root: Path, name: str) -> Path:
     """Return the path of a checkpoint's name below `root`.
 

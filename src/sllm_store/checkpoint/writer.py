@@ -26,6 +26,7 @@ from sllm_store.checkpoint.manifest import (
 )
 from sllm_store.checkpoint.model import RAW
 from sllm_store.checkpoint.partition_writer import PartitionFiles, PartitionWriter
+from sllm_store.checkpoint.reader import require_replaceable
 from sllm_store.checkpoint.source import Source, check_source, plan_ranges
 from sllm_store.checkpoint.staging import Staging
 from sllm_store.errors import InvalidRequestError, LoadCancelledError, StoreError, WriteError
@@ -62,8 +63,9 @@ class CheckpointWriter:
 
     Until then the target stays as it was. `directory`, the staging directory, takes the small
     files (config.json, tokenizer.json); files that the target already has are kept, unless there
-    is a new one of the same name or keep_files is False. Either one write() of everything, or
-    add() per tensor where they do not fit into memory at once.
+    is a new one of the same name. With keep_files False they are not, so then only an empty
+    directory or a checkpoint without another in it is replaced. Either one write() of everything,
+    or add() per tensor where they do not fit into memory at once.
 
     threads is for writing (4 unless given) and for coding (all processors unless given).
 
@@ -109,6 +111,8 @@ class CheckpointWriter:
 
     def __enter__(self) -> Self:
         with _translated(self._path):
+            if not self._keep_files:
+                require_replaceable(self._path)
             self._staging = Staging(self._path)
         self._files = PartitionFiles(
             self._staging.directory, threads=self._threads or WRITE_THREADS, direct=self._direct

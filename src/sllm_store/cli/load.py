@@ -6,6 +6,8 @@ import logging
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -198,15 +200,33 @@ def _generate(model: Any, directory: str, options: dict[str, Any]) -> str | None
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(directory)
+        with _tokenizer_files(Path(directory)) as files:
+            tokenizer: Any = AutoTokenizer.from_pretrained(files)
     except (OSError, ValueError, KeyError) as error:
         reason = next(iter(str(error).splitlines()), "")
         note(f"no tokenizer in {directory}, so no text is written: {reason}", verdict="warn")
         return None
     inputs = tokenizer(options["prompt"], return_tensors="pt").to(model.device)
+    if not inputs["input_ids"].numel():
+        raise InvalidRequestError(f"--prompt {options['prompt']!r} has no tokens: write some text")
     with torch.inference_mode():
         output = model.generate(**inputs, max_new_tokens=options["max_new_tokens"], do_sample=False)
     return str(tokenizer.decode(output[0], skip_special_tokens=True))
+
+
+@contextmanager
+def _tokenizer_files(model: Path) -> Iterator[Path]:
+    """Yield the directory with a model's tokenizer; a GGUF's is made from its vocabulary."""
+    from sllm_store.checkpoint import gguf
+    from sllm_store.checkpoint.reader import open_checkpoint
+    from sllm_store.convert.importer import carry_small_files
+
+    if open_checkpoint(model).format != gguf.FORMAT:
+        yield model
+        return
+    with TemporaryDirectory() as made:
+        carry_small_files(model, Path(made))
+        yield Path(made)
 
 
 @contextmanager

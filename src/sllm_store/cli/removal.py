@@ -82,7 +82,7 @@ def _count(number: int, what: str) -> str:
 
 def _paths(found: Found) -> list[Path]:
     """Return what to remove: a directory, a link to one, or the files of one checkpoint."""
-    from sllm_store.checkpoint.reader import list_checkpoints
+    from sllm_store.checkpoint.reader import inner_checkpoint, list_checkpoints
 
     if found.path.is_symlink():
         return [found.path]
@@ -95,9 +95,7 @@ def _paths(found: Found) -> list[Path]:
         assert found.root is not None
         if found.name not in list_checkpoints(found.root):
             raise
-    # The directory's own files are listed too, as if each were a checkpoint.
-    names = (name for name in list_checkpoints(found.path) if not (found.path / name).is_file())
-    inner = next(names, None)
+    inner = inner_checkpoint(found.path)
     if inner is not None:
         raise InvalidRequestError(
             f"{found.name} holds another checkpoint, {found.name}/{inner}: remove that first"

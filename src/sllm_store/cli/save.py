@@ -96,8 +96,8 @@ _HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tikto
 def save(*, disk_bytes: int | None, as_json: bool, **options: Any) -> None:
     """Save a model as a checkpoint.
 
-    Its tokenizer and configuration travel along. It appears whole or not at all; one of the same
-    name is replaced.
+    Its tokenizer and configuration travel along. It appears whole or not at all; a checkpoint of
+    the same name is replaced, a directory with other things in it is not.
 
     \b
     sllm-store save --model Qwen/Qwen3-0.6B

@@ -9,6 +9,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.sllm_store.convert.conftest import TOKENS, Workshop
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -179,3 +181,31 @@ def test_a_name_of_the_running_store_is_known_in_process_too(
     done = run("load", "--model", "tiny", *options)
     assert done.code == 0
     assert "disk, by in-process" in done.out
+
+
+def test_a_gguf_writes_with_the_tokenizer_that_it_holds(
+    tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    config = LLAMA_CONFIG(
+        vocab_size=len(TOKENS),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    model: Any = LlamaForCausalLM(config)
+    tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    workshop = Workshop(tmp_path)
+    workshop.from_model(tensors, config.to_dict(), architecture="llama")
+    options = ("--store", "in-process", "--device", "cpu", "--max-new-tokens", 2)
+    done = run("load", "--model", workshop.gguf, "--prompt", "hello", *options)
+    assert done.code == 0
+    assert done.out.startswith("hello")
+    assert "tokenizer" not in done.err
+
+
+def test_a_prompt_without_tokens_is_refused(saved: Path, run: Callable[..., Any]) -> None:
+    options = ("--storage-path", saved, "--store", "in-process", "--device", "cpu")
+    done = run("load", "--model", "tiny", "--prompt", "", *options)
+    assert done.code == 1
+    assert "--prompt '' has no tokens: write some text" in done.err

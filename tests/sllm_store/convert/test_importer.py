@@ -13,6 +13,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.convert.importer import import_checkpoint
 from sllm_store.errors import (
     CheckpointNotFoundError,
@@ -62,6 +63,26 @@ def test_an_existing_target_is_replaced_as_a_whole(source: Path, tmp_path: Path)
     (tmp_path / "target/stale.json").write_text("{}")
     import_checkpoint(source, tmp_path / "target")
     assert not (tmp_path / "target/stale.json").exists()
+
+
+def test_a_target_that_holds_more_than_a_checkpoint_is_kept(source: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    import_checkpoint(source, work)  # Nothing is lost with an empty one.
+    import_checkpoint(source, work / "inner")
+    with pytest.raises(InvalidRequestError, match="holds another checkpoint, inner, which would"):
+        import_checkpoint(source, work)
+    assert list(open_checkpoint(work / "inner").tensors)
+    thesis = tmp_path / "papers" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("precious")
+    with pytest.raises(InvalidRequestError, match="other things than a checkpoint, which would"):
+        import_checkpoint(source, thesis.parent)
+    assert thesis.read_text() == "precious"
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "tensor.data_0").touch()
+    import_checkpoint(source, tmp_path / "broken")
+    assert len(list(tmp_path.glob(".*"))) == 0
 
 
 @pytest.mark.parametrize("target", ["source", ".", "source/inside"])
