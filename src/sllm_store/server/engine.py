@@ -72,6 +72,10 @@ class Engine:
             self._lanes.recall() if self._lanes else None,
             disk_rate(config.storage_path, config.read_mode, os.environ)
             | link_rates(pool, self.gpus, neighbours),
+            {
+                self.gpus[gpu]: [self.gpus[other] for other in others]
+                for gpu, others in neighbours.items()
+            },
         )
         self._kept_s = time.monotonic()
         self.loader = Loader(

@@ -8,9 +8,11 @@ slowest. What the last few loads of a model took against what their lanes said i
 own, and so is the disk's pace of the last minutes (recent_loads.py). Before the first load the disk
 and the links are believed to do what was measured of them (start_rates.py).
 
-Loads that run at once share a lane equally, as in processor sharing (L. Kleinrock, 1967): a load
-of w seconds beside others with r_i seconds left ends after w + sum(min(r_i, w)). The same rule
-turns the time of a finished load into what it would have taken alone.
+Loads that run at once share the disk, the host's memory or a link equally, as in processor sharing
+(L. Kleinrock, 1967): a load of w seconds beside others with r_i seconds left ends after
+w + sum(min(r_i, w)), by whichever of what it shares is the fullest. The same rule turns the time of
+a finished load into what it would have taken alone. GPUs that lend each other their links have one
+lane together.
 
 Everything here is arithmetic on a few dozen numbers; nothing waits.
 """
@@ -25,7 +27,7 @@ from sllm_store.server.lane_fit import LaneFit, Prior, Sample
 from sllm_store.server.recent_loads import Pace, RecentLoads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 DISK, CACHE, HOST, DEVICE = "disk", "cache", "host", "device"
 CPU = "cpu"
@@ -34,10 +36,12 @@ _ALONE_PART = 0.8
 _REMAINING_MIN_PART = 0.05
 _TOLD_PART = 0.1  # Of a transfer: from then on its own rate says more than what others took.
 _SECONDS_MIN = 1e-6
+_BUSY_PART = 0.5  # Of a load's time: what it uses for less is left to others.
 _LEARNED_FROM = 4  # Loads from a disk, before those that follow tell its pace.
 _CALLS, _READING, _MAPPED = "calls", "reading", "mapped"
 _SEPARATOR = ">"
 _CODED = "+coded"
+_LENT = "+lent"
 
 _PRIORS = {
     (DISK, CPU): Prior(fixed_s=0.003, per_tensor_s=1e-6, bytes_per_s=2e9),
@@ -108,11 +112,12 @@ class Estimate:
 class Running:
     """A transfer that runs: how long it would take alone, and how much of that is done.
 
+    `busy` is what it shares with others that use it: the disk, the host's memory, links by GPU.
     `progress` tells which part of its bytes has arrived.
     """
 
     demand: Demand
-    lane: str
+    busy: frozenset[str]
     alone_s: float
     started_s: float
     progress: Callable[[], float]
@@ -129,6 +134,15 @@ class Running:
         return max(self.alone_s - self.done_s, self.alone_s * _REMAINING_MIN_PART)
 
 
+@dataclass(frozen=True, slots=True)
+class _Lane:
+    """What a load has on one of its lanes, and what that shares with other loads."""
+
+    name: str
+    size_bytes: int
+    shared: frozenset[str]
+
+
 class Estimator:
     """Learns from loads and predicts them. Thread-safe."""
 
@@ -137,13 +151,16 @@ class Estimator:
         clock: Callable[[], float],
         remembered: Mapping[str, Iterable[Sample]] | None = None,
         rates: Mapping[str, float] | None = None,
+        lent: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Start with what an earlier estimator of this machine remembered, by lane.
 
         `rates` are bytes a second that are known of the disk and of links, by GPU: what is
-        believed of lanes that nothing is remembered of.
+        believed of lanes that nothing is remembered of. `lent` are the GPUs whose links a GPU's
+        loads go over besides its own.
         """
         self._clock = clock
+        self._lent = dict(lent or {})
         self._rates = dict(rates or {})
         self._fits = {
             lane: LaneFit(self._prior(lane), samples)
@@ -163,14 +180,18 @@ class Estimator:
             wait_s, ahead = 0.0, 0
             filler = next((one for one in self._running if _fills_same(one, demand)), None)
             if filler is not None:
-                ahead = len(self._beside(filler.lane))
+                crowd = self._crowd(filler.busy)
+                ahead = max(map(len, crowd))
                 wait_s = filler.remaining_s() * ahead
                 demand = demand.from_host()
             lane, alone_s = self._alone(demand)
-            beside = (
-                [] if demand.mapped else [one for one in self._beside(lane) if one is not filler]
+            busy = frozenset() if demand.mapped else self._busy(demand)
+            crowd = [[one for one in users if one is not filler] for users in self._crowd(busy)]
+            shared_s = max(
+                (sum(min(one.remaining_s(), alone_s) for one in users) for users in crowd),
+                default=0.0,
             )
-            shared_s = sum(min(one.remaining_s(), alone_s) for one in beside)
+            beside = {id(one) for users in crowd for one in users}
             calls = self._fit(_calls(demand))
             calls_s = calls.seconds(tensors=demand.tensors, size_bytes=demand.arena_bytes)
             moves = demand.gpus or demand.reads
@@ -189,7 +210,7 @@ class Estimator:
             lane, alone_s = self._slowest(demand, at_once=True)
             running = Running(
                 demand=demand,
-                lane=lane,
+                busy=self._busy(demand, at_once=True),
                 alone_s=alone_s * self._pace_of(lane),
                 started_s=now_s,
                 progress=progress,
@@ -249,18 +270,17 @@ class Estimator:
             self._recent.add(mixture or lane, demand, seconds)
 
     def _move_on(self) -> float:
-        """Let time pass for those that run: who shares a lane with others does a part of it."""
+        """Let time pass for those that run: who shares with others does a part of it."""
         now_s = self._clock()
         passed_s = now_s - self._moved_on_s
         for one in self._running:
-            one.done_s += passed_s / len(self._beside(one.lane))
+            one.done_s += passed_s / max(map(len, self._crowd(one.busy)))
         self._moved_on_s = now_s
         return now_s
 
-    def _beside(self, lane: str) -> list[Running]:
-        """Return who uses what bounds a lane: the disk is one for all, a link is one a GPU."""
-        bound = _bound(lane)
-        return [one for one in self._running if _bound(one.lane) == bound]
+    def _crowd(self, busy: frozenset[str]) -> list[list[Running]]:
+        """Return who uses each of what a load shares."""
+        return [[one for one in self._running if shared in one.busy] for shared in busy]
 
     def _alone(self, demand: Demand) -> tuple[str, float]:
         """Return the slowest lane of a demand and the seconds it takes with nobody beside it."""
@@ -284,13 +304,24 @@ class Estimator:
 
     def _slowest(self, demand: Demand, *, at_once: bool = False) -> tuple[str, float]:
         """Return the slowest lane and its seconds; at once means without fitting anything."""
-        times: dict[str, float] = {}
-        for lane, size_bytes in _lanes(demand):
-            fit = self._fit(lane)
-            seconds = fit.seconds_at_once if at_once else fit.seconds
-            times[lane] = seconds(tensors=demand.tensors, size_bytes=size_bytes)
+        times = self._times(demand, at_once=at_once)
         slowest = max(times, key=lambda lane: times[lane])
-        return slowest, max(times[slowest], _SECONDS_MIN)  # Times are divided by each other.
+        return slowest.name, times[slowest]
+
+    def _busy(self, demand: Demand, *, at_once: bool = False) -> frozenset[str]:
+        """Return what a demand keeps busy, the slowest lane's first of all."""
+        times = self._times(demand, at_once=at_once)
+        least_s = _BUSY_PART * max(times.values())
+        return frozenset().union(*(lane.shared for lane, s in times.items() if s >= least_s))
+
+    def _times(self, demand: Demand, *, at_once: bool) -> dict[_Lane, float]:
+        times = {}
+        for lane in _lanes(demand, self._lent):
+            fit = self._fit(lane.name)
+            seconds = fit.seconds_at_once if at_once else fit.seconds
+            taken_s = seconds(tensors=demand.tensors, size_bytes=lane.size_bytes)
+            times[lane] = max(taken_s, _SECONDS_MIN)  # Times are divided by each other.
+        return times
 
     def _fit(self, lane: str) -> LaneFit:
         """Return a lane's fit; a new GPU's starts where another GPU's is."""
@@ -310,28 +341,36 @@ class Estimator:
         return replace(prior, bytes_per_s=min(rate, prior.bytes_per_s) if source == CACHE else rate)
 
 
-def _lanes(demand: Demand) -> list[tuple[str, int]]:
-    """Return the lanes of a demand with the bytes on each.
+def _lanes(demand: Demand, lent: Mapping[str, Sequence[str]]) -> list[_Lane]:
+    """Return the lanes of a demand.
 
-    The disk is read once for all GPUs; every link carries its GPU's part of all sources. What
-    comes from memory shares a link, so it counts for the slower of its sources.
+    The disk is read once for all GPUs; every link carries its GPU's part of all sources, and links
+    that GPUs lend each other all of theirs. What comes from memory shares a link, so it counts for
+    the slower of its sources.
     """
-    suffix = _CODED if demand.coded and demand.gpus else ""
+    marks = _CODED if demand.coded and demand.gpus else ""
     destinations = demand.gpus or {CPU: demand.size_bytes}
     total = sum(destinations.values()) or 1
     first = next(iter(destinations))
-    lanes: dict[str, int] = {}
+    lanes: dict[str, _Lane] = {}
     from_memory = {
         source: size for source, size in demand.sources.items() if source != DISK and size
     }
     if disk_bytes := demand.sources.get(DISK):
-        lanes[f"{DISK}{_SEPARATOR}{first}{suffix}"] = disk_bytes
+        name = f"{DISK}{_SEPARATOR}{first}{marks}"
+        lanes[name] = _Lane(name, disk_bytes, frozenset({DISK}))
+    slower = max(from_memory, key=lambda source: (from_memory[source], source), default=HOST)
     for destination, size_bytes in destinations.items():
-        if from_memory:
-            slower = max(from_memory, key=lambda source: (from_memory[source], source))
-            part = sum(from_memory.values()) * size_bytes // total
-            lanes[f"{slower}{_SEPARATOR}{destination}{suffix}"] = part
-    return list(lanes.items()) or [(f"{HOST}{_SEPARATOR}{first}{suffix}", 0)]
+        if not from_memory and lanes:
+            continue
+        neighbours = () if slower == DEVICE else lent.get(destination, ())
+        links = sorted({destination, *neighbours})
+        by = f"{_LENT}{len(links)}" if len(links) > 1 else ""
+        name = f"{slower}{_SEPARATOR}{links[0]}{by}{marks}"
+        known = lanes.get(name, _Lane(name, 0, frozenset()))
+        part = known.size_bytes + sum(from_memory.values()) * size_bytes // total
+        lanes[name] = _Lane(name, part, known.shared.union(links))
+    return list(lanes.values())
 
 
 def _mixture(demand: Demand) -> str | None:
@@ -358,21 +397,21 @@ def _fills_same(one: Running, demand: Demand) -> bool:
     return one.demand.model == demand.model and one.demand.reads and demand.reads
 
 
-def _kind(lane: str) -> tuple[str, str, bool]:
+def _kind(lane: str) -> tuple[str, str, str]:
     """Return what lanes have in common that differ by their GPU alone."""
     source, _, destination = lane.partition(_SEPARATOR)
-    name, _, coded = destination.partition("+")
-    return source, name if name in {CPU, _MAPPED} else "gpu", bool(coded)
+    name, _, marks = destination.partition("+")
+    return source, name if name in {CPU, _MAPPED} else "gpu", marks
 
 
 def _bound(lane: str) -> str:
-    """Return what loads over this lane share: the disk, the memory, or one GPU's link."""
+    """Return what bounds a lane: the disk, the host's memory, or a GPU's link."""
     source, _, destination = lane.partition(_SEPARATOR)
     return DISK if source == DISK else destination.partition("+")[0]
 
 
 def _prior(lane: str) -> Prior:
-    source, destination, coded = _kind(lane)
-    if (source, destination) == (_CALLS, CPU) and coded:
+    source, destination, marks = _kind(lane)
+    if (source, destination) == (_CALLS, CPU) and marks:
         return _DECODING
     return _PRIORS[source, destination]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -11,61 +11,9 @@ from hypothesis import Phase, given, settings, strategies as st
 
 from sllm_store.server.estimate import CACHE, DEVICE, DISK, HOST, Demand, Estimator
 from sllm_store.server.lane_fit import Sample
+from tests.sllm_store.server.simulated_machine import GB, MODELS, Machine, demand
 
-GB = 10**9
 UNSHRUNK = [phase for phase in Phase if phase != Phase.shrink]  # It would take minutes.
-MODELS = {"a": (16 * GB, 291), "b": (4 * GB, 20_000), "c": (1 * GB, 300), "d": (8 * GB, 1000)}
-
-
-@dataclass
-class Machine:
-    """Loads one at a time in simulated time: reads and copies overlap, the slowest bounds."""
-
-    disk: float = 4e9
-    cache: float = 45e9
-    link: float = 55e9
-    device: float = 2e12
-    fixed_s: float = 0.002
-    call_s: float = 0.006
-    tensor_s: float = 2e-6
-    noise: float = 0.01
-    random: Random = field(default_factory=lambda: Random(0))
-    now_s: float = 0.0
-
-    def clock(self) -> float:
-        return self.now_s
-
-    def transfer_s(self, demand: Demand) -> float:
-        size = dict.fromkeys((DISK, CACHE, HOST, DEVICE), 0) | dict(demand.sources)
-        memory_s = size[CACHE] / self.cache + size[HOST] / self.link + size[DEVICE] / self.device
-        if not demand.gpus:
-            memory_s = size[CACHE] / self.cache
-        exact = self.fixed_s + max(size[DISK] / self.disk, memory_s)
-        return exact * max(0.5, self.random.gauss(1, self.noise))
-
-    def load(self, estimator: Estimator, demand: Demand) -> tuple[float, float]:
-        """Return what was estimated before, and what it took."""
-        estimated_s = estimator.estimate(demand).seconds
-        started_s = self.now_s
-        call_s = self.call_s + demand.tensors * self.tensor_s
-        self.now_s += call_s
-        if demand.reads or demand.gpus:  # What is in the host's memory is mapped by the host.
-            running = estimator.begin(demand)
-            self.now_s += self.transfer_s(demand)
-            estimator.finish(running, demand.sources)
-        estimator.calls_took(demand, call_s)
-        return estimated_s, self.now_s - started_s
-
-
-def demand(model: str, *, gpu: bool = True, **parts: float) -> Demand:
-    """A load of a model, by the part of it that each source has."""
-    size_bytes, tensors = MODELS[model]
-    return Demand(
-        model=model,
-        sources={source: int(size_bytes * part) for source, part in parts.items()},
-        gpus={"gpu0": size_bytes} if gpu else {},
-        tensors=tensors,
-    )
 
 
 KINDS: list[tuple[bool, dict[str, float]]] = [
@@ -326,6 +274,134 @@ def test_a_split_over_two_gpus_takes_as_long_as_the_larger_part() -> None:
     split = Demand(model="a", sources={HOST: 16 * GB}, gpus=halves, tensors=291)
     whole = estimator.estimate(demand("a", host=1.0)).seconds
     assert estimator.estimate(split).seconds == pytest.approx(whole / 2, rel=0.1)
+
+
+def drain(jobs: list[tuple[float, str]], last: int) -> float:
+    """Return when a job ends that shares a link with others; they are (seconds alone, GPU)."""
+    left = [seconds for seconds, _ in jobs]
+    now_s = 0.0
+    while left[last] > 0:
+        gpus = [gpu for (_, gpu), rest in zip(jobs, left, strict=True) if rest > 0]
+        step_s = min(
+            rest * gpus.count(gpu) for (_, gpu), rest in zip(jobs, left, strict=True) if rest > 0
+        )
+        now_s += step_s
+        for index, (_, gpu) in enumerate(jobs):
+            if left[index] > 0:
+                left[index] = max(0.0, left[index] - step_s / gpus.count(gpu))
+                left[index] *= left[index] > 1e-9
+    return now_s
+
+
+@given(
+    running=st.lists(
+        st.tuples(st.integers(1, 40), st.sampled_from(["gpu0", "gpu1", "gpu2"])), max_size=8
+    ),
+    gpu=st.sampled_from(["gpu0", "gpu1", "gpu2"]),
+    size=st.integers(1, 40),
+)
+def test_a_load_behind_others_ends_as_simulated(
+    running: list[tuple[int, str]], gpu: str, size: int
+) -> None:
+    """On links that are known exactly, whoever else loads to whichever GPU."""
+    known = [Sample(300, n * GB, n * GB / 55e9) for n in range(1, 41, 3)]
+    names = ["gpu0", "gpu1", "gpu2"]
+    estimator = Estimator(lambda: 0.0, {f"{HOST}>{name}": known for name in names})
+
+    def load(size_gb: int, name: str) -> Demand:
+        return Demand(
+            model="m", sources={HOST: size_gb * GB}, gpus={name: size_gb * GB}, tensors=300
+        )
+
+    alone_s = estimator.estimate(load(size, gpu)).seconds
+    for size_gb, name in running:
+        estimator.estimate(load(size_gb, name))
+        estimator.begin(load(size_gb, name))
+    jobs = [(size_gb * GB / 55e9, name) for size_gb, name in [*running, (size, gpu)]]
+    found = estimator.estimate(load(size, gpu))
+    expected_s = drain(jobs, len(running)) - size * GB / 55e9
+    assert found.wait_s == pytest.approx(expected_s, rel=0.05, abs=0.002)
+    assert found.seconds == pytest.approx(alone_s + expected_s, rel=0.05, abs=0.002)
+    assert found.loads_ahead == sum(name == gpu for _, name in running)
+
+
+def test_a_split_load_shares_the_links_of_all_its_gpus() -> None:
+    _, estimator = calibrated()
+    halves = {"gpu0": 8 * GB, "gpu1": 8 * GB}
+    estimator.begin(Demand(model="s", sources={HOST: 16 * GB}, gpus=halves, tensors=291))
+
+    def behind(gpu: str) -> int:
+        other = Demand(model="a", sources={HOST: GB}, gpus={gpu: GB}, tensors=291)
+        return estimator.estimate(other).loads_ahead
+
+    assert [behind(gpu) for gpu in ("gpu0", "gpu1", "gpu2")] == [1, 1, 0]
+
+
+def test_a_load_beside_one_on_each_of_its_links_is_half_as_fast() -> None:
+    """Not a third: nobody shares with both of the others."""
+    _, estimator = calibrated()
+    halves = {"gpu0": 8 * GB, "gpu1": 8 * GB}
+    split = Demand(model="s", sources={HOST: 16 * GB}, gpus=halves, tensors=291)
+    alone_s = estimator.estimate(split).seconds
+    for gpu in halves:
+        estimator.begin(
+            Demand(model="a", sources={HOST: 80 * GB}, gpus={gpu: 80 * GB}, tensors=291)
+        )
+    beside = estimator.estimate(split)
+    assert beside.loads_ahead == 2
+    assert beside.seconds == pytest.approx(2 * alone_s, rel=0.1)
+
+
+def test_gpus_that_lend_each_other_their_links_have_one_lane_together() -> None:
+    machine = Machine(noise=0.0, link=4 * 50e9)
+    names = [f"gpu{index}" for index in range(4)]
+    lent = {name: [other for other in names if other != name] for name in names}
+    estimator = Estimator(machine.clock, rates=dict.fromkeys(names, 4 * 50e9), lent=lent)
+
+    def load(size_gb: int, *gpus: str, coded: bool = False) -> Demand:
+        return Demand(
+            model="m",
+            sources={HOST: size_gb * GB},
+            gpus=dict.fromkeys(gpus, size_gb * GB // len(gpus)),
+            tensors=300,
+            coded=coded,
+        )
+
+    for size_gb in (4, 8, 16):
+        machine.load(estimator, load(size_gb, "gpu0"))
+    for wanted in (load(16, "gpu3"), load(32, *names), load(8, "gpu1", "gpu2")):
+        estimated_s, took_s = machine.load(estimator, wanted)
+        assert estimated_s == pytest.approx(took_s, rel=0.05)
+    assert all("+lent4" in lane for lane in estimator.remember() if lane.startswith(HOST))
+    estimator.begin(load(16, "gpu0"))
+    assert estimator.estimate(load(16, "gpu3")).loads_ahead == 1
+    assert estimator.estimate(load(16, "gpu3", coded=True)).loads_ahead == 1
+
+
+def test_what_was_learned_of_lent_links_is_not_believed_of_one_alone() -> None:
+    machine = Machine(noise=0.0, link=4 * 50e9)
+    lending = Estimator(machine.clock, lent={"gpu0": ["gpu1", "gpu2", "gpu3"]})
+    for _ in range(3):
+        machine.load(lending, demand("a", host=1.0))
+    alone = Estimator(machine.clock, lending.remember(), {"gpu0": 50e9})
+    machine.link = 50e9
+    estimated_s, took_s = machine.load(alone, demand("a", host=1.0))
+    assert estimated_s == pytest.approx(took_s, rel=0.05)
+
+
+def test_compressed_bytes_over_a_link_have_a_lane_of_their_own() -> None:
+    """They take as long as they are decoded, which raw ones are not."""
+    machine, estimator = calibrated()
+    plain = demand("a", host=1.0)
+    coded = replace(plain, model="z", sources={HOST: 11 * GB}, gpus={"gpu0": 11 * GB}, coded=True)
+    before_s = estimator.estimate(plain).seconds
+    link, machine.link = machine.link, 40e9
+    for _ in range(4):
+        machine.load(estimator, coded)
+    estimated_s, took_s = machine.load(estimator, coded)
+    assert estimated_s == pytest.approx(took_s, rel=0.05)
+    machine.link = link
+    assert estimator.estimate(plain).seconds == pytest.approx(before_s, rel=0.02)
 
 
 def test_what_was_remembered_predicts_the_same() -> None:
