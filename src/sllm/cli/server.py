@@ -8,7 +8,7 @@ import sys
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,7 +22,25 @@ from sllm.cli.terminal import note, say, say_table
 from sllm.core.errors import ModelNotFoundError
 from sllm_store.units import format_size
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Serve = Callable[..., Any]
+
 _PORT = 8000
+
+
+def _limit(name: str, *, default: int, variable: str, told: str) -> Callable[[Serve], Serve]:
+    """Return an option that is a number, or what Ollama's variable of it says."""
+    return click.option(
+        name,
+        type=int,
+        default=default,
+        show_default=True,
+        envvar=variable,
+        show_envvar=True,
+        help=told,
+    )
 
 
 @click.command()
@@ -36,13 +54,19 @@ _PORT = 8000
 )
 @click.option("--port", type=int, default=_PORT, show_default=True, help="The port to serve on.")
 @click.option("--preload", is_flag=True, help="Load MODEL at once, instead of when it is asked.")
-@click.option("--context", type=int, help="Tokens of context. Default: what the memory allows.")
+@click.option(
+    "--context",
+    type=int,
+    envvar="OLLAMA_CONTEXT_LENGTH",
+    show_envvar=True,
+    help="Tokens of context. Default: what the memory allows.",
+)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:1, say.")
 @click.option("--device-budget", type=SizeType(), help="GPU memory to use at most: 16GB.")
 @click.option("--host-budget", type=SizeType(), help="Host memory for weights at most: 64GB.")
-@click.option("--parallel", type=int, default=8, show_default=True, help="Answers at a time.")
-@click.option("--queue", type=int, default=512, show_default=True, help="Requests that may wait.")
-@click.option("--max-loaded", type=int, default=1, show_default=True, help="Models at a time.")
+@_limit("--parallel", default=8, variable="OLLAMA_NUM_PARALLEL", told="Answers at a time.")
+@_limit("--queue", default=512, variable="OLLAMA_MAX_QUEUE", told="Requests that may wait.")
+@_limit("--max-loaded", default=1, variable="OLLAMA_MAX_LOADED_MODELS", told="Models at a time.")
 @click.option("--draft", help="A small model of the same tokens, whose guesses are checked.")
 @click.option(
     "--speculate/--no-speculate",
@@ -50,7 +74,19 @@ _PORT = 8000
     show_default=True,
     help="Whether to guess tokens and check them; answers are the same.",
 )
-@click.option("--keepalive", help="How long a model stays loaded: 10m, 1h, -1 for ever.")
+@click.option(
+    "--keepalive",
+    envvar="OLLAMA_KEEP_ALIVE",
+    show_envvar=True,
+    help="How long a model stays loaded: 10m, 1h, -1 for ever.",
+)
+@click.option(
+    "--origins",
+    default="",
+    envvar="OLLAMA_ORIGINS",
+    show_envvar=True,
+    help="Web pages of other hosts that may use the server: http://localhost:*,https://app.example",
+)
 def serve(*, model: str | None, preload: bool, root: Path | None, **chosen: Any) -> None:
     """Serve Ollama's and OpenAI's APIs. Every model here can be asked for, MODEL from the start.
 
@@ -66,7 +102,7 @@ def serve(*, model: str | None, preload: bool, root: Path | None, **chosen: Any)
         raise click.UsageError("--preload needs a MODEL")
     name = _ensure(library, model) if model else None
     draft = _ensure(library, chosen["draft"]) if chosen["draft"] else None
-    keep_alive = chosen["keepalive"] or os.environ.get("OLLAMA_KEEP_ALIVE")
+    keep_alive = chosen["keepalive"]
     settings = Settings(
         model_root=library.root,
         host=chosen["host"],
@@ -83,6 +119,7 @@ def serve(*, model: str | None, preload: bool, root: Path | None, **chosen: Any)
         draft=library.get(draft).path if draft else None,
         speculate=chosen["speculate"],
         preload=(name,) if name and preload else (),
+        origins=tuple(filter(None, (one.strip(" /") for one in chosen["origins"].split(",")))),
     )
     signal.signal(signal.SIGTERM, _leave)
 

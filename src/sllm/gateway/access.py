@@ -8,6 +8,7 @@ than this machine's, and origins that nobody allowed, are refused.
 from __future__ import annotations
 
 import hmac
+import re
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -40,6 +41,7 @@ class Guard:
         self._app = app
         self._settings = settings
         self._token = (settings.token or "").encode()
+        self._origins = re.compile(settings.origin_pattern)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -66,7 +68,8 @@ class Guard:
             return Failure(
                 status=_FORBIDDEN,
                 kind="OriginError",
-                message=f"pages of {origin} may not use this server; allow that origin if they may",
+                message=f"pages of {origin} may not use this server; if they may, serve with "
+                f"--origins {origin}",
             )
         if self._lets_in(scope, headers):
             return None
@@ -78,8 +81,7 @@ class Guard:
         )
 
     def _allows(self, origin: str, host: str) -> bool:
-        allowed = self._settings.origins
-        return "*" in allowed or origin in allowed or urlsplit(origin).netloc == host
+        return self._origins.fullmatch(origin) is not None or urlsplit(origin).netloc == host
 
     def _lets_in(self, scope: Scope, headers: Headers) -> bool:
         path = scope["path"]

@@ -87,7 +87,7 @@ def create_app(library: Library, settings: Settings, backing: Backing | None = N
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=settings.origins,
+            allow_origin_regex=settings.origin_pattern,
             allow_methods=["*"],
             allow_headers=["*"],
         )

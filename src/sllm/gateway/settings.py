@@ -26,8 +26,8 @@ class Settings:
     context_tokens and the budgets of bytes: None lets the runtime plan. speculate: whether to guess
     tokens and check them; draft: a small model that guesses, of the same tokens as every model that
     is served. preload: models to load at
-    the start. origins: web pages of other hosts that may use the server. grace_s: how long running
-    answers may take at the end.
+    the start. origins: web pages of other hosts that may use the server; a * in one stands for
+    anything. grace_s: how long running answers may take at the end.
     """
 
     model_root: Path
@@ -92,6 +92,12 @@ class Settings:
     def is_loopback(self) -> bool:
         """Return whether only this machine can reach the server."""
         return is_loopback(self.host)
+
+    @property
+    def origin_pattern(self) -> str:
+        """Return an expression that matches the origins that are allowed, and nothing without."""
+        patterns = [".*".join(map(re.escape, origin.split("*"))) for origin in self.origins]
+        return "|".join(patterns) or "(?!)"
 
 
 def is_loopback(host: str) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sllm.cli.finding import named_url
+from sllm.core.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
+    from sllm.gateway.settings import Settings
     from tests.sllm.cli.fake_ollama import FakeOllama
 
 
@@ -78,6 +80,33 @@ def test_a_server_is_started_and_stopped(run: Callable[..., Result], home: Path)
         assert "stopped the server" in run("stop").stdout
         server.communicate(timeout=60)
     assert list((home / ".state" / "gdsllm" / "servers").iterdir()) == []
+
+
+def test_ollamas_variables_say_what_options_do(
+    run: Callable[..., Result], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Settings] = []
+
+    def listen(settings: Settings) -> None:
+        given.append(settings)
+        raise SettingsError("that is enough")
+
+    monkeypatch.setattr("sllm.gateway.listening.listen", listen)
+    monkeypatch.setenv("OLLAMA_NUM_PARALLEL", "3")
+    monkeypatch.setenv("OLLAMA_MAX_QUEUE", "5")
+    monkeypatch.setenv("OLLAMA_CONTEXT_LENGTH", "77")
+    kept = ("OLLAMA_MAX_LOADED_MODELS=2", "OLLAMA_KEEP_ALIVE=1h")
+    lines = (*kept, "OLLAMA_ORIGINS=app://*, http://a/")
+    (home / ".env").write_text("\n".join(lines))
+    try:
+        assert "that is enough" in run("serve", "--queue", "6", code=1).stderr
+    finally:
+        for line in lines:
+            os.environ.pop(line.partition("=")[0])
+    (settings,) = given
+    assert (settings.parallel, settings.queue, settings.context_tokens) == (3, 6, 77)
+    assert (settings.max_loaded, settings.keep_alive_s) == (2, 3600)
+    assert settings.origins == ("app://*", "http://a")
 
 
 def test_a_port_in_use_is_told_before_a_model_is_begun(

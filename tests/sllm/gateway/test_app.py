@@ -116,6 +116,28 @@ def test_pages_from_elsewhere_are_refused_unless_allowed(
     assert http.post("/v1/chat/completions", json=CHAT, headers=own).status_code == 200
     client = serve(origins=("https://evil.example",))
     assert client.post("/v1/chat/completions", json=CHAT, headers=origin).status_code == 200
+    told = http.post("/api/chat", json=CHAT, headers=origin).json()["error"]
+    assert "serve with --origins https://evil.example" in told
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://localhost:5173", 200),
+        ("app://anything", 200),
+        ("http://localhost.evil:1", 403),
+        ("https://localhost:5173", 403),
+        ("http://localhostx5173", 403),
+        ("null", 403),
+    ],
+)
+def test_origins_may_be_patterns(
+    serve: Callable[..., httpx.Client], origin: str, status: int
+) -> None:
+    client = serve(origins=("http://localhost:*", "app://*"))
+    answer = client.get("/api/version", headers={"origin": origin})
+    assert answer.status_code == status
+    assert (answer.headers.get("access-control-allow-origin") == origin) is (status == 200)
 
 
 def test_any_content_type_is_json(http: httpx.Client) -> None:
