@@ -13,6 +13,7 @@ import pytest
 from sllm.backends import early, local
 from sllm.core.errors import SettingsError
 from sllm.gateway.backing import open_ahead
+from sllm.gateway.ollama.answers import RunningModels
 from sllm.gateway.serve import background
 from sllm.gateway.settings import Settings
 from sllm.library.models import Library
@@ -59,6 +60,9 @@ def test_a_real_model_knows_the_capital_of_france(
     settings = Settings(model_root=tmp_path, port=0, context_tokens=256, draft=draft)
     with background(settings) as url:
         done = httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=120).json()
+        (loaded,) = RunningModels.model_validate(httpx.get(f"{url}/api/ps").json()).models
+    assert loaded.forecast is not None
+    assert loaded.forecast.stored_bytes.device == loaded.size > 0
     assert done["choices"][0]["message"]["content"] == "The capital of France is Paris."
     assert done["choices"][0]["finish_reason"] == "stop"
 

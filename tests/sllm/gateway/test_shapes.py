@@ -220,3 +220,28 @@ def assert_golden(name: str, case: str, shape: dict[str, Any]) -> None:
     """Compare exactly, the order of fields included."""
     golden = json.loads((GOLDEN / f"{name}.json").read_text())[case]
     assert json.dumps(shape, indent=1) == json.dumps(golden, indent=1)
+
+
+@pytest.mark.parametrize("tokens", [1, 4])
+@pytest.mark.parametrize(
+    ("path", "body", "limit"),
+    [
+        ("/api/chat", SAID, "options"),
+        ("/api/generate", PROMPTED, "options"),
+        ("/v1/chat/completions", SAID | USAGE, "max_tokens"),
+        ("/v1/completions", PROMPTED | USAGE, "max_tokens"),
+        ("/v1/responses", ASKED, "max_output_tokens"),
+    ],
+)
+def test_a_stream_that_ends_by_its_length_has_its_last_token_and_its_counts(
+    http: httpx.Client, path: str, body: dict[str, Any], *, limit: str, tokens: int
+) -> None:
+    most = {"num_predict": tokens} if limit == "options" else tokens
+    answer = http.post(path, json=body | {"stream": True, limit: most})
+    texts = re.findall(r'"(?:content|response|text|delta)":"([^"]*)"', answer.text)
+    said = "".join(texts)
+    assert "Hello there."[:tokens] in said
+    assert "Hello there."[: tokens + 1] not in said
+    counts = re.findall(r'"(?:eval_count|completion_tokens|output_tokens)":(\d+)', answer.text)
+    assert int(counts[-1]) == tokens
+    assert re.search(r'"(?:done_reason|finish_reason)":"length"|"max_output_tokens"}', answer.text)

@@ -41,6 +41,25 @@ class Tags(BaseModel):
     models: list[Tag]
 
 
+class Tiers(BaseModel):
+    """Numbers of the device's memory, of host memory or the link to it, and of the disk."""
+
+    device: float | None
+    host: float | None
+    disk: float | None
+
+
+class Forecast(BaseModel):
+    """What bounds a loaded model: a field that Ollama does not have."""
+
+    bound: str | None
+    tokens_per_s: float | None
+    stored_bytes: Tiers
+    token_bytes: Tiers
+    bytes_per_s: Tiers
+    expert_hit_rate: float | None
+
+
 class Running(BaseModel):
     """A model that is loaded."""
 
@@ -52,6 +71,7 @@ class Running(BaseModel):
     size_vram: int
     expires_at: str
     context_length: int
+    forecast: Forecast | None = None
 
 
 class RunningModels(BaseModel):
