@@ -34,7 +34,7 @@ from sllm_store.errors import (
     UnauthenticatedError,
 )
 from sllm_store.interpreter import no_collection, short_turns
-from sllm_store.local_connection import LocalConnection
+from sllm_store.local_connection import LocalConnection, require_trusted
 from sllm_store.proto import storage_pb2 as pb, storage_pb2_grpc as rpc
 from sllm_store.tiers.decoding import map_host, with_decoding
 from sllm_store.tiers.device import allocate_arenas
@@ -76,10 +76,11 @@ def is_running(address: str | None = None) -> bool:
     """Return whether something accepts connections at the address; takes a few microseconds."""
     target = address or default_address()
     try:
-        if target.startswith("unix:"):
+        if target.startswith(_UNIX):
+            require_trusted(Path(target.removeprefix(_UNIX)))
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
                 probe.settimeout(CONNECT_TIMEOUT_S)
-                probe.connect(target.removeprefix("unix:"))
+                probe.connect(target.removeprefix(_UNIX))
         else:
             host, _, port = target.rpartition(":")
             socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
@@ -100,7 +101,7 @@ class SllmStoreClient:
         """Connect lazily to 'unix:/path' or 'host:port'; the default is the user's own store.
 
         token defaults to the environment's SLLM_STORE_TOKEN. Raises InvalidRequestError for
-        'unix:' without a path.
+        'unix:' without a path, StoreUnavailableError where another user could be the store.
         """
         self.address = address or default_address()
         secret = token or os.environ.get(TOKEN_VARIABLE)
@@ -113,6 +114,7 @@ class SllmStoreClient:
             socket_path = Path(self.address.removeprefix(_UNIX))
             if not socket_path.name:
                 raise InvalidRequestError(f"{self.address!r} names no socket: write unix:/path")
+            require_trusted(socket_path)
             self._local_path = str(local_socket_path(socket_path))
 
     def __enter__(self) -> Self:

@@ -8,17 +8,39 @@ import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
+from sllm_store.config import default_socket_path
 from sllm_store.errors import BY_NAME, StoreError, StoreUnavailableError
 from sllm_store.proto import storage_pb2 as pb
 from sllm_store.tiers.held import HeldMemory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 REPLY_TIMEOUT_S = 60
 CONNECT_TIMEOUT_S = 2.0
 _LENGTH = struct.Struct("<I")
 _TIMEVAL = struct.Struct("@ll")
+
+
+def require_trusted(socket_path: Path) -> None:
+    """Raise StoreUnavailableError if another user may have put what listens there.
+
+    They could give us any weights. Anybody can make our default directory in /tmp before us. Root
+    may talk to a user's store, elsewhere than at its own default.
+    """
+    user = os.geteuid()
+    try:
+        owner = socket_path.parent.stat().st_uid
+    except OSError:
+        return  # Nothing listens there, as whoever connects will be told.
+    default = default_socket_path(os.environ, uid=os.getuid())
+    named_by_root = user == 0 and socket_path != default
+    if owner not in {0, user} and not named_by_root:
+        raise StoreUnavailableError(
+            f"no store of yours is at unix:{socket_path}: {socket_path.parent} belongs to user "
+            f"{owner}, who could pose as the store; remove it, or name another address"
+        )
 
 
 class LocalConnection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import pytest
 
 from sllm_store import errors
 from sllm_store.client import SllmStoreClient, default_address, is_running
-from sllm_store.errors import InvalidRequestError
+from sllm_store.errors import InvalidRequestError, StoreUnavailableError
 from sllm_store.proto import storage_pb2 as pb
 from tests.store_process import random_tensors, read_tensors, write_upstream
 
@@ -97,3 +98,23 @@ def test_an_empty_tensor_needs_no_memory(start_store: Start, tmp_path: Path) -> 
 def test_an_address_without_a_path_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="'unix:' names no socket: write unix:/path"):
         SllmStoreClient("unix:")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+@pytest.mark.parametrize("user", [0, 1000])
+def test_what_another_user_may_have_put_at_the_default_address_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: int
+) -> None:
+    monkeypatch.delenv("SLLM_STORE_ADDRESS", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    path = Path(default_address().removeprefix("unix:"))
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as posing:
+        posing.bind(str(path))
+        posing.listen()
+        assert is_running()
+        os.chown(path.parent, 12345, 12345)
+        assert not is_running()
+        with pytest.raises(StoreUnavailableError, match="belongs to user 12345, who could pose"):
+            SllmStoreClient()
