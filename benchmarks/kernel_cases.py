@@ -17,6 +17,7 @@ from benchmarks.device_copy import copy_floats
 from sllm.runtime.kernels import column_products, fixed_products, products
 from sllm.runtime.kernels.attention import Paged, attend_paged, attend_plain
 from sllm.runtime.kernels.chains import chained_launches
+from sllm.runtime.kernels.fixed_columns import fix, room_beside, room_of
 from sllm.runtime.kernels.launch_book import book_of
 from sllm.runtime.kernels.launches import (
     ColumnsLaunch,
@@ -65,6 +66,14 @@ class Case:
             values = torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
             return values * 0.02
         return random_planes(self, generator)
+
+    def input(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """Return x as a layer has it: in fixed point too, where whoever makes x leaves it so."""
+        x = torch.randn(self.tokens, self.columns, device=device, dtype=dtype)
+        beside = room_beside(x)
+        if beside is not None:
+            beside.copy_(fix(x, room_of(beside)))
+        return x
 
     def multiply(
         self, x: torch.Tensor, weight: torch.Tensor | Planes, launch: Any = None

@@ -80,7 +80,7 @@ def measure(
     weights = [first, *(case.weight(device, seed) for seed in range(1, copies))]
     # The interpreter that stands in for a GPU multiplies no tiles of bfloat16.
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float16
-    x = torch.randn(case.tokens, case.columns, device=device, dtype=dtype)
+    x = case.input(device, dtype)
     error = error_of(x, first, case.multiply(x, first))
     if error > 0.02:
         raise AssertionError(f"{case}: wrong by {error}")

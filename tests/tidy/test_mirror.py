@@ -55,6 +55,7 @@ TESTED_THROUGH = {
     "sllm/runtime/engine/passes.py": "runtime/engine/test_token_engine.py",
     "sllm/runtime/kernels/device/chain_links.py": "runtime/kernels/test_chains.py",
     "sllm/runtime/kernels/device/block_planes.py": "runtime/kernels/test_block_laying.py",
+    "sllm/runtime/kernels/device/fixed_columns.py": "runtime/kernels/test_fixed_columns.py",
     "sllm/runtime/kernels/device/gating.py": "runtime/kernels/test_between.py",
     "sllm/runtime/kernels/device/head_places.py": "runtime/kernels/test_between.py",
     "sllm/runtime/kernels/device/norms.py": "runtime/kernels/test_between.py",

@@ -67,7 +67,7 @@ def attend_paged(
     sums = torch.empty((*shape, width), dtype=torch.float32, device=query.device)
     maxima = torch.empty(shape, dtype=torch.float32, device=query.device)
     totals = torch.empty_like(maxima)
-    block_width = max(1 << (width - 1).bit_length(), _FEWEST)
+    block_width = _block_width(width)
     attend_chunks[(requests, kv_heads, chunks)](
         sums,
         maxima,
@@ -93,26 +93,37 @@ def attend_paged(
         enable_fp_fusion=True,
         **chain_options(),
     )
+    return _join(query, (sums, maxima, totals), fixes=fixes and width == block_width >= GROUP)
+
+
+def _join(
+    query: torch.Tensor, parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor], *, fixes: bool
+) -> torch.Tensor:
+    """Return what chunks come to: their sums, maxima and totals, as `attend_chunks` writes them."""
+    requests, heads, width = query.shape
+    chunks = parts[0].shape[2]
     out = query.new_empty((requests, heads * width))
-    records = room_beside(out) if fixes and width == block_width >= GROUP else None
+    records = room_beside(out) if fixes else None
     room = room_of(records)
     join_chunks[(requests, max(heads, -(-room * GROUP // width)))](
         out,
         records,
-        sums,
-        maxima,
-        totals,
+        *parts,
         chunks,
         heads,
         room,
         width=width,
-        block_width=block_width,
+        block_width=_block_width(width),
         block_chunks=1 << (chunks - 1).bit_length(),
         num_warps=4,
         enable_fp_fusion=True,
         **chain_options(),
     )
     return out
+
+
+def _block_width(width: int) -> int:
+    return max(1 << (width - 1).bit_length(), _FEWEST)
 
 
 def _tokens_at_once(query: torch.Tensor) -> int:

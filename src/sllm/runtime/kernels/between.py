@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _GATED_AT_ONCE = 1024
 _WIDE_ROW = 2048
+_PART, _FEW_ROWS = 512, 8  # Columns that a program writes of each of so many rows.
 
 
 def normalise(x: torch.Tensor, norm: Norm, *, fixes: bool = False) -> torch.Tensor:
@@ -44,7 +45,9 @@ def _normalise(
     out = torch.empty_like(x)
     records = room_beside(out) if fixes else None
     total = x if added is None else torch.empty_like(x)
-    normalise_rows[(rows,)](
+    block = power_of_two(width)
+    part = _PART if rows <= _FEW_ROWS and block > _PART else block
+    normalise_rows[(rows, block // part)](
         out,
         total,
         records,
@@ -55,7 +58,8 @@ def _normalise(
         norm.offset,
         room_of(records),
         width=width,
-        block=power_of_two(width),
+        block=block,
+        part=part,
         sums=added is not None,
         shifted=norm.offset != 0,
         num_warps=8 if width > _WIDE_ROW else 4,

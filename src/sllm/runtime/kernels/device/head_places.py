@@ -20,10 +20,10 @@ def place_one_head(
     out: queries (tokens, heads, width). keys, values: (places, kv_heads, width). `places` says
     where each token goes; a negative place is none. cos, sin: (tokens, half).
     """
-    follow(chained)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
-    place = tl.load(places + token).to(tl.int64)
+    place = tl.load(places + token).to(tl.int64)  # A step's: no kernel writes it within one.
+    follow(chained)
     angle = token * half
     if head < heads:
         rotate_head(

@@ -20,32 +20,42 @@ def normalise_rows(
     room,
     width: tl.constexpr,
     block: tl.constexpr,
+    part: tl.constexpr,
     sums: tl.constexpr,
     shifted: tl.constexpr,
     chained: tl.constexpr,
 ):
     """Write x / rms(x) * (weight + offset) of a row, or of x + added, which `total` gets.
 
-    Rounds where the plain formulation does. records: of what is written, if they are wanted.
+    Each program has the sum of a whole row's squares, and writes a part of it. Rounds where the
+    plain formulation does. records: of what is written, if they are wanted.
     """
-    follow(chained)
     row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, block)
+    first = tl.program_id(1) * part
+    column = first + tl.arange(0, part)
     inside = column < width
+    scale = tl.load(weight + column, mask=inside, other=0.0)  # No kernel writes weights.
+    follow(chained)
+    given = _summed(x, added, row * width, tl.arange(0, block), width, sums)
+    own = given if part == block else _summed(x, added, row * width, column, width, sums)
     at = row * width + column
-    given = tl.load(x + at, mask=inside, other=0.0)
     if sums:
-        more = tl.load(added + at, mask=inside, other=0.0)
-        given = (given.to(tl.float32) + more.to(tl.float32)).to(given.dtype)
-        tl.store(total + at, given, mask=inside)
-    scale = tl.load(weight + column, mask=inside, other=0.0)
-    found = normalised(
-        given, scale, epsilon, offset, tl.sum(squares(given), axis=0), width, shifted
-    )
+        tl.store(total + at, own, mask=inside)
+    found = normalised(own, scale, epsilon, offset, tl.sum(squares(given), axis=0), width, shifted)
     found = found.to(out.dtype.element_ty)
     tl.store(out + at, found, mask=inside)
     if records is not None:
-        write_fixed(records, found, row, 0, room, block // 32)
+        write_fixed(records, found, row, first // 32, room, part // 32)
+
+
+@triton.jit
+def _summed(x, added, row, column, width: tl.constexpr, sums: tl.constexpr):
+    """Return columns of x, or of x + added; zeros after the last."""
+    found = tl.load(x + row + column, mask=column < width, other=0.0)
+    if sums:
+        more = tl.load(added + row + column, mask=column < width, other=0.0)
+        found = (found.to(tl.float32) + more.to(tl.float32)).to(found.dtype)
+    return found
 
 
 @triton.jit
