@@ -58,7 +58,9 @@ class Decoder:
         self.device = device or torch.device("cpu")
         self._source = source
         self.dtype = dtype
-        self._operations = operations or operations_on(self.device, fixes=_has_nibbles(source))
+        # Nobody on a CPU asks for what only kernels make use of.
+        fixes = self.device.type == "cuda" and _has_nibbles(source)
+        self._operations = operations or operations_on(self.device, fixes=fixes)
         self._rope = Rope(config.rope, self.device)
         self._mixers = [_mixer(layer, config, i) for i, layer in enumerate(config.layers)]
         self._mlps = [_mlp(layer) for layer in config.layers]
