@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from sllm.core.errors import ContextLengthError, InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from sllm.gateway.host import Loaded, ModelHost
 
 TEXTS_MAX = 2048
+GROUP_TOKENS = 2048  # Computed at a time: then others get on, and a client that has gone is noted.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,9 @@ async def embed(host: ModelHost, wanted: Embedding) -> Vectors:
     lease = await host.lease(wanted.model, keep_alive_s=wanted.keep_alive_s)
     try:
         prompts = await asyncio.to_thread(_encode, lease.loaded, wanted)
-        vectors = await asyncio.to_thread(lease.loaded.engine.embed, prompts) if prompts else []
+        vectors: list[list[float]] = []
+        for group in _groups(prompts):
+            vectors += await asyncio.to_thread(lease.loaded.engine.embed, group)
     finally:
         lease.release()
     return Vectors(
@@ -54,6 +57,20 @@ async def embed(host: ModelHost, wanted: Embedding) -> Vectors:
         tokens=sum(len(prompt) for prompt in prompts),
         load_s=lease.load_s,
     )
+
+
+def _groups(prompts: list[list[int]]) -> Iterator[list[list[int]]]:
+    """Yield prompts in order, in groups that are not much larger than GROUP_TOKENS."""
+    group: list[list[int]] = []
+    tokens = 0
+    for prompt in prompts:
+        group.append(prompt)
+        tokens += len(prompt)
+        if tokens >= GROUP_TOKENS:
+            yield group
+            group, tokens = [], 0
+    if group:
+        yield group
 
 
 def _encode(loaded: Loaded, wanted: Embedding) -> list[list[int]]:

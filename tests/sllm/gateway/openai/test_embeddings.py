@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import time
+from typing import Any
 
+import httpx
 import openai
 import pytest
 
-if TYPE_CHECKING:
-    import httpx
+from sllm.gateway import embedding
+from tests.sllm.gateway.scripted import ScriptedEngine
 
 
 def test_each_text_has_a_vector(http: httpx.Client) -> None:
@@ -44,3 +46,28 @@ def test_ids_are_taken_for_text(openai_client: openai.OpenAI) -> None:
 def test_what_has_no_vector_is_refused(openai_client: openai.OpenAI, texts: Any) -> None:
     with pytest.raises(openai.BadRequestError, match="input"):
         openai_client.embeddings.create(model="plain", input=texts)
+
+
+def test_a_client_that_goes_ends_what_was_not_embedded_yet(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded: list[int] = []
+
+    def embed(_engine: ScriptedEngine, prompts: list[list[int]]) -> list[list[float]]:
+        embedded.append(len(prompts))
+        time.sleep(0.05)
+        return [[1.0]] * len(prompts)
+
+    monkeypatch.setattr(ScriptedEngine, "embed", embed)
+    monkeypatch.setattr(embedding, "GROUP_TOKENS", 8)
+    body = {"model": "plain", "input": ["abcd"] * 6}
+    assert httpx.post(f"{url}/v1/embeddings", json=body).status_code == 200
+    assert embedded == [2, 2, 2]
+    embedded.clear()
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}/v1/embeddings", json=body | {"input": ["abcd"] * 400}, timeout=0.3)
+    counted = -1
+    while counted < len(embedded):
+        counted = len(embedded)
+        time.sleep(0.3)
+    assert 0 < counted < 100
