@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KEEP_ALIVE_S = 300.0
+PARALLEL_MAX = 512  # A pass has room for a token of each.
 _DEVICE = re.compile(r"auto|cpu|cuda(?::[0-9]{1,3})?")
 
 
@@ -50,20 +52,20 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Raise SettingsError for what cannot be served, or not safely."""
-        least = {
-            "max_loaded": (self.max_loaded, 1),
-            "parallel": (self.parallel, 1),
-            "queue": (self.queue, 0),
-            "context_tokens": (self.context_tokens, 2),
-            "device_budget_bytes": (self.device_budget_bytes, 1),
-            "host_budget_bytes": (self.host_budget_bytes, 1),
-            "grace_s": (self.grace_s, 0),
+        ranges = {
+            "port": (self.port, 0, 65535),
+            "max_loaded": (self.max_loaded, 1, math.inf),
+            "parallel": (self.parallel, 1, PARALLEL_MAX),
+            "queue": (self.queue, 0, math.inf),
+            "context_tokens": (self.context_tokens, 2, math.inf),
+            "device_budget_bytes": (self.device_budget_bytes, 1, math.inf),
+            "host_budget_bytes": (self.host_budget_bytes, 1, math.inf),
+            "grace_s": (self.grace_s, 0, math.inf),
         }
-        for name, (value, low) in least.items():
-            if value is not None and not value >= low:  # False for nan, too.
-                raise SettingsError(f"{name} is {value}, and has to be at least {low}")
-        if not 0 <= self.port <= 65535:
-            raise SettingsError(f"port is {self.port}, not between 0 and 65535")
+        for name, (value, least, most) in ranges.items():
+            if value is not None and not least <= value <= most:  # False for nan, too.
+                limit = f"at least {least}" if most == math.inf else f"between {least} and {most}"
+                raise SettingsError(f"{name} is {value}, and has to be {limit}")
         if not _DEVICE.fullmatch(self.device):
             raise SettingsError(
                 f"device is {self.device!r}: use auto, cpu, cuda, or cuda:1 and so on"

@@ -34,6 +34,7 @@ def test_other_names_are_no_loopback(host: str) -> None:
     [
         ("max_loaded", 0),
         ("parallel", 0),
+        ("parallel", 513),
         ("queue", -1),
         ("port", 65536),
         ("token", " "),

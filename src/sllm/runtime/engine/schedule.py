@@ -41,7 +41,7 @@ class EngineLimits:
     def __post_init__(self) -> None:
         """Check what is always so."""
         assert self.context_tokens > 1
-        assert self.waiting > 0
+        assert self.waiting >= 0
         assert self.reserve_tokens > 0
         assert 0 < self.parallel <= self.pass_tokens, "each request gets a token in each pass"
 

@@ -225,19 +225,22 @@ def test_a_cancelled_request_ends_whether_it_runs_or_waits(llama: TinyModel, gat
         assert answer(engine, make_request([7])) == stays.tokens
 
 
-def test_a_full_queue_says_when_to_try_again(llama: TinyModel, gate: _Gate) -> None:
+@pytest.mark.parametrize("waiting", [0, 2])
+def test_a_full_queue_says_when_to_try_again(
+    llama: TinyModel, gate: _Gate, *, waiting: int
+) -> None:
     decoder = Decoder(llama.config, gate)
-    with _open(llama, decoder=decoder, parallel=1, waiting=2) as engine:
+    with _open(llama, decoder=decoder, parallel=1, waiting=waiting) as engine:
         first, _ = listen(engine, make_request([5]))
         assert gate.reached.wait(DEADLINE_S)
-        others = [listen(engine, make_request([6]))[0] for _ in range(2)]
-        with pytest.raises(QueueFullError, match="2 requests wait") as caught:
+        others = [listen(engine, make_request([6]))[0] for _ in range(waiting)]
+        with pytest.raises(QueueFullError, match=f"{waiting} requests wait") as caught:
             listen(engine, make_request([7]))
         assert caught.value.retry_after_s >= 1
         with pytest.raises(QueueFullError):
             engine.embed([[1]])
         gate.open.set()
-        assert [each.last.finish for each in [first, *others]] == [Finish.LENGTH] * 3
+        assert [each.last.finish for each in [first, *others]] == [Finish.LENGTH] * (waiting + 1)
         assert len(answer(engine, make_request([7]))) == 16
 
 
