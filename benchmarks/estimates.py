@@ -4,8 +4,9 @@ It serves some loads of each kind first, from which it learns, and then `--loads
 of their own: before each the store is asked, then the load is timed in this process, from the call
 to its return. Bytes come from the disk, the page cache, half of each, or the store's memory, which
 is checked before every load. The loads that it learns from are kept beside the others, the first of
-each kind among them. What it remembers of earlier runs counts, as `samples` tells; with
-XDG_CACHE_HOME it starts anew.
+each kind among them. `scatter` is by how much loads of one kind differ from their median, which is
+known in the end alone: where that is large, the machine is what cannot be told. What it remembers
+of earlier runs counts, as `samples` tells; with XDG_CACHE_HOME it starts anew.
 
     python -m benchmarks.estimates --work DIR --out FILE.json [--shapes few,many] [--loads 50]
         [--pool 10GB] [--seed 1] [--small]
@@ -128,6 +129,7 @@ def main() -> None:
     first = _errors(learning[: len(kinds)])
     errors = {state: _errors([row for row in rows if row["tier"] == state]) for state in STATES}
     everything = _errors(rows)
+    scatter = _scatter(rows)
     from_memory = _errors([row for row in rows if row["tier"] not in FROM_DISK])
     result.describe(
         learned_from=len(learning),
@@ -136,6 +138,8 @@ def main() -> None:
         error_median_from_memory=statistics.median(from_memory or [0.0]),
         error_worst_from_memory=max(from_memory, default=0.0),
         error_median_first=statistics.median(first),
+        scatter_median=statistics.median(scatter),
+        scatter_worst=max(scatter),
     )
     for row in (*learning, *rows):
         print(
@@ -145,11 +149,22 @@ def main() -> None:
     for what, found in (("first of each", first), *errors.items(), ("all", everything)):
         if found:
             print(f"{what}: median error {statistics.median(found):.1%}, worst {max(found):.1%}")
+    print(f"scatter: median {statistics.median(scatter):.1%}, worst {max(scatter):.1%}")
 
 
 def _errors(rows: list[dict[str, Any]]) -> list[float]:
     """Return how far off the estimates of loads were, as parts of their time."""
     return [abs(float(row["error"])) for row in rows]
+
+
+def _scatter(rows: list[dict[str, Any]]) -> list[float]:
+    """Return how far off the median of all loads of a kind is of each one's time."""
+    kinds: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        kinds.setdefault((row["checkpoint"], row["tier"]), []).append(row["seconds"])
+    return [
+        abs(statistics.median(taken) / seconds - 1) for taken in kinds.values() for seconds in taken
+    ]
 
 
 if __name__ == "__main__":
