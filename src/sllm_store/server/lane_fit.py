@@ -24,9 +24,9 @@ WINDOW = 24
 DECAY = 0.75
 _NOISE = 0.03  # What a load's time varies by at least, as a part of it.
 _TO_DEVIATION = 1.48  # A normal distribution's standard deviation over its median absolute one.
-# How far off a belief may be, as a multiple of it: of (fixed, per tensor, per byte). Machines
-# differ by what they move bytes with, more than by what a call costs.
-_DOUBTS = (3.0, 3.0, 10.0)
+# How far off a belief may be, as a multiple of it: of (fixed, per tensor, per byte). What tensors
+# cost is the code's doing more than the machine's.
+_DOUBTS = (10.0, 3.0, 10.0)
 _HUBER = 1.0  # Residuals beyond so many deviations are held to count no more.
 _ROUNDS = 5
 _BYTES_UNIT = 1e9
@@ -108,12 +108,14 @@ def _fit(samples: Sequence[Sample], means: Sequence[float]) -> tuple[float, ...]
     times = [sample.seconds for sample in samples]
     ages = [DECAY ** (len(samples) - 1 - index) for index in range(len(samples))]
     found = _solve(rows, times, [age / _NOISE**2 for age in ages], means)
-    for _ in range(_ROUNDS):
+    for number in range(_ROUNDS):
         residuals = [
             abs(time - _dot(found, row)) / time for row, time in zip(rows, times, strict=True)
         ]
-        noise = max(_NOISE, _TO_DEVIATION * _weighted_median(residuals, ages))
-        bound = _HUBER * noise
+        scatter = max(_NOISE, _TO_DEVIATION * _weighted_median(residuals, ages))
+        # Only once it is known what the times say: else those far from the belief would be noise.
+        noise = scatter if number == _ROUNDS - 1 else _NOISE
+        bound = _HUBER * scatter
         weights = [
             age * min(1.0, bound / max(residual, _TINY_S)) / noise**2
             for age, residual in zip(ages, residuals, strict=True)

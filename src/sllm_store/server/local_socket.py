@@ -172,11 +172,13 @@ class _Conversation:
                 await self._send(pb.LocalReply(event=event))
                 if result.holds:
                     self._send_descriptor()
+                # A client leaves once it has everything, unless it keeps what is the store's.
                 decodes = wanted.planned.decodes_on_host
-                if not decodes:
+                leaves = not result.arenas if decodes else not result.holds
+                if not decodes and not leaves:
                     self._loading.learn(wanted, result, time.monotonic() - began_s)
                 await asyncio.wait({gone})  # However it ends.
-                if decodes and not result.arenas:  # The client has decoded it, and let go.
+                if leaves:
                     self._loading.learn(wanted, result, time.monotonic() - began_s)
         finally:
             gone.cancel()

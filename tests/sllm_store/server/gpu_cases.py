@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -131,6 +132,22 @@ def refused(address: str) -> None:
             with pytest.raises(errors.InvalidRequestError, match="LoadModelAsync first"):
                 client.confirm_model_loaded("m", replica, timeout_s=5)
         assert client.status().loads_running == 0
+
+
+def late(address: str) -> None:
+    """What a client needs between the store's last word and the load's end counts."""
+    device_map = {"": native.device_uuid(0)}
+
+    def busy(_done: int, _total: int) -> None:
+        began_s = time.monotonic()
+        wait_until(lambda: time.monotonic() - began_s > 0.3)
+
+    with SllmStoreClient(address) as client:
+        client.set_pinned("m", pinned=True)
+        assert client.estimate_load("m", device_map).seconds < 0.2
+        for _ in range(2):
+            client.load("m", device_map, on_progress=busy)
+        wait_until(lambda: client.estimate_load("m", device_map).seconds > 0.2)
 
 
 def link_rates(_address: str) -> None:

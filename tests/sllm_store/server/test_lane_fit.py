@@ -28,6 +28,13 @@ def test_before_the_first_load_the_guess_holds() -> None:
     assert LaneFit(GUESS).seconds(tensors=1000, size_bytes=2 * GB) == pytest.approx(1.004)
 
 
+def test_two_loads_are_believed_that_took_far_longer_than_anybody_thought() -> None:
+    fit = LaneFit(GUESS)
+    for _ in range(2):
+        fit.add(Sample(300, 12_000_000, 0.4))
+    assert fit.seconds(tensors=300, size_bytes=12_000_000) > 0.3
+
+
 def test_one_load_is_enough_to_predict_its_like() -> None:
     fit = LaneFit(GUESS)
     sample = took(16 * GB, 50e9)

@@ -141,6 +141,16 @@ def test_estimates_know_gpus_and_what_is_resident_there(
     assert said.split() == ["cached", "host", "copy", "mapped"]
 
 
+def test_an_estimate_counts_what_the_client_needs_in_the_end(
+    models: Path,
+    start_store: Start,
+    gpu_environment: dict[str, str],
+    run_gpu_client: Callable[..., str],
+) -> None:
+    env = {**gpu_environment, "XDG_CACHE_HOME": str(models.with_name("cache"))}
+    run_gpu_client("late", start_store(models, env=env).address)
+
+
 def test_the_page_cache_is_asked_all_over_what_is_to_be_read(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(32 * MB))
