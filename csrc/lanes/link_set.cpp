@@ -12,7 +12,7 @@ namespace sllm::lanes {
 namespace {
 
 // Copies of steps that nobody waits for are joined up to this: a link loses some 5 us between two.
-constexpr std::uint64_t kJoinedBytes = 128 << 20;
+constexpr std::uint64_t kJoinedBytes = 256 << 20;
 // Several links at once share the host's memory better in smaller copies.
 constexpr std::uint64_t kJoinedBytesOfSeveral = 32 << 20;
 // What links that share a target take at a time.

@@ -37,7 +37,7 @@ from sllm_store.interpreter import no_collection, short_turns
 from sllm_store.local_connection import LocalConnection, require_trusted
 from sllm_store.proto import storage_pb2 as pb, storage_pb2_grpc as rpc
 from sllm_store.tiers.decoding import map_host, with_decoding
-from sllm_store.tiers.device import allocate_arenas
+from sllm_store.tiers.device import KnownArenas
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,6 +65,8 @@ _BY_STATUS = {
 }
 
 Chunk = tuple[int, int, int, int]
+
+_ARENAS = KnownArenas()
 
 
 def default_address() -> str:
@@ -350,9 +352,11 @@ class SllmStoreClient:
         started_s = time.monotonic()
         with self._connect() as connection:
             with no_collection():  # Until the bytes move.
-                planned = connection.call(pb.LocalRequest(plan=question)).plan
-                buffers = allocate_arenas(
-                    [(arena.device, arena.size_bytes) for arena in planned.arenas]
+                connection.ask(pb.LocalRequest(plan=question))
+                planned, buffers = _ARENAS.allocate(
+                    (self.address, question.model, frozenset(question.device_map.items())),
+                    lambda: connection.answer().plan,
+                    lambda plan: [(arena.device, arena.size_bytes) for arena in plan.arenas],
                 )
                 request.plan = planned.plan
                 request.targets.extend(

@@ -82,12 +82,28 @@ class LocalConnection:
 
     def call(self, request: Any) -> Any:
         """Return the reply to a LocalRequest that is no load."""
-        self._send(request)
-        return self._receive()
+        self.ask(request)
+        return self.answer()
+
+    def ask(self, request: Any) -> None:
+        """Send a LocalRequest that is no load; its answer has to be taken before anything else."""
+        data = request.SerializeToString()
+        try:
+            self._socket.sendall(_LENGTH.pack(len(data)) + data)
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def answer(self) -> Any:
+        """Wait for the reply to what was asked."""
+        (size,) = _LENGTH.unpack(self._read(_LENGTH.size))
+        reply = pb.LocalReply.FromString(self._read(size))
+        if reply.WhichOneof("reply") == "error":
+            raise BY_NAME.get(reply.error.name, StoreError)(reply.error.message)
+        return reply
 
     def load(self, request: Any) -> Iterator[Any]:
         """Start a load by its LoadRequest; return its LoadEvents, the last one `done`."""
-        self._send(pb.LocalRequest(load=request))
+        self.ask(pb.LocalRequest(load=request))
         return self._events()
 
     @contextmanager
@@ -107,23 +123,9 @@ class LocalConnection:
     def _events(self) -> Iterator[Any]:
         done = False
         while not done:
-            event = self._receive().event
+            event = self.answer().event
             done = event.done
             yield event
-
-    def _send(self, request: Any) -> None:
-        data = request.SerializeToString()
-        try:
-            self._socket.sendall(_LENGTH.pack(len(data)) + data)
-        except OSError as error:
-            raise self._lost(error) from error
-
-    def _receive(self) -> Any:
-        (size,) = _LENGTH.unpack(self._read(_LENGTH.size))
-        reply = pb.LocalReply.FromString(self._read(size))
-        if reply.WhichOneof("reply") == "error":
-            raise BY_NAME.get(reply.error.name, StoreError)(reply.error.message)
-        return reply
 
     def _read(self, size: int) -> bytes:
         data = bytearray(size)

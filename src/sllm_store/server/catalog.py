@@ -95,17 +95,23 @@ class Catalog:
         return self._plans.plan(self.get(name), device_map)
 
     def planned(self, plan_id: str) -> PlannedLoad:
-        """Return a plan made before; raise InvalidRequestError if it is gone or out of date."""
+        """Return a plan made before, at once; raise InvalidRequestError if it is gone.
+
+        Whether it is out of date is not looked at: see require_current.
+        """
         planned = self._plans.find(plan_id)
         if planned is None:
             raise InvalidRequestError(
                 f"no plan {plan_id!r}: it was never made, or forgotten for newer ones; plan again"
             )
+        return planned
+
+    def require_current(self, planned: PlannedLoad) -> None:
+        """Raise InvalidCheckpointError if the files are not those that a plan was made for."""
         try:
             planned.entry.checkpoint.require_unchanged()
         except InvalidCheckpointError as error:
             raise InvalidCheckpointError(f"{error}; plan the load again") from error
-        return planned
 
     def names(self) -> list[str]:
         """Return the names of all checkpoints that there are, and forget those that went."""

@@ -103,6 +103,10 @@ class Engine:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._calls, functools.partial(function, *args, **kwargs))
 
+    def beside(self, function: Callable[..., Any], *args: Any) -> None:
+        """Run a short call off the event loop, for which nobody waits."""
+        self._calls.submit(function, *args)
+
     def start_load(
         self, function: Callable[[LoadJob], Any], *, holder: str, timeout_s: float
     ) -> tuple[asyncio.Future[Any], native.Control]:

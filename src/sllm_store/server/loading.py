@@ -33,7 +33,7 @@ class WantedLoad:
 
 
 class Loading:
-    """Turns requests into loads. The methods block, but for try_hold and done_event."""
+    """Turns requests into loads. The methods block, but for planned, try_hold and done_event."""
 
     def __init__(self, engine: Engine) -> None:
         """Load what the engine's catalog has, with its loaders."""
@@ -45,19 +45,24 @@ class Loading:
             raise InvalidRequestError("model is empty: name a checkpoint under the storage path")
         return self._engine.catalog.plan(request.model, dict(request.device_map))
 
+    def prepare(self, planned: PlannedLoad) -> None:
+        """Work out what the load of a plan will need, while the client allocates."""
+        arenas = [arena for _, arena in planned.on_gpus]
+        if arenas:
+            self._engine.loader.prepare(planned.entry, arenas)
+
+    def tell(self, question: Any) -> tuple[PlannedLoad, bytes]:
+        """Plan a load; return the plan, and the reply that tells it."""
+        planned = self.plan(question)
+        return planned, planned.reply
+
+    def planned(self, request: Any) -> WantedLoad:
+        """Return what a request asks for by a plan's id; `run` sees whether that is out of date."""
+        return _wanted(self._engine.catalog.planned(request.plan), request)
+
     def wanted(self, request: Any) -> WantedLoad:
-        """Return what a request asks for, planned before or now."""
-        if request.shared and request.targets:
-            raise InvalidRequestError("a shared load has no targets: the arenas are the store's")
-        if request.plan:
-            planned = self._engine.catalog.planned(request.plan)
-        else:
-            planned = self.plan(request.question)
-        return WantedLoad(
-            planned=planned,
-            targets=[] if request.shared else _match_targets(planned, request.targets),
-            shared=planned.shared if request.shared else [],
-        )
+        """Return what a request asks for, planned now."""
+        return _wanted(self.plan(request.question), request)
 
     def try_hold(self, wanted: WantedLoad, holder: str) -> LoadResult | None:
         """Hold what is resident already; None, without waiting, if something is not."""
@@ -69,6 +74,7 @@ class Loading:
         """Load the host part, then the devices."""
         job = replace(job, meter=wanted.meter)
         engine, planned, entry = self._engine, wanted.planned, wanted.planned.entry
+        engine.catalog.require_current(planned)
         held = None
         if "cpu" in planned.plan.devices and entry.chunked.chunks_total:
             held = engine.loader.load_host(entry, job, keep_held=True)
@@ -128,6 +134,16 @@ class Loading:
                 for arena in result.arenas
             ],
         )
+
+
+def _wanted(planned: PlannedLoad, request: Any) -> WantedLoad:
+    if request.shared and request.targets:
+        raise InvalidRequestError("a shared load has no targets: the arenas are the store's")
+    return WantedLoad(
+        planned=planned,
+        targets=[] if request.shared else _match_targets(planned, request.targets),
+        shared=planned.shared if request.shared else [],
+    )
 
 
 def _target(arena: Arena, target: Any, mapping: native.DeviceMapping) -> Target:

@@ -23,6 +23,7 @@ from sllm_store.tiers.transfer import Moves, Target, TransferPlan, open_files, r
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from sllm_store.checkpoint.layout import Arena
     from sllm_store.native import Control, File, LinkStock, SharedPool, TransferReport
     from sllm_store.server.catalog import Entry
     from sllm_store.server.cuts import Cut, Delivery
@@ -129,6 +130,10 @@ class Loader:
         )
         self._on_load(entry.name, result)
         return result
+
+    def prepare(self, entry: Entry, arenas: Sequence[Arena]) -> None:
+        """Work out now what a load of these arenas will need soon."""
+        self._cuts.prepare(arenas, entry.chunked)
 
     def load_device(self, entry: Entry, targets: Sequence[Target], job: LoadJob) -> LoadResult:
         """Copy to devices, from resident arenas where they have what is wanted, else from the host.
@@ -250,7 +255,7 @@ class Loader:
         moves = delivery.cut.moves
         plan = TransferPlan()
         if delivery.targets:
-            chunks = take_turns(list(claim.ready), moves)
+            chunks = [chunk for chunk in delivery.cut.turns if chunk in claim.ready]
             plan = delivery.cut.plan([self._address(claim.ready[c]) for c in chunks], chunks)
         for chunk in take_turns(list(claim.kept), moves):
             address = self._address(claim.kept[chunk])

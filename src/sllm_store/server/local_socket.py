@@ -136,7 +136,10 @@ class _Conversation:
                     call = request.WhichOneof("call") or call
                     if call == "load":
                         return await self._load(request.load)
-                    await self._send_bytes(await self._answer(call, request))
+                    if call == "plan":
+                        await self._plan(request.plan)
+                    else:
+                        await self._send_bytes(self._answer(call))
             except _ClientGoneError:
                 raise
             except Exception as error:  # noqa: BLE001 - the edge that translates
@@ -144,15 +147,17 @@ class _Conversation:
                 name, message, _ = describe_failure(method, error, self._engine.metrics)
                 await self._send(pb.LocalReply(error=pb.LocalError(name=name, message=message)))
 
-    async def _answer(self, call: str, request: Any) -> bytes:
-        if call == "status":
-            reply: bytes = pb.LocalReply(status=describe_status(self._engine)).SerializeToString()
-            return reply
-        if call == "plan":
-            question = request.plan
-            answer: bytes = await self._engine.blocking(lambda: self._loading.plan(question).reply)
-            return answer
-        raise InvalidRequestError("the request asks for nothing that this store knows")
+    def _answer(self, call: str) -> bytes:
+        if call != "status":
+            raise InvalidRequestError("the request asks for nothing that this store knows")
+        reply: bytes = pb.LocalReply(status=describe_status(self._engine)).SerializeToString()
+        return reply
+
+    async def _plan(self, question: Any) -> None:
+        """Answer with a plan, and prepare its load while the client allocates."""
+        planned, reply = await self._engine.blocking(self._loading.tell, question)
+        await self._send_bytes(reply)
+        self._engine.beside(self._loading.prepare, planned)
 
     async def _load(self, request: Any) -> None:
         """Move a load, tell how far it is, and hold what it brought until the client leaves."""
@@ -161,10 +166,13 @@ class _Conversation:
         gone = self._loop.create_task(self._departure())
         try:
             with self._engine.sessions.session(request.client) as holder:
-                wanted = await self._engine.blocking(self._loading.wanted, request)
-                if not request.plan:
+                if request.plan:
+                    wanted = self._loading.planned(request)
+                    result = None
+                else:
+                    wanted = await self._engine.blocking(self._loading.wanted, request)
                     await self._send_bytes(wanted.planned.event)
-                result = self._loading.try_hold(wanted, holder)
+                    result = self._loading.try_hold(wanted, holder)
                 if result is None:
                     result = await self._move(wanted, holder, request.timeout_s, gone)
             with self._engine.sessions.lease(result):

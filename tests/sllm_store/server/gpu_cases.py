@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import sys
 import time
 import uuid
@@ -20,7 +21,13 @@ from sllm_store.proto import storage_pb2 as pb
 from sllm_store.server import start_rates
 from sllm_store.stream import load_checkpoint
 from sllm_store.tiers.device import visible_gpus
-from tests.store_process import random_tensors, read_tensors, wait_until, weight_tensors
+from tests.store_process import (
+    random_tensors,
+    read_tensors,
+    wait_until,
+    weight_tensors,
+    write_upstream,
+)
 
 if TYPE_CHECKING:
     from sllm_store.checkpoint.loaded import Loaded
@@ -53,6 +60,23 @@ def load(address: str, count: str, size: str) -> None:
         first = check(client, {"": native.device_uuid(0)}, int(count), int(size))
         second = check(client, {"": native.device_uuid(1)}, int(count), int(size))
         print(first, second)
+
+
+def load_again(address: str, model: str) -> None:
+    """What is allocated before the plan is known fits, or goes."""
+    whole = {"": native.device_uuid(0)}
+    with SllmStoreClient(address) as client:
+        free = native.device_memory(0)[0]
+        for count, size in ((6, 700_001), (9, 500_003), (2, 300_001)):
+            shutil.rmtree(model, ignore_errors=True)
+            write_upstream(Path(model), random_tensors(count, size))
+            for _ in range(2):
+                check(client, whole, count, size)
+        shutil.rmtree(model)
+        with pytest.raises(errors.CheckpointNotFoundError) as gone:
+            client.load("m", whole)
+        assert gone.value.__traceback__ is not None
+        assert native.device_memory(0)[0] == free
 
 
 def split(address: str, count: str, size: str) -> None:

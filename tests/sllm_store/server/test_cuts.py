@@ -55,6 +55,15 @@ def test_the_same_arenas_are_cut_once_wherever_they_are() -> None:
     assert cuts.deliver([target(arena(0, 4))], chunked).cut is not first.cut
 
 
+def test_what_was_prepared_for_arenas_is_there_for_their_load() -> None:
+    cuts, chunked, placed = Cuts(), image(), [arena(1, 3), arena(4, 2)]
+    cuts.prepare(placed, chunked)
+    cut = cuts.deliver([target(each) for each in placed], chunked).cut
+    assert cuts.deliver([target(each) for each in placed], chunked).cut is cut
+    assert cut.moves == cut_targets(placed, chunked)
+    assert cut.turns == [1, 4, 2, 5, 3]
+
+
 def test_targets_without_arenas_are_cut_each_time() -> None:
     cuts, chunked = Cuts(), image()
     pieces = replace(target(arena(0, 2)), arena=None)

@@ -49,7 +49,10 @@ def test_a_clients_memory_is_closed_while_the_error_is_still_held(
         (arena, SimpleNamespace(device=gpu, ipc_handle=b"", offset_bytes=0))
         for gpu, arena in planned.on_gpus
     ]
-    engine: Any = SimpleNamespace(loader=SimpleNamespace(load_device=load_device))
+    engine: Any = SimpleNamespace(
+        loader=SimpleNamespace(load_device=load_device),
+        catalog=SimpleNamespace(require_current=lambda _: None),
+    )
     job = LoadJob(holder="me", control=native.Control(), deadline_s=time.monotonic() + 60)
     with pytest.raises(error) as caught:
         Loading(engine).run(WantedLoad(planned=planned, targets=targets, shared=[]), job)

@@ -37,6 +37,14 @@ def storage(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
+def test_memory_allocated_for_a_model_that_has_changed_or_gone_is_given_back(
+    start_store: Start, tmp_path: Path, gpu_environment: dict[str, str], run_gpu_client: Run
+) -> None:
+    (tmp_path / "models").mkdir()
+    store = start_store(tmp_path / "models", gpu_environment)
+    run_gpu_client("load_again", store.address, tmp_path / "models" / "m")
+
+
 @pytest.mark.parametrize("fan_in", [None, (0, 1), (1,)])
 def test_neighbours_carry_a_part_of_a_load(
     storage: Path,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sllm_store import errors, native
-from sllm_store.tiers.device import allocate_arenas, open_gpus
+from sllm_store.tiers.device import KnownArenas, allocate_arenas, open_gpus
 
 MIB = 1 << 20
 
@@ -37,6 +37,30 @@ def arenas_are_where_they_belong() -> None:
     found = [(arena.device, arena.size) if arena else None for arena in arenas]
     assert found == [(2, 5 * MIB), None, (0, 3), None, (3, 2 * MIB)]
     assert allocate_arenas([("cpu", MIB)]) == [None]
+
+
+def known_arenas_are_allocated_before_the_plan_is_there() -> None:
+    gpu = native.device_uuid(0)
+    known, taken = KnownArenas(), []
+    free = native.device_memory(0)[0]
+
+    def load(size: int, name: str = "m") -> int:
+        def plan() -> list[tuple[str, int]]:
+            taken.append(free - native.device_memory(0)[0])
+            return [(gpu, size), ("cpu", 9)]
+
+        planned, arenas = known.allocate(name, plan, lambda plan: plan)
+        assert planned == [(gpu, size), ("cpu", 9)]
+        assert arenas[0] is not None
+        assert arenas[1:] == [None]
+        return arenas[0].size
+
+    assert [load(size * MIB) for size in (4, 4, 6, 6)] == [4 * MIB, 4 * MIB, 6 * MIB, 6 * MIB]
+    assert load(8 * MIB, "another") == 8 * MIB
+    assert taken == [0, 4 * MIB, 4 * MIB, 6 * MIB, 0]
+    with pytest.raises(ZeroDivisionError):
+        known.allocate("m", lambda: 1 // 0, lambda _: [])
+    assert native.device_memory(0)[0] == free
 
 
 def a_full_gpu_leaves_nothing_allocated() -> None:

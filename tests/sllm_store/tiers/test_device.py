@@ -20,6 +20,7 @@ ROOT = HERE.parents[2]
         ("one_cannot_be_opened", "cuDevicePrimaryCtxRetain:3"),
         ("arenas_are_where_they_belong", ""),
         ("a_full_gpu_leaves_nothing_allocated", ""),
+        ("known_arenas_are_allocated_before_the_plan_is_there", ""),
     ],
 )
 def test_several_gpus_are_opened_and_get_their_arenas(
