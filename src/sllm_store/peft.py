@@ -92,19 +92,20 @@ def load_lora(  # noqa: PLR0913, PLR0917 - upstream's signature, and what it lac
     config = _read_config(loaded.directory)
     config.inference_mode = not is_trainable
     peft_model = _attach(model, config, adapter_name)
+    tensors = view_tensors(loaded).tensors
     try:
-        _fill(peft_model, view_tensors(loaded).tensors, adapter_name, loaded.directory)
+        _fill(peft_model, tensors, adapter_name, loaded.directory)
     except BaseException:
         if len(peft_model.peft_config) > 1:
             peft_model.delete_adapter(adapter_name)
         else:
             peft_model.unload()
         raise
-    own = [value for key, value in peft_model.named_parameters() if f".{adapter_name}." in key]
-    for parameter in own:
-        parameter.requires_grad_(is_trainable and parameter.is_floating_point())
-        if dtype is not None and parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
+    if dtype is not None:
+        _cast(peft_model, tensors, adapter_name, dtype)
+    for name, parameter in peft_model.named_parameters():
+        if f".{adapter_name}." in name:
+            parameter.requires_grad_(is_trainable and parameter.is_floating_point())
     if not is_trainable:
         peft_model.eval()
     return peft_model
@@ -155,6 +156,20 @@ def _fill(
             f"{directory}: {len(missing)} tensors of the adapter are missing, such as "
             f"{', '.join(missing[:_SHOWN_MAX])}"
         )
+
+
+def _cast(
+    model: PeftModel, tensors: dict[str, torch.Tensor], adapter_name: str, dtype: torch.dtype
+) -> None:
+    """Give an adapter its stored values in `dtype`: PEFT has rounded them to its layers' dtype."""
+    filled = get_peft_model_state_dict(
+        model, adapter_name=adapter_name, save_embedding_layers=False
+    )
+    stored = {filled[key].data_ptr(): tensors[key] for key in filled.keys() & tensors.keys()}
+    for name, parameter in model.named_parameters():
+        if f".{adapter_name}." in name and parameter.is_floating_point():
+            value = stored.get(parameter.data_ptr(), parameter.data)
+            parameter.data = value.to(parameter.device, dtype)
 
 
 def _read_config(directory: Path) -> PeftConfig:

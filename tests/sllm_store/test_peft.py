@@ -200,6 +200,18 @@ def test_an_adapter_gets_the_dtype_of_its_layers_or_the_one_asked_for(
         logits(loaded)
 
 
+def test_values_of_the_dtype_asked_for_are_not_rounded_to_that_of_the_layers(
+    tmp_path: Path, make_adapter: Callable[..., Any]
+) -> None:
+    made = make_adapter("first", 1, base(torch.float32))
+    expected = {key: value for key, value in made.named_parameters() if "lora_" in key}
+    path = tmp_path / "own" / "first"
+    loaded = load_lora(base(), "default", path, torch_dtype="float32", **HERE)
+    found = dict(loaded.named_parameters())
+    for key, value in expected.items():
+        assert torch.equal(found[key], value)
+
+
 def test_an_adapter_with_modules_to_save_comes_back_whole(
     tmp_path: Path, make_adapter: Callable[..., Any]
 ) -> None:
