@@ -55,6 +55,10 @@ class PoolExhaustedError(StoreError, MemoryError):
     status = "RESOURCE_EXHAUSTED"
 
 
+class PoolTooSmallError(PoolExhaustedError):
+    """The host pool can never hold the checkpoint; this process can load it without the store."""
+
+
 class DeviceError(StoreError, RuntimeError):
     """The GPU driver refused: a bad handle, a lost context, no such device."""
 
@@ -108,6 +112,7 @@ BY_NAME: dict[str, type[StoreError]] = {
         ReadError,
         WriteError,
         PoolExhaustedError,
+        PoolTooSmallError,
         DeviceError,
         OutOfDeviceMemoryError,
         InUseError,

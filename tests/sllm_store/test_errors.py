@@ -42,6 +42,7 @@ def test_an_error_says_what_it_was_given_and_nothing_else(error: type[StoreError
         (errors.ReadError, OSError),
         (errors.WriteError, OSError),
         (errors.PoolExhaustedError, MemoryError),
+        (errors.PoolTooSmallError, errors.PoolExhaustedError),
         (errors.OutOfDeviceMemoryError, MemoryError),
         (errors.DeadlineError, TimeoutError),
         (errors.StoreUnavailableError, ConnectionError),

@@ -21,6 +21,7 @@ from sllm_store.errors import (
     InvalidRequestError,
     LoadCancelledError,
     PoolExhaustedError,
+    PoolTooSmallError,
 )
 from sllm_store.units import format_size
 
@@ -175,11 +176,12 @@ class HostTier:
         With `whole` every wanted chunk gets one of its own; otherwise what does not fit streams
         through a ring. Waits for others to let go of chunks. The caller is between
         begin_fill and end_fill, and ends with commit or abandon, then release.
-        Raises PoolExhaustedError when the pool cannot hold the model, or does not in time.
+        Raises PoolTooSmallError when the pool cannot hold the model, PoolExhaustedError when it
+        does not in time.
         """
         with self._changed:
             if whole and len(wanted) > self.chunks_total:
-                raise PoolExhaustedError(
+                raise PoolTooSmallError(
                     f"{residency.model} needs {self._size(len(wanted))} of the host pool, which "
                     f"has {self._size(self.chunks_total)}: start the store with a larger "
                     "--mem-pool-size, or load without the store"

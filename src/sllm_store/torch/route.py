@@ -15,6 +15,7 @@ from sllm_store.config import default_storage_path
 from sllm_store.errors import (
     CheckpointNotFoundError,
     InvalidRequestError,
+    PoolTooSmallError,
     StoreUnavailableError,
 )
 from sllm_store.stream import load_checkpoint
@@ -27,6 +28,14 @@ if TYPE_CHECKING:
     from sllm_store.client import SllmStoreClient
 
 IN_PROCESS = "in-process"
+
+# What a store says of loads that it can never do, and this process may.
+_NOT_SERVED = (
+    CheckpointNotFoundError,
+    StoreUnavailableError,
+    InvalidRequestError,
+    PoolTooSmallError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +128,7 @@ class Route:
                     on_progress=on_progress,
                     on_placed=on_placed,
                 )
-        except (CheckpointNotFoundError, StoreUnavailableError, InvalidRequestError) as error:
+        except _NOT_SERVED as error:
             if shared or not self.or_in_process or self.path is None:
                 raise
             log.info("the store at %s does not serve %s: %s", store.address, self.name, error)

@@ -16,6 +16,7 @@ from sllm_store.errors import (
     InvalidRequestError,
     LoadCancelledError,
     PoolExhaustedError,
+    PoolTooSmallError,
 )
 from sllm_store.native import Control
 from sllm_store.tiers.host import RING_CHUNKS_MAX, RING_CHUNKS_MIN, Claim, HostTier, Patience
@@ -109,7 +110,7 @@ def test_a_model_larger_than_the_pool_streams_through_a_ring() -> None:
 
 def test_a_host_load_larger_than_the_pool_is_refused_with_advice() -> None:
     host = HostTier(4, 2 * MB)
-    with pytest.raises(PoolExhaustedError, match="--mem-pool-size"):
+    with pytest.raises(PoolTooSmallError, match="--mem-pool-size"):
         load(host, "big", 5)
 
 

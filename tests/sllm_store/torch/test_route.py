@@ -13,6 +13,7 @@ from sllm_store.errors import (
     CheckpointNotFoundError,
     InvalidCheckpointError,
     InvalidRequestError,
+    PoolTooSmallError,
     StoreUnavailableError,
 )
 from sllm_store.torch import load_dict, save_dict
@@ -105,6 +106,19 @@ def test_a_checkpoint_outside_of_the_store_is_loaded_here(
     assert torch.equal(loaded["w"], torch.zeros(3))
     with pytest.raises(InvalidRequestError, match="outside of it"):
         load_dict("org/a", "cpu", tmp_path / "elsewhere", store=store.address)
+
+
+def test_a_checkpoint_larger_than_the_pool_is_loaded_here_unless_the_store_was_named(
+    tmp_path: Path, start_store: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_dict({"w": torch.ones(2 << 20)}, tmp_path / "models" / "large")
+    store = start_store(tmp_path / "models", pool_bytes=4 << 20)
+    monkeypatch.setenv("SLLM_STORE_ADDRESS", store.address)
+    loaded = load_dict("large", "cpu")
+    assert loaded.store == "in-process"
+    assert torch.equal(loaded["w"], torch.ones(2 << 20))
+    with pytest.raises(PoolTooSmallError, match=r"large needs 8\.0 MB of the host pool"):
+        load_dict("large", "cpu", store=store.address)
 
 
 def test_a_name_that_only_the_store_knows_is_found(
