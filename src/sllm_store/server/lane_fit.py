@@ -110,18 +110,23 @@ def _fit(samples: Sequence[Sample], means: Sequence[float]) -> tuple[float, ...]
     found = _solve(rows, times, [age / _NOISE**2 for age in ages], means)
     for number in range(_ROUNDS):
         residuals = [
-            abs(time - _dot(found, row)) / time for row, time in zip(rows, times, strict=True)
+            (time - _dot(found, row)) / time for row, time in zip(rows, times, strict=True)
         ]
-        scatter = max(_NOISE, _TO_DEVIATION * _weighted_median(residuals, ages))
-        # Only once it is known what the times say: else those far from the belief would be noise.
-        noise = scatter if number == _ROUNDS - 1 else _NOISE
-        bound = _HUBER * scatter
+        bound = _HUBER * max(_NOISE, _deviation(residuals, ages, middle=0.0))
+        noise = _NOISE
+        if number == _ROUNDS - 1:  # What all residuals have in common is the belief's doing.
+            noise = max(_NOISE, _deviation(residuals, ages, middle=_median(residuals, ages)))
         weights = [
-            age * min(1.0, bound / max(residual, _TINY_S)) / noise**2
+            age * min(1.0, bound / max(abs(residual), _TINY_S)) / noise**2
             for age, residual in zip(ages, residuals, strict=True)
         ]
         found = _solve(rows, times, weights, means)
     return found
+
+
+def _deviation(values: Sequence[float], weights: Sequence[float], *, middle: float) -> float:
+    """Return by how much values deviate from a middle, the odd ones among them ignored."""
+    return _TO_DEVIATION * _median([abs(value - middle) for value in values], weights)
 
 
 def _features(tensors: int, size_bytes: int) -> tuple[float, float, float]:
@@ -181,7 +186,7 @@ def _gauss(matrix: list[list[float]], right: list[float]) -> list[float]:
     return found
 
 
-def _weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
+def _median(values: Sequence[float], weights: Sequence[float]) -> float:
     """Return the value below which half of the weight is."""
     ordered = sorted(zip(values, weights, strict=True))
     half = sum(weights) / 2

@@ -35,6 +35,24 @@ def test_two_loads_are_believed_that_took_far_longer_than_anybody_thought() -> N
     assert fit.seconds(tensors=300, size_bytes=12_000_000) > 0.3
 
 
+@given(
+    surprise=st.floats(1 / 20, 20),
+    offs=st.lists(st.floats(0.9, 1.1), min_size=3, max_size=WINDOW),
+    tensors=st.integers(1, 30_000),
+    size_bytes=st.integers(0, 200 * GB),
+)
+def test_loads_alike_are_expected_to_take_what_they_took(
+    surprise: float, offs: list[float], tensors: int, size_bytes: int
+) -> None:
+    """Also where that is twenty times what was believed, or a twentieth."""
+    fit = LaneFit(GUESS)
+    seconds = surprise * fit.seconds(tensors=tensors, size_bytes=size_bytes)
+    for off in offs:
+        fit.add(Sample(tensors, size_bytes, seconds * off))
+    found = fit.seconds(tensors=tensors, size_bytes=size_bytes)
+    assert 0.6 * min(offs) * seconds <= found <= 1.4 * max(offs) * seconds
+
+
 def test_one_load_is_enough_to_predict_its_like() -> None:
     fit = LaneFit(GUESS)
     sample = took(16 * GB, 50e9)
