@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import click
 
 from sllm.cli.edge import Failure
 from sllm.cli.options import as_source, open_library, root_option
-from sllm.cli.terminal import note, say
+from sllm.cli.terminal import is_interactive, note, say
 
 if TYPE_CHECKING:
     from sllm.library.model import Model
@@ -25,7 +24,7 @@ def rm(*, models: tuple[str, ...], yes: bool, root: Path | None) -> None:
     library = open_library(root)
     for name in models:
         if not yes:
-            if not sys.stdin.isatty():
+            if not is_interactive():
                 raise Failure(f"{name} was not removed: nobody can be asked here; pass --yes")
             click.confirm(f"Remove {name}?", abort=True, err=True)
         library.remove(name)
@@ -66,13 +65,18 @@ def create(
     root: Path | None,
 ) -> None:
     """Make a model NAME out of another one, or of a checkpoint on disk, which is used in place."""
+    from sllm.gateway.options import require_usable
     from sllm.library.modelfile import Modelfile, parse_modelfile
+    from sllm.text.template import ChatTemplate
 
     library = open_library(root)
     if source is not None:
         made, where = Modelfile(source=source), Path.cwd()
     else:
         made, where = parse_modelfile(_read(path)), path.absolute().parent
+    require_usable(made.parameters)
+    if made.template:
+        ChatTemplate(made.template)
     origin = as_source(made.source)
     if isinstance(origin, str) and (where / origin).exists():
         origin = where / origin

@@ -17,7 +17,7 @@ from sllm.cli.finding import any_server
 from sllm.cli.forecast import write_forecast
 from sllm.cli.options import as_source, open_library, root_option, url_option
 from sllm.cli.pull import pull_with_bars
-from sllm.cli.terminal import note, pull_bars
+from sllm.cli.terminal import is_interactive, note, pull_bars
 from sllm.core.errors import InvalidRequestError, ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -120,11 +120,11 @@ def _converse(chat: Chat) -> None:
 
 def _read_prompt(words: tuple[str, ...], given: str | None) -> str | None:
     """Return the prompt out of what is piped in and what is written; None for a chat."""
-    piped = "" if sys.stdin.isatty() else sys.stdin.read().strip()
+    piped = "" if sys.stdin is None or is_interactive() else sys.stdin.read().strip()
     parts = [part for part in (piped, given or "", " ".join(words)) if part]
     if parts:
         return "\n\n".join(parts)
-    if given is None and not words and sys.stdin.isatty():
+    if given is None and not words and is_interactive():
         return None
     raise InvalidRequestError("there is no prompt: write one, or pipe one in")
 

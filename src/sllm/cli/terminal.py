@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,11 @@ def note(text: str, *, end: str = "\n", dim: bool = False) -> None:
     """Write text to stderr, beside the output."""
     click.secho(text, err=True, nl=False, dim=dim)
     click.echo(end, err=True, nl=False)
+
+
+def is_interactive() -> bool:
+    """Return whether somebody can type; the input may be a pipe, or closed."""
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def say_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -89,6 +89,14 @@ def sampling(
     )
 
 
+def require_usable(parameters: Mapping[str, Any]) -> None:
+    """Raise InvalidRequestError or InvalidSamplingError for what no request could be answered with.
+
+    parameters: a model's own, before they are kept.
+    """
+    sampling(parse_options(parameters), logprobs=None, room_tokens=1)
+
+
 def _number(name: str, value: Any) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HUGE:
         return float(value)

@@ -7,6 +7,7 @@ The environment is that of Transformers, so that what is rendered is equal in ev
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -37,12 +38,23 @@ _FAILURES = (
 )
 
 
+# Jinja would take some of these for variables of such names, and leave them empty.
+_GO = re.compile(
+    r"\{\{-?\s*(?:(?:else )?(?:if|range|with)\s[^}]*[.$][A-Z]|[.$][A-Z]|(?:end|else)\s*-?\}\})"
+)
+
+
 class ChatTemplate:
     """One template, compiled. `variables` are the names that it takes from outside."""
 
     def __init__(self, text: str) -> None:
-        """Raise InvalidRequestError if the text is no Jinja template."""
+        """Raise InvalidRequestError if the text is no Jinja template, but Go's for example."""
         self.text = text
+        if _GO.search(text):
+            raise InvalidRequestError(
+                "the chat template is one of Go's, as Ollama has them: give it in Jinja, as models "
+                "are published with, or leave it out"
+            )
         try:
             self._compiled = _ENVIRONMENT.from_string(text)
             self.variables = frozenset(

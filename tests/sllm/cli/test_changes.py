@@ -59,3 +59,11 @@ def test_a_modelfile_that_is_wrong_is_one_red_line(run: Callable[..., Result], h
     assert "is not text" in run("create", "mine", code=1).stderr
     (home / "Modelfile").write_text("FROM x\nADAPTER y")
     assert "error: line 2 of the Modelfile: ADAPTER" in run("create", "mine", code=1).stderr
+    for line, told in (
+        ("PARAMETER temperature -1", "temperature is -1.0, not between"),
+        ("PARAMETER mirostat 2", "unknown parameter 'mirostat'"),
+        ("TEMPLATE {{ if .System }}", "the chat template is one of Go's"),
+        ("TEMPLATE {%", "the chat template is not a Jinja template"),
+    ):
+        (home / "Modelfile").write_text(f"FROM x\n{line}")
+        assert told in run("create", "mine", code=1).stderr

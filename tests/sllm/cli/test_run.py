@@ -120,6 +120,16 @@ def test_there_has_to_be_a_prompt(run: Callable[..., Result]) -> None:
     assert "there is no prompt" in run("run", "tiny", code=1).stderr
 
 
+@pytest.mark.parametrize(("words", "said"), [(["hi"], "hi"), ([], "there is no prompt")])
+def test_a_closed_input_has_nothing_to_say(ollama: FakeOllama, words: list[str], said: str) -> None:
+    command = [sys.executable, "-m", "sllm.cli", "run", "tiny", *words]
+    closed = ["sh", "-c", 'exec "$@" <&-', "sh", *command]
+    done = subprocess.run(closed, capture_output=True, text=True, check=False)
+    assert said in done.stdout + done.stderr
+    assert done.returncode == (0 if words else 1)
+    assert "Traceback" not in done.stderr
+
+
 def test_ctrl_c_ends_the_answer_here_and_there(ollama: FakeOllama) -> None:
     ollama.models.add("slow")
     command = [sys.executable, "-m", "sllm.cli", "run", "slow", "hi"]

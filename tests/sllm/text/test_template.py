@@ -91,8 +91,26 @@ def test_a_template_cannot_leave_its_sandbox(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{% if %}", "{{", "{% nonsense %}", "{{ .Prompt }}", "{{ 1 | no }}"]
+    "text",
+    [
+        "{{ .Prompt }}",
+        "{{ if .System }}x",
+        '{{- if eq .Role "user" }}x',
+        "{{ range $i, $_ := .Messages }}",
+        "x {{- end }}",
+    ],
 )
+def test_a_template_of_gos_is_told_apart(text: str) -> None:
+    with pytest.raises(InvalidRequestError, match="one of Go's"):
+        ChatTemplate(text)
+
+
+@pytest.mark.parametrize("text", ["{{ range(2) }}", "{{ template }}", "{{ ending }}", "{{ a.B }}"])
+def test_names_like_gos_words_are_let_through(text: str) -> None:
+    assert ChatTemplate(text).text == text
+
+
+@pytest.mark.parametrize("text", ["{% if %}", "{{", "{% nonsense %}", "{{ 1 | no }}"])
 def test_what_is_no_template_is_refused_with_the_line(text: str) -> None:
     with pytest.raises(InvalidRequestError, match="not a Jinja template: line 1: "):
         ChatTemplate(text)

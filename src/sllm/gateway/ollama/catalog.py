@@ -16,11 +16,13 @@ from sllm.core.errors import InvalidRequestError
 from sllm.gateway.declared import answering, failing
 from sllm.gateway.ollama.answers import Failed, RunningModels, Shown, Status, Tags, Version
 from sllm.gateway.ollama.bodies import Name, Named
+from sllm.gateway.options import require_usable
 from sllm.gateway.request_body import RequestBody
 from sllm.gateway.service import Here  # noqa: TC001 - FastAPI reads the annotation.
 from sllm.gateway.streams import NDJSON, line
 from sllm.library.description import list_tensors
 from sllm.library.modelfile import format_modelfile, format_parameters
+from sllm.text.template import ChatTemplate
 
 if TYPE_CHECKING:
     from sllm.gateway.host import Resident
@@ -148,6 +150,9 @@ async def create(body: CreateBody, here: Here) -> Response:
             "create: only `from` a model of this machine; files, adapters and quantize are not "
             "supported: pull the files' path with gdsllm instead"
         )
+    require_usable(body.parameters or {})
+    if body.template:
+        ChatTemplate(body.template)
     given = body.license
     await asyncio.to_thread(
         here.library.create,

@@ -87,6 +87,9 @@ def test_a_model_is_made_out_of_another(ollama_client: ollama.Client) -> None:
     [
         ("/api/push", {"model": "plain"}),
         ("/api/create", {"model": "x", "files": {"a": "sha256:1"}}),
+        ("/api/create", {"model": "x", "from": "plain", "template": "{%"}),
+        ("/api/create", {"model": "x", "from": "plain", "parameters": {"temperature": "hot"}}),
+        ("/api/create", {"model": "x", "from": "plain", "parameters": {"top_p": 7}}),
         ("/api/blobs/sha256:1", {}),
         ("/api/show", {}),
     ],
