@@ -9,7 +9,7 @@ import click
 
 from sllm_store.cli.edge import VERBOSE
 from sllm_store.config import ADDRESS_VARIABLE, STORAGE_VARIABLE
-from sllm_store.errors import InvalidRequestError
+from sllm_store.errors import InvalidRequestError, StoreError
 from sllm_store.tiers.fan_in import parse_fan_in
 from sllm_store.units import parse_size
 
@@ -86,8 +86,7 @@ class Backend(click.ParamType):  # type: ignore[type-arg]
         """Return the backend; fail for one that this distribution does not have."""
         if value in OTHER_BACKENDS:
             self.fail(
-                f"{value!r} comes with its own plugin, which is not installed here; "
-                "use 'transformers'",
+                f"{value!r} is planned, and no part of this release; use 'transformers'",
                 param,
                 ctx,
             )
@@ -104,15 +103,18 @@ class CheckpointName(click.ParamType):  # type: ignore[type-arg]
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Offer the checkpoints under the storage path."""
-        import os
-
+        """Offer the checkpoints under the storage path: the running store's, as commands do."""
         from click.shell_completion import CompletionItem
 
         from sllm_store.checkpoint.reader import list_checkpoints
-        from sllm_store.config import default_storage_path
+        from sllm_store.cli.connection import if_running
+        from sllm_store.cli.finding import storage_root
 
-        root = ctx.params.get("storage_path") or default_storage_path(os.environ)
+        try:
+            with if_running(ctx.params.get("address")) as client:
+                root = storage_root(client, ctx.params.get("storage_path"))
+        except StoreError:
+            return []  # Nobody reads errors here.
         if not root.is_dir():
             return []
         return [

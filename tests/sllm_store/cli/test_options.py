@@ -14,6 +14,8 @@ from sllm_store.cli.options import Backend, FanIn, Size, UserPath
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.store_process import StoreProcess
+
 
 def parse(kind: Any, text: str) -> Any:
     """Return what a command gets for --value text, or the usage error."""
@@ -46,8 +48,8 @@ def test_a_tilde_is_the_home_directory() -> None:
 
 
 @pytest.mark.parametrize("name", ["vllm", "sglang"])
-def test_a_backend_with_a_plugin_of_its_own_says_so(name: str) -> None:
-    assert f"'{name}' comes with its own plugin" in parse(Backend(), name)
+def test_a_backend_that_is_planned_is_told_from_a_wrong_one(name: str) -> None:
+    assert f"'{name}' is planned, and no part of this release" in parse(Backend(), name)
 
 
 def test_an_unknown_backend_is_wrong_usage(run: Callable[..., Any]) -> None:
@@ -77,6 +79,21 @@ def test_names_of_checkpoints_are_completed(
         }
     )
     assert done.out.split() == ["plain,org/model"]
+
+
+def test_names_of_the_running_stores_checkpoints_are_completed(
+    run_apart: Callable[..., Any],
+    write_safetensors: Callable[..., object],
+    storage: Path,
+    start_store: Callable[..., StoreProcess],
+) -> None:
+    write_safetensors(storage / "mine")
+    completed = {"_SLLM_STORE_COMPLETE": "bash_complete", "COMP_CWORD": "2"}
+    completed["COMP_WORDS"] = "sllm-store pin "
+    nobody = {"SLLM_STORE_ADDRESS": f"unix:{storage}/nobody.sock"}
+    assert run_apart(env=completed | nobody).out.split() == []
+    running = {"SLLM_STORE_ADDRESS": start_store(storage).address}
+    assert run_apart(env=completed | running).out.split() == ["plain,mine"]
 
 
 def test_fan_in_is_all_gpus_or_some() -> None:

@@ -198,7 +198,7 @@ def test_an_adapter_is_saved_with_its_configuration(
         (["--source", "a", "--name", "/b"], "use a relative path without '..'"),
         (["--source", "a", "--name", ".b"], "use a relative path without '..'"),
         (["--source", "a", "--dtype", "int3"], "'int3' is not one of"),
-        (["--model", "b", "--backend", "vllm"], "'vllm' comes with its own plugin"),
+        (["--model", "b", "--backend", "vllm"], "'vllm' is planned, and no part of this release"),
     ],
 )
 def test_wrong_usage_says_what_is_right(
