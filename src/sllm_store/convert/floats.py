@@ -27,23 +27,22 @@ def cast(raw: NDArray[np.uint8], *, source: str, target: str, name: str) -> NDAr
     """Return the elements in `raw` (bytes of dtype `source`) as `target`; bfloat16 as uint16.
 
     Exact where the target is wider. Raises InvalidRequestError naming the tensor when a finite
-    number does not fit into float16.
+    number does not fit into float16, or one of float64 into float32.
     """
     if source == target:
         return raw.view(NUMPY_TYPES[source])
     wide = _widen(raw) if source == "bfloat16" else raw.view(NUMPY_TYPES[source])
-    if target == "bfloat16":
-        return _narrow_to_bfloat16(wide.astype(np.float32, copy=False))
     if target == "float16":
-        return _narrow_to_float16(wide, name)
-    return wide.astype(NUMPY_TYPES[target], copy=False)
+        return _narrow(wide, "float16", name)
+    wide = _narrow(wide, "float32", name)
+    return _narrow_to_bfloat16(wide) if target == "bfloat16" else wide
 
 
 def cast_float32(values: NDArray[np.float32], *, target: str, name: str) -> NDArray[Any]:
     """Return float32 values as `target`; see `cast`."""
     if target == "bfloat16":
         return _narrow_to_bfloat16(values)
-    return values if target == "float32" else _narrow_to_float16(values, name)
+    return values if target == "float32" else _narrow(values, "float16", name)
 
 
 def _widen(raw: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -65,11 +64,14 @@ def _narrow_to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     return rounded.astype(np.uint16)
 
 
-def _narrow_to_float16(values: NDArray[Any], name: str) -> NDArray[np.float16]:
+def _narrow(values: NDArray[Any], target: str, name: str) -> NDArray[Any]:
+    """Cast to a type of numpy's; raise InvalidRequestError if that makes a number infinite."""
     with np.errstate(over="ignore"):
-        narrow = values.astype(np.float16)
-    if (np.isinf(narrow) & ~np.isinf(values)).any():
+        narrow = values.astype(NUMPY_TYPES[target], copy=False)
+    loses = narrow.itemsize < values.itemsize
+    if loses and (np.isinf(narrow) & ~np.isinf(values)).any():
+        wider = "bfloat16 or float32" if target == "float16" else "auto"
         raise InvalidRequestError(
-            f"tensor {name} has numbers that float16 cannot hold: use bfloat16 or float32"
+            f"tensor {name} has numbers that {target} cannot hold: use {wider}"
         )
     return narrow

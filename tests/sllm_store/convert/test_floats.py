@@ -48,6 +48,15 @@ def test_a_nan_stays_one(bits: int) -> None:
         assert np.isnan(cast(raw, source=target, target="float32", name="w")).all()
 
 
+@pytest.mark.parametrize("target", ["float32", "bfloat16"])
+def test_a_number_of_float64_beyond_the_others_is_an_error(target: str) -> None:
+    raw = np.array([1.0, 1e300]).view(np.uint8)
+    with pytest.raises(InvalidRequestError, match=r"model\.norm has numbers .*: use auto"):
+        cast(raw, source="float64", target=target, name="model.norm")
+    infinite = np.array([1.0, np.inf]).view(np.uint8)
+    assert cast(infinite, source="float64", target=target, name="model.norm").shape == (2,)
+
+
 def test_a_number_beyond_float16_is_an_error_that_names_the_tensor() -> None:
     with pytest.raises(InvalidRequestError, match=r"model\.norm.*use bfloat16"):
         cast_float32(np.array([1e6], np.float32), target="float16", name="model.norm")
