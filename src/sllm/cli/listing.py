@@ -26,7 +26,7 @@ def list_command(*, beginning: str, root: Path | None) -> None:
     """List the models on this machine, or those whose names have a BEGINNING."""
     library = open_library(root)
     now = datetime.now(UTC)
-    known = library.list()
+    known = library.list(lambda error: note(f"error: {error}"))
     models = [model for model in known if model.name.lower().startswith(beginning.lower())]
     if known and not models:
         note(f"no model's name begins with {beginning}: `gdsllm list` names all {len(known)}")

@@ -20,7 +20,7 @@ from sllm.library.names import ModelName
 from sllm.library.storage import write_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 VERSION = 1
 _SUFFIX = ".json"
@@ -136,24 +136,18 @@ class Manifests:
 
     def read(self, name: ModelName) -> Manifest | None:
         """Return the manifest of a name in any case, None if there is none."""
-        path = self._path(name)
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise LibraryError(f"cannot read {path}: {error.strerror}") from error
-        return Manifest.from_json(data, path)
+        return _read(self._path(name))
 
-    def read_all(self) -> list[Manifest]:
-        """Return every manifest, in the order of names; raise LibraryError for a damaged one."""
+    def read_all(self, on_damaged: Callable[[LibraryError], None]) -> list[Manifest]:
+        """Return every manifest that can be read, in the order of names; the others are told."""
         manifests = []
         for path in self._paths():
             try:
-                data = path.read_bytes()
-            except FileNotFoundError:
-                continue  # Removed since the directory was read.
-            manifests.append(Manifest.from_json(data, path))
+                manifest = _read(path)
+            except LibraryError as error:
+                on_damaged(error)
+            else:
+                manifests += [] if manifest is None else [manifest]
         return sorted(manifests, key=lambda manifest: manifest.name.key)
 
     def write(self, manifest: Manifest) -> None:
@@ -179,3 +173,13 @@ class Manifests:
             for path in self._directory.iterdir()
             if path.suffix == _SUFFIX and not path.name.startswith(".")
         ]
+
+
+def _read(path: Path) -> Manifest | None:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None  # Perhaps removed since the directory was read.
+    except OSError as error:
+        raise LibraryError(f"cannot read {path}: {error.strerror}") from error
+    return Manifest.from_json(data, path)

@@ -66,9 +66,10 @@ class Library:
         origins = Origins.from_environment(environment, check=check)
         return cls(root or model_root(environment), origins=origins)
 
-    def list(self) -> list[Model]:
-        """Return every model, in the order of names."""
-        return [manifest.model(self._storage.files) for manifest in self._manifests.read_all()]
+    def list(self, on_damaged: Callable[[LibraryError], None] = lambda error: None) -> list[Model]:
+        """Return every model, in the order of names; records that cannot be read are told."""
+        manifests = self._manifests.read_all(on_damaged)
+        return [manifest.model(self._storage.files) for manifest in manifests]
 
     def get(self, name: str) -> Model:
         """Return a model; its `problem` says so if its files are gone.
@@ -254,7 +255,7 @@ class Library:
         found = self._manifests.read(name)
         if found is not None:
             return found
-        known = self._manifests.read_all()
+        known = self._manifests.read_all(lambda error: None)
         short = [one for one in known if one.name.short.lower() == name.model.lower()]
         tagged = [one for one in short if one.name.tag.lower() == name.tag.lower()]
         if len(tagged) == 1:
@@ -275,11 +276,10 @@ class Library:
         return manifest.model(self._storage.files)
 
     def _sweep(self) -> None:
-        try:
-            manifests = self._manifests.read_all()
-        except LibraryError:
-            return  # What a damaged manifest uses is not known, so everything stays.
-        self._storage.sweep({one.stored for one in manifests if one.stored})
+        damaged: list[LibraryError] = []
+        manifests = self._manifests.read_all(damaged.append)
+        if not damaged:  # What a damaged one uses is not known, so everything stays.
+            self._storage.sweep({one.stored for one in manifests if one.stored})
 
 
 def name_of_path(path: Path) -> str:

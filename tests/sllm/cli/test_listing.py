@@ -19,7 +19,7 @@ def test_an_empty_list_says_how_to_fill_it(run: Callable[..., Result]) -> None:
     assert "gdsllm pull smollm2" in result.stderr
 
 
-def test_models_are_listed(run: Callable[..., Result], tiny: Path) -> None:
+def test_models_are_listed(run: Callable[..., Result], tiny: Path, home: Path) -> None:
     run("pull", "./tiny.gguf")
     run("cp", "tiny", "other:v1")
     lines = [line.split() for line in run("ls").stdout.splitlines() if line.strip()]
@@ -29,6 +29,10 @@ def test_models_are_listed(run: Callable[..., Result], tiny: Path) -> None:
     assert lines[1][1] == lines[2][1]
     assert "tiny" not in run("list", "oth").stdout
     assert "no model's name begins with zzz" in run("list", "zzz").stderr
+    (home / "models" / "manifests" / "tiny@latest.json").write_text("{")
+    damaged = run("list")
+    assert "other:v1" in damaged.stdout
+    assert "tiny@latest.json is damaged" in damaged.stderr
     tiny.unlink()
     assert "cannot be used" in run("list").stderr
 

@@ -214,6 +214,11 @@ def test_a_damaged_manifest_is_named_and_can_be_removed(text: str, library: Libr
     path.write_text(text)
     with pytest.raises(LibraryError, match=r"smollm2@latest\.json"):
         library.get("smollm2")
+    told: list[LibraryError] = []
+    assert [model.name for model in library.list(told.append)] == ["other:latest"]
+    assert [str(path) in str(error) for error in told] == [True]
+    with pytest.raises(ModelNotFoundError, match="did you mean other:latest"):
+        library.get("othr")
     library.copy("other", "third")
     assert len(stored(library)) == 1
     library.remove("smollm2")
