@@ -123,6 +123,26 @@ def test_an_answer_can_be_stopped_and_the_chat_goes_on(
 
 
 @in_a_browser
+def test_a_new_chat_forgets_an_answer_that_was_being_written(
+    page: Page, url: str, script: Script
+) -> None:
+    script.answer = "one two three four"
+    script.free_tokens = 4
+    page.goto(url)
+    page.locator("#model option").first.wait_for(state="attached")
+    page.select_option("#model", "plain:latest")
+    ask(page, "Count")
+    expect(page.locator(".assistant")).to_contain_text("one")
+    page.click("#clear")
+    page.locator("#send:visible").wait_for()
+    script.go.set()
+    ask(page, "And now?")
+    expect(page.locator(".assistant")).to_have_text("one two three four")
+    assert "Count" not in script.prompts[1]
+    assert "one" not in script.prompts[1]
+
+
+@in_a_browser
 def test_a_wrong_token_is_asked_for_again(
     page: Page, settings: Settings, library: Library, backing: Backing
 ) -> None:

@@ -182,6 +182,7 @@ async function answer() {
   const message = { role: "assistant", content: "" };
   let thought = null;
   const rate = new Rate();
+  const asked = turns;  // A new chat has turns of its own.
   const system = one("system").value.trim();
   const messages = [...(system ? [{ role: "system", content: system }] : []), ...turns];
   running = new AbortController();
@@ -205,6 +206,7 @@ async function answer() {
       const bottom = innerHeight + scrollY >= document.body.scrollHeight - 40;
       show(text, message.content);
       if (bottom) scrollTo(0, document.body.scrollHeight);
+      if (asked !== turns) continue;
       if (line.done) one("rate").textContent = summary(line);
       else rate.note();
     }
@@ -214,8 +216,8 @@ async function answer() {
     }
   } finally {
     turn.classList.remove("waiting");
-    if (message.content) turns.push(message);
-    else turns.pop();  // A question without an answer is not part of the conversation.
+    if (message.content) asked.push(message);
+    else asked.pop();  // A question without an answer is not part of the conversation.
     running = null;
   }
 }
