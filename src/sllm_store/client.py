@@ -65,7 +65,6 @@ _BY_STATUS = {
 }
 
 Chunk = tuple[int, int, int, int]
-
 _ARENAS = KnownArenas()
 
 
@@ -257,16 +256,28 @@ class SllmStoreClient:
         values |= {"devices": tuple(reply.devices), "resident_bytes": resident_bytes}
         return StoreStatus(**values)
 
+    def storage_path(self) -> Path:
+        """Return the directory whose checkpoints the store serves."""
+        if self.address.startswith(_UNIX):
+            return Path(self._ask(LocalConnection.storage_path))
+        return Path(self.status().storage_path)
+
     def _ask_status(self) -> Any:
-        if not self.address.startswith(_UNIX):
-            return self._call(self._store.GetStatus, pb.GetStatusRequest())
+        if self.address.startswith(_UNIX):
+            return self._ask(LocalConnection.status)
+        return self._call(self._store.GetStatus, pb.GetStatusRequest())
+
+    def _ask(self, ask: Callable[[LocalConnection], Any]) -> Any:
         connection = self._connect()
         with ExitStack() as failed:
             failed.callback(connection.close)
-            reply = connection.call(pb.LocalRequest(status=pb.GetStatusRequest())).status
+            answer = ask(connection)
             failed.pop_all()
-        self._keep(connection)
-        return reply
+        with self._lock:
+            before, self._idle = self._idle, (connection, time.monotonic(), os.getpid())
+        if before is not None:
+            before[0].close()
+        return answer
 
     def set_pinned(
         self,
@@ -394,13 +405,6 @@ class SllmStoreClient:
         if not self._local_path:
             self._local_path = self._ask_status().local_socket
         return LocalConnection(self._local_path, address=self.address)
-
-    def _keep(self, connection: LocalConnection) -> None:
-        """Have a connection for the next call."""
-        with self._lock:
-            before, self._idle = self._idle, (connection, time.monotonic(), os.getpid())
-        if before is not None:
-            before[0].close()
 
     @property
     def _storage(self) -> Any:

@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from sllm_store.config import default_socket_path
@@ -15,12 +16,12 @@ from sllm_store.tiers.held import HeldMemory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 REPLY_TIMEOUT_S = 60
 CONNECT_TIMEOUT_S = 2.0
 _LENGTH = struct.Struct("<I")
 _TIMEVAL = struct.Struct("@ll")
+_CREDENTIALS = struct.Struct("3i")
 
 
 def require_trusted(socket_path: Path) -> None:
@@ -41,6 +42,10 @@ def require_trusted(socket_path: Path) -> None:
             f"no store of yours is at unix:{socket_path}: {socket_path.parent} belongs to user "
             f"{owner}, who could pose as the store; remove it, or name another address"
         )
+
+
+# What servers serve, by the socket where each was last met: a process meets few.
+_SERVED: dict[str, tuple[tuple[int, int, int], str]] = {}
 
 
 class LocalConnection:
@@ -101,6 +106,18 @@ class LocalConnection:
             raise BY_NAME.get(reply.error.name, StoreError)(reply.error.message)
         return reply
 
+    def status(self) -> Any:
+        """Return what the store says of itself."""
+        return self.call(pb.LocalRequest(status=pb.GetStatusRequest())).status
+
+    def storage_path(self) -> str:
+        """Return the directory whose checkpoints the store serves; each server is asked once."""
+        server = self._server()
+        known = _SERVED.get(self._path)
+        if known is None or known[0] != server:
+            known = _SERVED[self._path] = server, self.status().storage_path
+        return known[1]
+
     def load(self, request: Any) -> Iterator[Any]:
         """Start a load by its LoadRequest; return its LoadEvents, the last one `done`."""
         self.ask(pb.LocalRequest(load=request))
@@ -119,6 +136,16 @@ class LocalConnection:
             yield HeldMemory(connection=self._socket.fileno(), pool=descriptors[0])
         finally:
             os.close(descriptors[0])
+
+    def _server(self) -> tuple[int, int, int]:
+        """Tell this server from any other: by its process, and by the socket that it has made."""
+        size = _CREDENTIALS.size
+        try:
+            bound = Path(self._path).stat()
+            credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        except OSError as error:
+            raise self._lost(error) from error
+        return _CREDENTIALS.unpack(credentials)[0], bound.st_ino, bound.st_ctime_ns
 
     def _events(self) -> Iterator[Any]:
         done = False

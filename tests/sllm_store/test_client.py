@@ -62,6 +62,20 @@ def test_every_error_has_a_status_and_a_name() -> None:
     assert subclasses <= set(errors.BY_NAME.values())
 
 
+def test_each_server_at_a_socket_is_asked_what_it_serves(
+    start_store: Start, models: Path, tmp_path: Path
+) -> None:
+    socket_path, others = tmp_path / "one.sock", tmp_path / "others"
+    others.mkdir()
+    with SllmStoreClient(f"unix:{socket_path}") as client:
+        for served in (models, others, models):
+            store = start_store(served, socket_path=socket_path)
+            assert [client.storage_path() for _ in range(2)] == [served, served]
+            store.stop()
+            with pytest.raises(errors.StoreUnavailableError):
+                client.storage_path()
+
+
 def test_a_timeout_is_a_deadline_error(start_store: Start, models: Path) -> None:
     store = start_store(models)
     with socket.socket(socket.AF_UNIX) as silent:

@@ -204,7 +204,7 @@ def _find_store(store: str | None) -> _RunningStore | None:
         client = SllmStoreClient(address)
         with ExitStack() as failed:
             failed.callback(client.close)
-            root = Path(client.status().storage_path)
+            root = client.storage_path()
             failed.pop_all()
         return _RunningStore(client, root)
     except StoreUnavailableError:
