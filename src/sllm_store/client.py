@@ -23,6 +23,7 @@ from sllm_store.config import (
     TOKEN_VARIABLE,
     default_address as configured_address,
     local_socket_path,
+    require_token,
     rpc_target,
 )
 from sllm_store.errors import (
@@ -84,7 +85,8 @@ def is_running(address: str | None = None) -> bool:
                 probe.connect(target.removeprefix(_UNIX))
         else:
             host, _, port = target.rpartition(":")
-            socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+            place = (host.strip("[]"), int(port))
+            socket.create_connection(place, timeout=CONNECT_TIMEOUT_S).close()
     except (OSError, ValueError):
         return False
     return True
@@ -106,6 +108,7 @@ class SllmStoreClient:
         """
         self.address = address or default_address()
         secret = token or os.environ.get(TOKEN_VARIABLE)
+        require_token(secret or "")
         self._metadata = [("authorization", f"Bearer {secret}")] if secret else []
         self._lock = threading.Lock()
         self._grpc: tuple[Any, tuple[Any, Any]] | None = None

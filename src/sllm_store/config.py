@@ -79,6 +79,7 @@ class StoreConfig:
             raise InvalidRequestError(f"read mode {self.read_mode!r}: use one of {READ_MODES}")
         if not 0 < self.load_timeout_s < math.inf:
             raise InvalidRequestError(f"load timeout {self.load_timeout_s} s: it must be positive")
+        require_token(self.token or "")
         if self.host is not None and not is_loopback(self.host) and not self.token:
             raise InvalidRequestError(
                 f"host {self.host} can be reached from other machines: set {TOKEN_VARIABLE} to a "
@@ -101,6 +102,19 @@ def default_socket_path(environ: Mapping[str, str], *, uid: int) -> Path:
 def local_socket_path(socket_path: Path) -> Path:
     """Return where the store of this socket speaks to processes of its machine."""
     return socket_path.with_name(f"{socket_path.name}{_LOCAL}")
+
+
+def tcp_address(host: str, port: int) -> str:
+    """Return the address of a TCP port; colons of IPv6 stand in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def require_token(token: str) -> None:
+    """Raise InvalidRequestError for a secret that no header of HTTP can carry unchanged."""
+    if not (token.isascii() and token.isprintable() and token == token.strip()):
+        raise InvalidRequestError(
+            f"the token ({TOKEN_VARIABLE}): use printable ASCII without spaces at its ends"
+        )
 
 
 def rpc_target(address: str) -> str:

@@ -109,6 +109,11 @@ def test_an_empty_tensor_needs_no_memory(start_store: Start, tmp_path: Path) -> 
     assert loaded.tensors[0].shape == (0,)
 
 
+def test_a_token_that_no_header_carries_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="use printable ASCII"):
+        SllmStoreClient("127.0.0.1:1", token="pässword")
+
+
 def test_an_address_without_a_path_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="'unix:' names no socket: write unix:/path"):
         SllmStoreClient("unix:")

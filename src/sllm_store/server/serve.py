@@ -17,7 +17,7 @@ from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined
 from prometheus_client import start_http_server
 
 from sllm_store import native
-from sllm_store.config import local_socket_path, rpc_target
+from sllm_store.config import local_socket_path, rpc_target, tcp_address
 from sllm_store.errors import DeviceError, InvalidRequestError
 from sllm_store.host_memory import machine_bytes
 from sllm_store.proto import storage_pb2 as pb, storage_pb2_grpc as rpc
@@ -132,22 +132,25 @@ def _add_reflection(server: Any) -> None:
 
 def _listen(server: Any, config: StoreConfig) -> list[str]:
     """Bind every address; raise InvalidRequestError for one that cannot be bound."""
-    addresses = [f"unix:{config.socket_path}"]
+    bound = [f"unix:{config.socket_path}"]
+    _bind(server, bound[0])
     if config.host is not None:
-        addresses.append(f"{config.host}:{config.port}")
-    bound = []
-    for address in addresses:
-        mask = os.umask(0o177)
-        try:
-            port = server.add_insecure_port(rpc_target(address))
-        except RuntimeError as error:
-            raise InvalidRequestError(
-                f"cannot listen on {address}: is another store running there? ({error})"
-            ) from error
-        finally:
-            os.umask(mask)
-        bound.append(address if address.startswith("unix:") else f"{config.host}:{port}")
+        port = _bind(server, tcp_address(config.host, config.port))
+        bound.append(tcp_address(config.host, port))
     return bound
+
+
+def _bind(server: Any, address: str) -> int:
+    mask = os.umask(0o177)
+    try:
+        port: int = server.add_insecure_port(rpc_target(address))
+    except RuntimeError as error:
+        raise InvalidRequestError(
+            f"cannot listen on {address}: is another store running there? ({error})"
+        ) from error
+    finally:
+        os.umask(mask)
+    return port
 
 
 def _raise_limits() -> None:

@@ -94,6 +94,18 @@ def test_tcp_serves_loads_too(start_store: Start, models: Path) -> None:
         assert read_tensors(client.load("m")) == random_tensors(2, MB)
 
 
+def test_tcp_may_be_spoken_over_ipv6(start_store: Start, models: Path) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    address = start_store(models, host="::1", port=0).addresses[1]
+    assert address.startswith("[::1]:")
+    assert is_running(address)
+    with SllmStoreClient(address) as client:
+        assert client.load("m").tier == "disk"
+
+
 def test_tcp_needs_the_token_and_the_unix_socket_does_not(start_store: Start, models: Path) -> None:
     store = start_store(models, host="127.0.0.1", port=free_port(), token="secret")
     assert store.client().status().pool_bytes == 64 * MB
