@@ -27,6 +27,7 @@ WAYS_MAX = 512
 PARTICULAR = 0.05  # What models differ by in one way, as a part of what their lanes say.
 _SCATTER = 0.05  # What loads alike differ by, for all that two of them would tell.
 _GUESSED = 2
+_ALIKE = 8  # So many other models, those loaded last, tell how much loads scatter.
 _ODD = 3 * _SCATTER  # A load that is off by more counts for no more.
 _TO_DEVIATION = 1.25  # A normal distribution's standard deviation over its mean absolute one.
 _GAINS = (0.6, 0.9, 0.3, 0.0)
@@ -54,10 +55,12 @@ class RecentLoads:
         Of a model that was not loaded so, others tell; the fewer loads and the less they agree, the
         nearer to 1.
         """
-        logs: dict[str, list[float]] = {}
-        for (other_way, other), loads in self._loads.items():
-            if other_way == way:
-                logs[other] = [math.log(seconds / expected(demand)) for demand, seconds in loads]
+        alike = [key for key in reversed(self._loads) if key[0] == way and key[1] != model]
+        logs = {
+            key[1]: [math.log(seconds / expected(demand)) for demand, seconds in self._loads[key]]
+            for key in [(way, model), *alike[:_ALIKE]]
+            if key in self._loads
+        }
         known = logs.get(model) or [off for offs in logs.values() for off in offs]
         if not known:
             return 1.0
