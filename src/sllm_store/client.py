@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -26,29 +26,22 @@ from sllm_store.config import (
     require_token,
     rpc_target,
 )
-from sllm_store.errors import (
-    BY_NAME,
-    DeadlineError,
-    InvalidRequestError,
-    StoreError,
-    StoreUnavailableError,
-    UnauthenticatedError,
-)
+from sllm_store.errors import InvalidRequestError, StoreError
 from sllm_store.interpreter import no_collection, short_turns
 from sllm_store.local_connection import LocalConnection, require_trusted
 from sllm_store.proto import storage_pb2 as pb, storage_pb2_grpc as rpc
+from sllm_store.rpc_errors import translated
 from sllm_store.tiers.decoding import map_host, with_decoding
 from sllm_store.tiers.device import KnownArenas
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sllm_store.checkpoint.loaded import ArenaMemory
     from sllm_store.tiers.watching import OnProgress
 
     OnPlaced = Callable[[Placed], None]
 
-ERROR_KEY = "sllm-error"
 CALL_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 2.0
 # How long a connection to the local socket waits for its next call: one load_dict makes several.
@@ -58,12 +51,6 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", 512 << 20),
     ("grpc.max_send_message_length", 512 << 20),
 ]
-_BY_STATUS = {
-    grpc.StatusCode.UNAVAILABLE: StoreUnavailableError,
-    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
-    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
-    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
-}
 
 Chunk = tuple[int, int, int, int]
 _ARENAS = KnownArenas()
@@ -479,25 +466,3 @@ def _map_arenas(
             else:
                 own[index] = held.map_device(arena.device, next(shared).ipc_handle)
     return own
-
-
-@contextmanager
-def translated(address: str) -> Iterator[None]:
-    """Raise the store's own errors for failed RPCs."""
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise _store_error(error, address) from error
-
-
-def _store_error(error: Any, address: str) -> StoreError:
-    status, details = error.code(), error.details() or ""
-    for key, value in error.trailing_metadata() or ():
-        if key == ERROR_KEY and value in BY_NAME:
-            return BY_NAME[value](details)
-    if status == grpc.StatusCode.UNAVAILABLE:
-        tcp = "" if address.startswith("unix:") else " --host or --port, for TCP is off without,"
-        return StoreUnavailableError(
-            f"no store is running at {address}: start one with `sllm-store start`{tcp} ({details})"
-        )
-    return _BY_STATUS.get(status, StoreError)(f"{details} [{status.name}]")

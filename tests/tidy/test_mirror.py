@@ -117,6 +117,7 @@ TESTED_THROUGH = {
     "sllm_store/convert/gguf_pre_tokenizer.py": "convert/test_gguf_tokenizer.py",
     "sllm_store/convert/gguf_vocabulary.py": "convert/test_gguf_tokenizer.py",
     "sllm_store/local_connection.py": "server/test_local_socket.py",
+    "sllm_store/rpc_errors.py": "test_client.py",
     "sllm_store/server/catalog.py": "server/test_service.py",
     "sllm_store/server/edge.py": "server/test_serve.py",
     "sllm_store/server/engine.py": "server/test_service.py",

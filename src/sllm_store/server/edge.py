@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from sllm_store.errors import DeadlineError, StoreError, UnauthenticatedError
+from sllm_store.rpc_errors import ERROR_KEY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from sllm_store.server.metrics import StoreMetrics
 
-ERROR_KEY = "sllm-error"
 OPTIONS = [
     ("grpc.max_receive_message_length", 512 << 20),
     ("grpc.max_send_message_length", 512 << 20),
