@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sllm.gateway.service import Service
     from sllm.gateway.settings import Settings
 
+KEEP_CONNECTION_S = 75  # More than clients keep theirs: else one may ask while we close it.
 _START_S = 30.0
 _STOP_S = 60.0
 _LAST_WORDS_S = 3  # For clients to be told that their answers end here.
@@ -72,6 +73,7 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 log_config=None,
                 server_header=False,
+                timeout_keep_alive=KEEP_CONNECTION_S,
                 timeout_graceful_shutdown=math.ceil(settings.grace_s) + _LAST_WORDS_S,
             )
         )

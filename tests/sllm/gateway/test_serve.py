@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+import uvicorn
 
 from sllm.backends import early, local
 from sllm.core.errors import SettingsError
@@ -34,6 +35,24 @@ def test_a_server_is_there_until_its_user_is_done(
         assert httpx.get(f"{url}/health").status_code == 200
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/health")
+
+
+def test_a_connection_is_kept_for_longer_than_clients_keep_it(
+    settings: Settings, library: Library, backing: Backing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured: list[uvicorn.Config] = []
+    begin = uvicorn.Server.__init__
+
+    def note(server: uvicorn.Server, config: uvicorn.Config) -> None:
+        configured.append(config)
+        begin(server, config)
+
+    monkeypatch.setattr(uvicorn.Server, "__init__", note)
+    with background(settings, library=library, backing=backing):
+        pass
+    kept_s = httpx.Limits().keepalive_expiry
+    assert kept_s is not None
+    assert configured[0].timeout_keep_alive > 2 * kept_s
 
 
 def test_a_port_in_use_is_named(settings: Settings, url: str) -> None:
