@@ -131,7 +131,6 @@ TESTED_THROUGH = {
     "sllm_store/transformers/fill.py": "transformers/test_load.py",
     "sllm_store/transformers/internals.py": "transformers/test_load.py",
     "sllm_store/transformers/module_sizes.py": "transformers/test_save.py",
-    "sllm_store/transformers/skeleton.py": "transformers/test_load.py",
 }
 
 

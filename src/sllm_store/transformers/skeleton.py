@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, GenerationConfig
 
 from sllm_store.errors import InvalidCheckpointError, InvalidRequestError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
+# What Transformers raises for a config.json that is none, or whose values cannot be.
+_BAD_CONFIG = (OSError, ValueError, KeyError, ArithmeticError, StrictDataclassError)
 # Transformers builds under a default dtype, which PyTorch has one of for all threads.
 _BUILDING = threading.Lock()
 
@@ -34,15 +37,21 @@ def read_config(directory: Path, *, trust_remote_code: bool) -> PretrainedConfig
         config: PretrainedConfig = AutoConfig.from_pretrained(
             directory, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
+    except _BAD_CONFIG as error:
         raise InvalidCheckpointError(f"{directory / CONFIG_FILE}: {error}") from error
     return config
 
 
 def read_generation_config(directory: Path) -> GenerationConfig | None:
-    """Return the generation settings beside the weights, or those an old config.json carries."""
+    """Return the generation settings beside the weights, or those an old config.json carries.
+
+    Raises InvalidCheckpointError if they are bad.
+    """
     if (directory / GENERATION_FILE).is_file():
-        return GenerationConfig.from_pretrained(directory)
+        try:
+            return GenerationConfig.from_pretrained(directory)
+        except (OSError, ValueError) as error:
+            raise InvalidCheckpointError(f"{directory / GENERATION_FILE}: {error}") from error
     if not (directory / CONFIG_FILE).is_file():
         return None
     return GenerationConfig.from_pretrained(
@@ -83,7 +92,7 @@ def build_on_meta(
     try:
         with _BUILDING, torch.device("meta"):
             return build_model(model_class, config, **options)
-    except (ValueError, ImportError, AttributeError) as error:
+    except (ValueError, ImportError, AttributeError, RuntimeError) as error:
         if isinstance(error, AttributeError) and _takes(model_class, config):
             raise
         raise InvalidRequestError(
