@@ -192,7 +192,7 @@ def test_masks_take_little_time(real: TextModel) -> None:
         ({"enum": []}, "Unsatisfiable schema"),
         ({"x": object()}, "not a JSON schema"),
     ],
-    ids=str,
+    ids=["not", "type", "reference", "pattern", "nothing", "no JSON"],
 )
 def test_a_schema_that_cannot_be_followed_is_refused_with_the_reason(
     schema: dict[str, Any], reason: str, small: TextModel
