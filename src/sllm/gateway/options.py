@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SEED_BITS = 63
+# Each costs time at every token of the answer, and everybody's.
+STOPS_MAX = 64
+BIASES_MAX = 1024
 # What Ollama samples with unless told otherwise (its api/types.go).
 OLLAMA_DEFAULTS = {
     "temperature": 0.8,
@@ -113,11 +116,14 @@ def _stops(value: Any) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise InvalidRequestError("options.stop: not a text, or a list of texts")
+    if len(texts) > STOPS_MAX:
+        raise InvalidRequestError(f"options.stop: {len(texts)} texts are more than {STOPS_MAX}")
     return tuple(text for text in texts if text)
 
 
 def _biases(value: Any) -> dict[int, float]:
-    try:
-        return {int(token): _number("logit_bias", bias) for token, bias in value.items()}
-    except (AttributeError, ValueError) as error:
-        raise InvalidRequestError("logit_bias: not an object of token ids and numbers") from error
+    if not isinstance(value, dict) or not all(str(token).isdecimal() for token in value):
+        raise InvalidRequestError("logit_bias: not an object of token ids and numbers")
+    if len(value) > BIASES_MAX:
+        raise InvalidRequestError(f"logit_bias: {len(value)} are more than {BIASES_MAX}")
+    return {int(token): _number("logit_bias", bias) for token, bias in value.items()}
