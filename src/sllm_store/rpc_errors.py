@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 ERROR_KEY = "sllm-error"  # Of the trailing metadata.
 _BY_STATUS = {
-    grpc.StatusCode.UNAVAILABLE: StoreUnavailableError,
-    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
     grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
 }
@@ -46,5 +44,10 @@ def _store_error(error: Any, address: str) -> StoreError:
         tcp = "" if address.startswith("unix:") else " --host or --port, for TCP is off without,"
         return StoreUnavailableError(
             f"no store is running at {address}: start one with `sllm-store start`{tcp} ({details})"
+        )
+    if status == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineError(
+            f"the store at {address} did not answer before the call's time was up: see "
+            "`sllm-store status`, or give it longer"
         )
     return _BY_STATUS.get(status, StoreError)(f"{details} [{status.name}]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,6 @@ import pytest
 from sllm_store import errors
 from sllm_store.client import SllmStoreClient, default_address, is_running
 from sllm_store.errors import InvalidRequestError, StoreUnavailableError
-from sllm_store.proto import storage_pb2 as pb
 from tests.store_process import random_tensors, read_tensors, write_upstream
 
 if TYPE_CHECKING:
@@ -76,14 +76,17 @@ def test_each_server_at_a_socket_is_asked_what_it_serves(
                 client.storage_path()
 
 
-def test_a_timeout_is_a_deadline_error(start_store: Start, models: Path) -> None:
+def test_a_store_that_says_nothing_is_a_deadline_error(start_store: Start, models: Path) -> None:
     store = start_store(models)
-    with socket.socket(socket.AF_UNIX) as silent:
-        path = Path(store.address.removeprefix("unix:")).with_name("silent")
-        silent.bind(str(path))
-        silent.listen()
-        with SllmStoreClient(f"unix:{path}") as client, pytest.raises(errors.StoreError):
-            client._call(client._store.GetStatus, pb.GetStatusRequest(), timeout_s=0.2)
+    client = store.client()
+    client.list_models()
+    os.kill(store.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(errors.DeadlineError, match="did not answer before the call's time"):
+            client.set_pinned("m", pinned=True, timeout_s=0.2)
+    finally:
+        os.kill(store.pid, signal.SIGCONT)
+    assert client.list_models()
 
 
 def test_closing_twice_is_fine_and_memory_stays(start_store: Start, models: Path) -> None:

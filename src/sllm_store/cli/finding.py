@@ -75,6 +75,16 @@ def find(name: str, client: SllmStoreClient | None, storage_path: Path | None) -
     )
 
 
+def served_name(name: str, client: SllmStoreClient) -> str:
+    """Return what a store calls a checkpoint that was given by a path to it, else the name."""
+    from sllm_store.checkpoint.reader import name_under
+
+    if not _is_explicit(name):
+        return name
+    path = Path(name).expanduser().absolute()
+    return name_under(Path(client.status().storage_path), path) or name
+
+
 def serves(client: SllmStoreClient, root: Path) -> bool:
     """Return whether a store serves the checkpoints of this storage path."""
     return Path(client.status().storage_path) == root.resolve()

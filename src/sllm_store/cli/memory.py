@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sllm_store.cli.connection import connected
+from sllm_store.cli.finding import served_name
 from sllm_store.cli.options import address_option, name_argument, verbose_option
 from sllm_store.cli.terminal import say
 from sllm_store.errors import InvalidRequestError
@@ -48,7 +49,8 @@ def pin(*, name: str, address: str | None, device: str, timeout_s: float) -> Non
     """
     device_map = {"": _store_device(device)}
     with connected(address) as client:
-        client.set_pinned(name, pinned=True, device_map=device_map, timeout_s=timeout_s)
+        model = served_name(name, client)
+        client.set_pinned(model, pinned=True, device_map=device_map, timeout_s=timeout_s)
     say(f"{name} is loaded and stays in memory{_where(device)}")
 
 
@@ -65,7 +67,7 @@ def unpin(*, name: str, address: str | None, device: str) -> None:
     """
     device_map = {"": _store_device(device)}
     with connected(address) as client:
-        client.set_pinned(name, pinned=False, device_map=device_map)
+        client.set_pinned(served_name(name, client), pinned=False, device_map=device_map)
     say(f"{name} may leave memory{_where(device)}")
 
 
@@ -79,8 +81,9 @@ def unload(*, name: str, address: str | None) -> None:
     Its pins end too. Fails while somebody uses it.
     """
     with connected(address) as client:
-        client.unload_from_gpu(name)
-        client.unload_from_cpu(name)
+        model = served_name(name, client)
+        client.unload_from_gpu(model)
+        client.unload_from_cpu(model)
     say(f"{name} is no longer in memory")
 
 

@@ -36,6 +36,21 @@ def test_a_pinned_model_is_in_memory_until_it_is_unloaded(
     assert client.list_models()[0].host_bytes == 0
 
 
+def test_a_model_may_be_given_by_its_path(
+    store: StoreProcess, storage: Path, run: Callable[..., Any]
+) -> None:
+    client = store.client()
+    assert run("pin", storage / "m", "--address", store.address).code == 0
+    assert client.list_models()[0].pinned
+    assert run("unpin", storage / "m", "--address", store.address).code == 0
+    assert not client.list_models()[0].pinned
+    assert run("unload", storage / "m", "--address", store.address).code == 0
+    assert client.list_models()[0].host_bytes == 0
+    done = run("pin", storage.parent, "--address", store.address)
+    assert done.code == 1
+    assert "is not the name of a checkpoint" in done.err
+
+
 @pytest.fixture
 def gpu_store(
     storage: Path,
