@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llguidance import LLMatcher, LLTokenizer
 
 from sllm.core.errors import InvalidRequestError, UnsupportedModelError
-from sllm.text.syntax import parameters_of
+from sllm.text.syntax import parameters_of, properties_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -160,10 +160,11 @@ class Grammars:
     def _xml(
         self, rule: str, name: str, parameters: Mapping[str, Any], _syntax: ToolSyntax
     ) -> list[str]:
-        needed = parameters.get("required") or ()
+        needed = parameters.get("required")
+        needed = needed if isinstance(needed, list) else ()
         rules = []
         parts = [_quote(f"<function={name}>\n")]
-        for index, (key, schema) in enumerate((parameters.get("properties") or {}).items()):
+        for index, (key, schema) in enumerate(properties_of(parameters).items()):
             part = f"{rule}_{index}"
             parts.append(part if key in needed else f"{part}?")
             head = _quote(f"<parameter={key}>\n")

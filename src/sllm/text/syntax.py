@@ -90,12 +90,19 @@ def parameters_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, 
     return {function["name"]: function.get("parameters") or {} for function in functions}
 
 
+def properties_of(parameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return each parameter's schema; an empty one for those that have none, or `true`, say."""
+    given = parameters.get("properties")
+    named = given.items() if isinstance(given, dict) else ()
+    return {key: schema if isinstance(schema, dict) else {} for key, schema in named}
+
+
 def _read_tagged(body: str, schemas: Mapping[str, Mapping[str, Any]]) -> list[Call] | None:
     found = _XML.fullmatch(body.strip())
     if found is None:
         return _read_objects(body.strip(), schemas)
     name = found[1].strip()
-    types = schemas.get(name, {}).get("properties") or {}
+    types = properties_of(schemas.get(name, {}))
     return [
         Call(
             name,

@@ -283,3 +283,12 @@ def test_a_vocabulary_without_an_end_can_be_constrained(publish: Callable[..., P
     assert tokens_of(state.allowed()) == [token]
     state.advance(token)
     assert state.finished
+
+
+@pytest.mark.parametrize("properties", [{"zone": True}, ["zone"]])
+def test_a_parameter_without_a_schema_of_its_own_takes_anything(
+    publish: Callable[..., Path], properties: Any
+) -> None:
+    model = TextModel.open(publish(byte_level(), chat_template__jinja=TEMPLATES["coder"]))
+    tool = {"function": {"name": "time", "parameters": {"properties": properties, "required": 5}}}
+    assert model.tool_grammar([tool]).begin().allowed()

@@ -189,6 +189,21 @@ def test_a_thought_that_the_prompt_began_goes_on() -> None:
     assert parts == [Thinking("hm"), Content("So.")]
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"properties": {"city": True}},
+        {"properties": {"city": False}},
+        {"properties": ["city"]},
+        {"properties": {"city": {}}},
+    ],
+)
+def test_parameters_without_a_schema_take_anything(parameters: dict[str, Any]) -> None:
+    tool = {"function": {"name": "weather", "parameters": parameters}}
+    text = "<tool_call><function=weather><parameter=city>Bern</parameter></function></tool_call>"
+    assert parse(Model(XML), [text], tools=[tool]) == [call(city="Bern")]
+
+
 def test_a_call_may_follow_a_thought() -> None:
     text = '<think>x</think>\n{"name": "weather", "parameters": {}}'
     assert parse(Model(LLAMA), [text]) == [Thinking("x"), call()]
