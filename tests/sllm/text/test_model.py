@@ -199,7 +199,7 @@ def test_files_that_cannot_be_used_are_refused_by_name(
         TextModel.open(tmp_path / "nowhere")
     with pytest.raises(InvalidRequestError, match=r"not a Jinja template: line 1"):
         TextModel.open(publish(chat_template__jinja="{% if %}"))
-    with pytest.raises(InvalidRequestError, match=r"not a Jinja template"):
+    with pytest.raises(InvalidRequestError, match=r"the chat template is one of Go's"):
         TextModel.open(publish(chat_template__jinja="ok"), template="{{ .Prompt }}")
     with pytest.raises(InvalidCheckpointError, match=r"generation_config\.json is not JSON"):
         TextModel.open(publish(generation_config__json="{"))

@@ -37,7 +37,10 @@ _log = logging.getLogger(__name__)
 
 
 class Passes:
-    """Requests and the computing of their tokens. Of one thread."""
+    """Requests and the computing of their tokens. Of one thread.
+
+    on_end: is told of a request's free place, before its client is and can ask for another.
+    """
 
     def __init__(
         self,
@@ -56,6 +59,7 @@ class Passes:
         self._throughput = throughput
         self._clock = clock
         self._guesser = guesser
+        self.on_end: Callable[[Passes], None] | None = None
         self._closed = False
 
     @property
@@ -215,6 +219,8 @@ class Passes:
         self._schedule.remove(request, failed=step.error is not None)
         if request.started_s is not None:
             self._throughput.note_request(self._clock() - request.started_s)
+        if self.on_end is not None:
+            self.on_end(self)
         request.tell(step)
 
     def _note_starts(self, shares: list[Share]) -> None:

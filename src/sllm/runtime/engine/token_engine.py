@@ -85,6 +85,7 @@ class TokenEngine:
         passes = Passes(
             decoder, memory, limits, throughput=self._throughput, clock=clock, guesser=guesser
         )
+        passes.on_end = self._note_load
         self._thread = Thread(target=self._run, args=(passes,), name="sllm-engine", daemon=True)
         self._thread.start()
 

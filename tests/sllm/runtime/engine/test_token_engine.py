@@ -33,7 +33,7 @@ from tests.sllm.runtime.tiny_models import VOCABULARY, TinyModel, make_model, ra
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sllm.core.requests import Constraint, TokenRequest
+    from sllm.core.requests import Constraint, Step, TokenRequest
     from sllm.runtime.weights.source import Weights, WeightSource
 
 CONTEXT = 96
@@ -242,6 +242,23 @@ def test_a_full_queue_says_when_to_try_again(
         gate.open.set()
         assert [each.last.finish for each in [first, *others]] == [Finish.LENGTH] * (waiting + 1)
         assert len(answer(engine, make_request([7]))) == 16
+
+
+def test_whoever_is_told_of_the_end_can_ask_for_the_place_that_is_free(llama: TinyModel) -> None:
+    with _open(llama, parallel=1, waiting=0) as engine:
+        tokens: list[int] = []
+        over = Event()
+
+        def again(step: Step) -> None:
+            tokens.extend(choice.token for choice in step.choices)
+            if step.last and len(tokens) < 4 * 16:
+                engine.submit(make_request([7]), again)  # Refused, while the first counts as there.
+            elif step.last:
+                over.set()
+
+        engine.submit(make_request([7]), again)
+        assert over.wait(DEADLINE_S)
+        assert tokens == 4 * tokens[:16]
 
 
 def test_a_pass_that_fails_ends_its_requests_and_no_others(
