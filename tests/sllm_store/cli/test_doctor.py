@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 from typing import TYPE_CHECKING, Any
 
@@ -79,9 +78,12 @@ def test_it_says_what_was_learnt_about_the_disk(
     storage: Path,
     run: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
 ) -> None:
     monkeypatch.setattr("sllm_store.native.probe", lambda path: PROBE)
-    memory = disks.disk_memory(os.environ)
+    # Loads of other tests may have taught this session's own memory about the same disk.
+    environment["XDG_CACHE_HOME"] = str(storage.parent / "cache")
+    memory = disks.disk_memory(environment)
     disk = disks.disk_of(storage)
     asked = ("doctor", "--storage-path", storage, "--json")
     assert "nothing learnt about it yet" in findings(run(*asked))["disk"]["fact"]
