@@ -42,7 +42,7 @@ def storage_root(client: SllmStoreClient | None, storage_path: Path | None) -> P
     if storage_path is not None:
         return storage_path
     if client is not None:
-        return Path(client.status().storage_path)
+        return client.storage_path()
     return default_storage_path(os.environ)
 
 
@@ -82,12 +82,12 @@ def served_name(name: str, client: SllmStoreClient) -> str:
     if not _is_explicit(name):
         return name
     path = Path(name).expanduser().absolute()
-    return name_under(Path(client.status().storage_path), path) or name
+    return name_under(client.storage_path(), path) or name
 
 
 def serves(client: SllmStoreClient, root: Path) -> bool:
     """Return whether a store serves the checkpoints of this storage path."""
-    return Path(client.status().storage_path) == root.resolve()
+    return client.storage_path() == root.resolve()
 
 
 def _served(client: SllmStoreClient | None, path: Path) -> ModelInfo | None:
@@ -95,7 +95,7 @@ def _served(client: SllmStoreClient | None, path: Path) -> ModelInfo | None:
 
     if client is None:
         return None
-    name = name_under(Path(client.status().storage_path), path)
+    name = name_under(client.storage_path(), path)
     return next((model for model in client.list_models() if model.name == name), None)
 
 
