@@ -22,6 +22,7 @@ from sllm.runtime.layers.mlp import Mlp
 from sllm.runtime.layers.operations import operations_on
 from sllm.runtime.layers.passage import Passage
 from sllm.runtime.layers.rope import Rope
+from sllm.runtime.quant.planar import PlanarMatrix
 
 if TYPE_CHECKING:
     from sllm.runtime.batch import Batch
@@ -174,10 +175,13 @@ class Decoder:
 
 def _has_nibbles(source: WeightSource) -> bool:
     """Return whether products of layers that stay take nibbles as they are."""
+    from sllm.runtime.kernels.nibble_planes import has_nibbles
+
     if not source.stays:
         return False
     with source.layer(0) as weights:
-        return any(getattr(matrix, "has_nibbles", False) for matrix in weights.matrices.values())
+        matrices = [one for one in weights.matrices.values() if isinstance(one, PlanarMatrix)]
+        return any(has_nibbles(matrix.planes) for matrix in matrices)
 
 
 def _note_lengths(batch: Batch) -> None:

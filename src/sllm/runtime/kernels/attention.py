@@ -15,6 +15,7 @@ from sllm.runtime.kernels.chains import chain_options
 from sllm.runtime.kernels.device.paged_attention import attend_chunks, join_chunks
 from sllm.runtime.kernels.fixed_columns import GROUP, room_beside, room_of
 from sllm.runtime.kernels.launches import processors_of
+from sllm.runtime.kernels.shares import power_of_two
 
 _TOKENS_AT_ONCE = 64
 _ROW_BYTES = 512  # Of as many keys as that; of wider ones fewer, or they are not held on chip.
@@ -85,7 +86,7 @@ def attend_paged(
         sharing=sharing,
         width=width,
         block_width=block_width,
-        block_heads=max(1 << (sharing - 1).bit_length(), _FEWEST),
+        block_heads=max(power_of_two(sharing), _FEWEST),
         block_tokens=_tokens_at_once(query),
         page_tokens=paged.page_tokens,
         precision="ieee" if query.dtype == torch.float32 else "tf32",
@@ -114,7 +115,7 @@ def _join(
         room,
         width=width,
         block_width=_block_width(width),
-        block_chunks=1 << (chunks - 1).bit_length(),
+        block_chunks=power_of_two(chunks),
         num_warps=4,
         enable_fp_fusion=True,
         **chain_options(),
@@ -123,7 +124,7 @@ def _join(
 
 
 def _block_width(width: int) -> int:
-    return max(1 << (width - 1).bit_length(), _FEWEST)
+    return max(power_of_two(width), _FEWEST)
 
 
 def _tokens_at_once(query: torch.Tensor) -> int:

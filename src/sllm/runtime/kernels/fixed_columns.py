@@ -33,8 +33,7 @@ def room_beside(x: torch.Tensor) -> torch.Tensor | None:
     """
     if not takes_fixed(x):
         return None
-    room = power_of_two(x.shape[1] // GROUP)
-    records = x.new_empty((len(x), room, RECORD.value), dtype=torch.int32)
+    records = _make_room(x, power_of_two(x.shape[1] // GROUP))
     _records[x] = records
     return records
 
@@ -53,7 +52,7 @@ def fixed(x: torch.Tensor, room: int) -> torch.Tensor:
 def fix(x: torch.Tensor, room: int) -> torch.Tensor:
     """Return x in fixed point, as `planar_fixed` reads it, and zeros up to `room` groups."""
     tokens, columns = x.shape
-    records = x.new_empty((tokens, room, RECORD.value), dtype=torch.int32)
+    records = _make_room(x, room)
     fix_columns[(-(-room // _FIXED_AT_ONCE), tokens)](
         records,
         x.contiguous(),
@@ -64,3 +63,7 @@ def fix(x: torch.Tensor, room: int) -> torch.Tensor:
         **chain_options(),
     )
     return records
+
+
+def _make_room(x: torch.Tensor, room: int) -> torch.Tensor:
+    return x.new_empty((len(x), room, RECORD.value), dtype=torch.int32)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from sllm.runtime.kernels.chains import chain_options
 from sllm.runtime.kernels.device.planar_fixed import planar_fixed
-from sllm.runtime.kernels.fixed_columns import MOST_FIXED_TOKENS, fixed, takes_fixed
+from sllm.runtime.kernels.fixed_columns import MOST_FIXED_TOKENS, fixed, room_of, takes_fixed
 from sllm.runtime.kernels.launch_book import book_of
 from sllm.runtime.kernels.launches import FixedLaunch, guess_fixed, processors_of
 from sllm.runtime.kernels.nibble_planes import has_nibbles, span_of
@@ -47,7 +47,8 @@ def multiply_fixed(
         launch = _found(fixed_key(planes, tokens), (rows, groups), tokens, x.device)
     passes, span = launch.passes(groups), span_of(planes)
     assert 4 * launch.unroll % span == 0
-    records = fixed(x, launch.groups * passes)
+    whole = launch.groups * passes
+    records = fixed(x, whole)
     partial = make_room(x, launch.shares, rows)
     planar_fixed[(-(-rows // (_ROWS * launch.tiles)), launch.shares)](
         partial,
@@ -59,7 +60,7 @@ def multiply_fixed(
         planes.floors,
         rows,
         groups,
-        records.shape[1],
+        room_of(records),
         passes,
         zero=planes.format.zero,
         span=span,
@@ -67,7 +68,7 @@ def multiply_fixed(
         tiles=launch.tiles,
         unroll=launch.unroll,
         warps=launch.warps,
-        even=groups == launch.groups * passes,
+        even=groups == whole,
         num_warps=launch.warps,
         enable_fp_fusion=True,
         **({} if launch.registers is None else {"maxnreg": launch.registers}),

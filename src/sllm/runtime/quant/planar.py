@@ -42,11 +42,6 @@ class PlanarMatrix:
         """Bytes of all planes."""
         return self.planes.size_bytes
 
-    @property
-    def has_nibbles(self) -> bool:
-        """Return whether the matrix units may take its numbers as they are."""
-        return self.planes.format.bits == 4
-
     def linear(self, x: torch.Tensor) -> torch.Tensor:
         """Return x times the transpose."""
         return self._arithmetic.multiply(x, self)
