@@ -15,8 +15,19 @@ if TYPE_CHECKING:
 
 def user_cache(environ: Mapping[str, str]) -> Path:
     """Return the directory that belongs to this package; it need not be there."""
-    home = environ.get("XDG_CACHE_HOME") or f"{environ.get('HOME') or '/'}/.cache"
-    return Path(home) / "serverless-llm"
+    configured = environ.get("XDG_CACHE_HOME")
+    cache = Path(configured) if configured else home_directory(environ) / ".cache"
+    return cache / "serverless-llm"
+
+
+def home_directory(environ: Mapping[str, str]) -> Path:
+    """Return HOME, else what the system has as this user's home, else the root directory."""
+    if "HOME" in environ:
+        return Path(environ["HOME"] or "/")
+    try:
+        return Path.home()
+    except RuntimeError:  # A user without a name, in a container say.
+        return Path("/")
 
 
 def keep_text(path: Path, text: str) -> None:

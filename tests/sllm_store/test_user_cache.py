@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from pathlib import Path
 
 import pytest
 
+from sllm.library.smollm2 import default_cache
 from sllm_store.user_cache import keep_text, user_cache
 
 
 def test_the_directory_is_where_the_environment_says() -> None:
     assert user_cache({"XDG_CACHE_HOME": "/c", "HOME": "/h"}) == Path("/c/serverless-llm")
     assert user_cache({"HOME": "/h"}) == Path("/h/.cache/serverless-llm")
+    assert user_cache({"HOME": ""}) == Path("/.cache/serverless-llm")
+
+
+def test_a_user_whose_environment_names_no_home_has_the_systems(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("HOME")
+    home = Path(pwd.getpwuid(os.getuid()).pw_dir)
+    assert user_cache({}) == home / ".cache" / "serverless-llm"
+    assert default_cache({}) == user_cache({})
+
+
+def test_a_user_without_any_home_has_the_root_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", refuse)
+    assert user_cache({}) == Path("/.cache/serverless-llm")
 
 
 def test_a_file_is_written_with_its_directory_and_written_over(tmp_path: Path) -> None:

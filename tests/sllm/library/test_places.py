@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sllm.library.places import cache_directory, config_directory, model_root, state_directory
+from sllm.library.places import config_directory, model_root, state_directory
 
 if TYPE_CHECKING:
     import pytest
@@ -35,4 +35,3 @@ def test_who_has_no_home_has_the_root_for_one(monkeypatch: pytest.MonkeyPatch) -
     assert model_root({}) == Path("/.local/share/gdsllm/models")
     assert config_directory({}) == Path("/.config/gdsllm")
     assert state_directory({}) == Path("/.local/state/gdsllm")
-    assert cache_directory({}) == Path("/.cache")
