@@ -59,8 +59,9 @@ class Asked:
 
     options: of sllm.gateway.options, as given; `defaults` are the API's, which the model's own
     parameters go before. format: "json", a JSON schema, or None. think: None for what the model
-    does by itself. truncate: whether the oldest messages go if there are too many. keep_alive_s:
-    None for the server's.
+    does by itself. truncate: whether the oldest messages go if there are too many. cut:
+    whether the middle goes of a prompt that is too long even so. keep_alive_s: None for the
+    server's.
     """
 
     model: str
@@ -71,6 +72,7 @@ class Asked:
     tools: Tools = field(default_factory=Tools)
     think: bool | None = None
     truncate: bool = False
+    cut: bool = False
     keep_alive_s: float | None = None
 
 

@@ -34,7 +34,7 @@ _HUGE = 1e30
 _FLOATS = frozenset(
     {"temperature", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty"}
 )
-_INTEGERS = frozenset({"top_k", "repeat_last_n", "num_predict", "num_ctx", "seed"})
+_INTEGERS = frozenset({"top_k", "repeat_last_n", "num_predict", "num_ctx", "num_keep", "seed"})
 
 
 def parse_options(*layers: Mapping[str, Any]) -> dict[str, Any]:

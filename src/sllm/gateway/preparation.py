@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     Messages = Sequence[Mapping[str, Any]]
 
 ANSWER_SHARE = 4  # Of the context, that part is kept for the answer to a long conversation.
+KEPT_TOKENS = (
+    4  # At the beginning of a prompt that is cut: what Ollama keeps unless told otherwise.
+)
 _FIXED_ROLES = ("system", "developer")
 
 
@@ -61,13 +64,17 @@ def prepare(
     context_tokens = loaded.engine.context_tokens
     if options.get("num_ctx", 0) > 0:
         context_tokens = min(context_tokens, options["num_ctx"])
+    limit_tokens = context_tokens - _kept_room(options, context_tokens)
     think = _think(asked, loaded, text)
     if isinstance(asked.prompt, Plain):
         prompt = _plain(asked.prompt, text)
     else:
         _require_tools(asked, loaded, text)
-        limit_tokens = context_tokens - _kept_room(options, context_tokens)
         prompt = _chat(asked, loaded, text, think=think, limit_tokens=limit_tokens)
+    if asked.cut and len(prompt.ids) >= context_tokens:
+        kept_tokens = options.get("num_keep", KEPT_TOKENS)
+        ids = _without_middle(prompt.ids, limit_tokens, kept_tokens=kept_tokens)
+        prompt = replace(prompt, ids=ids)
     room_tokens = context_tokens - len(prompt.ids)
     if room_tokens < 1:
         raise ContextLengthError(
@@ -101,6 +108,18 @@ def _kept_room(options: Mapping[str, Any], context_tokens: int) -> int:
     wanted = options.get("num_predict", -1)
     most = max(context_tokens // ANSWER_SHARE, 1)
     return min(wanted, most) if wanted > 0 else most
+
+
+def _without_middle(
+    ids: tuple[int, ...], limit_tokens: int, *, kept_tokens: int
+) -> tuple[int, ...]:
+    """Return the first ids, and as many of the last ones as the limit leaves; one at least.
+
+    kept_tokens: how many first ones; a negative number stands for as many as can be.
+    """
+    most = max(limit_tokens - 1, 0)
+    first = most if kept_tokens < 0 else min(kept_tokens, most)
+    return ids[:first] + ids[len(ids) - max(limit_tokens - first, 1) :]
 
 
 def _think(asked: Asked, loaded: Loaded, text: TextModel) -> bool | None:

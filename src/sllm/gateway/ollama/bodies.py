@@ -48,6 +48,7 @@ class Sampled(Kept):
     options: dict[str, Any] | None = None
     think: bool | str | None = None
     truncate: bool = True
+    shift: bool = True
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
@@ -78,6 +79,7 @@ class Sampled(Kept):
             tools=tools or Tools(),
             think=self.thinks,
             truncate=self.truncate,
+            cut=self.truncate and self.shift,
             keep_alive_s=self.keep_alive_s,
         )
 

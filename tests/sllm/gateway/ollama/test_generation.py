@@ -169,6 +169,41 @@ def test_the_oldest_ids_of_a_context_go_when_there_are_too_many(
         )
 
 
+def test_the_middle_goes_of_a_prompt_that_is_too_long_by_itself(
+    ollama_client: ollama.Client, script: Script
+) -> None:
+    limit = CONTEXT_TOKENS - CONTEXT_TOKENS // ANSWER_SHARE
+    prompt = "begin" + "m" * CONTEXT_TOKENS + "end."
+    ollama_client.generate("plain", prompt, raw=True)
+    assert script.prompts[0] == "begi" + "m" * (limit - 8) + "end."
+    ollama_client.generate("plain", prompt, raw=True, options={"num_keep": 5, "num_predict": 6})
+    assert script.prompts[1] == "begin" + "m" * (CONTEXT_TOKENS - 15) + "end."
+    ollama_client.generate("plain", prompt, raw=True, options={"num_keep": -1})
+    assert script.prompts[2] == "begin" + "m" * (limit - 6) + "."
+    ollama_client.generate("plain", prompt[-CONTEXT_TOKENS + 1 :], raw=True)
+    assert len(script.requests[3].prompt) == CONTEXT_TOKENS - 1
+    ollama_client.chat("plain", [{"role": "user", "content": prompt}])
+    assert len(script.requests[4].prompt) == limit
+    assert script.prompts[4].startswith("<|im_start|>use")
+    assert script.prompts[4].endswith("mend.<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize("field", ["truncate", "shift"])
+@pytest.mark.parametrize(
+    ("route", "asked"),
+    [
+        ("generate", {"prompt": "x" * CONTEXT_TOKENS, "raw": True}),
+        ("chat", {"messages": [{"role": "user", "content": "x" * CONTEXT_TOKENS}]}),
+    ],
+)
+def test_what_is_not_to_be_cut_is_refused(
+    http: httpx.Client, route: str, asked: dict[str, Any], field: str
+) -> None:
+    answer = http.post(f"/api/{route}", json={"model": "plain", **asked, field: False})
+    assert answer.status_code == 400
+    assert "shorten the prompt" in answer.json()["error"]
+
+
 @pytest.mark.parametrize(
     ("made", "asked", "roles"),
     [
