@@ -54,6 +54,7 @@ def rm(*, name: str, yes: bool, address: str | None, storage_path: Path | None) 
             _unload(found, client)
         for path in paths:
             _remove(path)
+            _remove_empty_parents(path, found.root)
     say(f"removed {found.name}")
 
 
@@ -150,3 +151,16 @@ def _remove(path: Path) -> None:
             f"{path} is no checkpoint any more, but not all of it could be removed: {error}; "
             f"remove {hidden}"
         ) from error
+
+
+def _remove_empty_parents(path: Path, root: Path) -> None:
+    """Remove what only the checkpoint's name needed: `organisation` of `organisation/name`."""
+    top = root.resolve()
+    for parent in path.parents:
+        real = parent.resolve()
+        if real == top or not real.is_relative_to(top):
+            return
+        try:
+            parent.rmdir()
+        except OSError:  # Others are in it, or it is not ours: it may stay.
+            return

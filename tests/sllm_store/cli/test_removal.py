@@ -31,6 +31,27 @@ def test_it_asks_and_removes_the_whole_directory(
     assert not model.exists()
 
 
+def test_directories_that_only_its_name_needed_go_with_it(
+    storage: Path, write_safetensors: Callable[..., object], run: Callable[..., Any]
+) -> None:
+    for name in ("org/group/a", "org/b"):
+        write_safetensors(storage / name)
+    assert run("rm", "org/group/a", "--storage-path", storage, "--yes").code == 0
+    assert [path.name for path in (storage / "org").iterdir()] == ["b"]
+    assert run("rm", storage / "org" / "b", "--storage-path", storage, "--yes").code == 0
+    assert list(storage.iterdir()) == []
+
+
+def test_the_parent_of_a_link_from_elsewhere_stays(
+    storage: Path, tmp_path: Path, write_safetensors: Callable[..., object], run: Callable[..., Any]
+) -> None:
+    write_safetensors(storage / "org" / "m")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "link").symlink_to(storage / "org" / "m")
+    assert run("rm", tmp_path / "there" / "link", "--storage-path", storage, "--yes").code == 0
+    assert (tmp_path / "there").is_dir()
+
+
 @pytest.mark.parametrize(
     ("answer", "says"), [("n\n", "m was not removed"), ("", "pass --yes")], ids=["no", "nobody"]
 )
