@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import click
 import pytest
 
-import sllm.cli
-import sllm_store.cli
+import sllm.cli.root
+import sllm_store.cli.root
 from sllm.cli.environment import VARIABLES
 from sllm_store import errors
 from sllm_store.proto import storage_pb2
@@ -32,7 +32,7 @@ from tests.docs.documents import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-PROGRAMS = {"sllm-store": sllm_store.cli.cli, "gdsllm": sllm.cli.cli}
+PROGRAMS = {"sllm-store": sllm_store.cli.root.cli, "gdsllm": sllm.cli.root.cli}
 
 
 def test_limits_are_those_of_the_code() -> None:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from sllm.cli.root import cli
+import sys
 
 PROGRAM = "gdsllm"
+INTERRUPTED = 130
 
-__all__ = ["PROGRAM", "cli", "main"]
+__all__ = ["INTERRUPTED", "PROGRAM", "main"]
 
 
 def main() -> None:
-    """Run the command: the entry point of the console script."""
-    cli.main(prog_name=PROGRAM)
+    """Run the command: the entry point of the console script.
+
+    Ctrl-C ends it without a traceback, also while the commands themselves are imported.
+    """
+    try:
+        from sllm.cli.root import cli
+
+        cli.main(prog_name=PROGRAM)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

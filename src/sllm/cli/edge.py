@@ -12,10 +12,10 @@ from typing import IO, Any
 
 import click
 
+from sllm.cli import INTERRUPTED
 from sllm.core.errors import ServingError
 from sllm_store.errors import StoreError
 
-INTERRUPTED = 130
 _ELSEWHERE = "choose another place: --model-root, or GDSLLM_MODEL_ROOT"
 _ADVICE = {
     errno.ENOSPC: f"free some space, or {_ELSEWHERE}",

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import click
 
-from sllm.cli import PROGRAM, cli
+from sllm.cli import PROGRAM
+from sllm.cli.root import cli
 from sllm_store.cli.reference import describe
 
 _HEAD = """# gdsllm: commands

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sllm.cli import INTERRUPTED
 from sllm.cli.answers import write_answer
 from sllm.cli.chat import Chat
-from sllm.cli.edge import INTERRUPTED
 from sllm.cli.finding import any_server
 from sllm.cli.forecast import write_forecast
 from sllm.cli.options import as_source, open_library, root_option, url_option

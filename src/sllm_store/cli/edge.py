@@ -12,9 +12,9 @@ from typing import IO, Any
 
 import click
 
+from sllm_store.cli import INTERRUPTED
 from sllm_store.errors import StoreError
 
-INTERRUPTED = 130
 VERBOSE = "sllm_store.verbose"  # In a context's meta.
 
 

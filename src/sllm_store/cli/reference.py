@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sllm_store.cli import PROGRAM, cli
+from sllm_store.cli import PROGRAM
+from sllm_store.cli.root import cli
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from sllm.cli import cli
 from sllm.cli.environment import VARIABLES
+from sllm.cli.root import cli
 from tests.sllm.cli.fake_ollama import serve_ollama
 from tests.sllm.library.checkpoints import make_gguf
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from sllm.cli import cli
 from sllm.cli.reference import reference
+from sllm.cli.root import cli
 
 PAGE = Path(__file__).parents[3] / "docs" / "gdsllm-cli.md"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 import pytest
 
-from sllm.cli import cli
+from sllm.cli.root import cli
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +20,21 @@ if TYPE_CHECKING:
     from click.testing import Result
 
 HEAVY = ("torch", "transformers", "fastapi", "huggingface_hub", "prompt_toolkit", "httpx", "numpy")
+
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupts())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv[1:] = [sys.argv[1], "--help"]
+from sllm.cli import main
+main()
+"""
 
 
 def test_the_version_is_the_distributions(run: Callable[..., Result]) -> None:
@@ -29,7 +44,7 @@ def test_the_version_is_the_distributions(run: Callable[..., Result]) -> None:
 def test_help_is_light() -> None:
     """In one process, in which each command in turn would be seen to import more."""
     code = (
-        "import sys; from sllm.cli import cli\n"
+        "import sys; from sllm.cli.root import cli\n"
         "for name in [[], *([name] for name in cli.commands)]:\n"
         "    cli([*name, '--help'], standalone_mode=False)\n"
         f"    found = [heavy for heavy in {HEAVY!r} if heavy in sys.modules]\n"
@@ -87,3 +102,14 @@ def test_every_option_is_explained() -> None:
         for parameter in command.params:
             if isinstance(parameter, click.Option):
                 assert parameter.help, f"{name} {parameter.name}"
+
+
+@pytest.mark.parametrize("module", ["click", "sllm.cli.root", "sllm.cli.bench"])
+def test_ctrl_c_while_commands_are_imported_ends_quietly(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IMPORT, module],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
-from sllm_store.cli import cli
+from sllm_store.cli.root import cli
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sllm_store.cli import cli
 from sllm_store.cli.reference import reference
+from sllm_store.cli.root import cli
 
 PAGE = Path(__file__).parents[3] / "docs" / "cli.md"
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 START_THEN_TELL = """
 import json, sys
-from sllm_store.cli import cli
+from sllm_store.cli.root import cli
 cli.main(["start", *sys.argv[1:]], "sllm-store", standalone_mode=False)
 print(json.dumps([name for name in ("torch", "transformers", "numpy") if name in sys.modules]))
 """
