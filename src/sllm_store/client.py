@@ -246,11 +246,18 @@ class SllmStoreClient:
         values |= {"devices": tuple(reply.devices), "resident_bytes": resident_bytes}
         return StoreStatus(**values)
 
-    def storage_path(self) -> Path:
-        """Return the directory whose checkpoints the store serves."""
+    def storage_path(self, *, timeout_s: float | None = None) -> Path:
+        """Return the directory whose checkpoints the store serves.
+
+        timeout_s: whether it answers is looked at, for so long; raises StoreUnavailableError or
+        DeadlineError if it does not. Else what this process knows will do.
+        """
         if self.address.startswith(_UNIX):
-            return Path(self._ask(LocalConnection.storage_path))
-        return Path(self.status().storage_path)
+            return Path(self._ask(lambda server: server.storage_path(timeout_s=timeout_s)))
+        request = pb.GetStatusRequest()
+        limit_s = timeout_s or CALL_TIMEOUT_S
+        reply = self._call(self._store.GetStatus, request, timeout_s=limit_s)
+        return Path(reply.storage_path)
 
     def _ask_status(self) -> Any:
         if self.address.startswith(_UNIX):

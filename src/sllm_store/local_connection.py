@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,8 +19,10 @@ from sllm_store.tiers.held import HeldMemory
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-REPLY_TIMEOUT_S = 60
+REPLY_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 2.0
+# Whoever answered so lately is there: asking again takes longer than a small load out of the pool.
+FRESH_S = 2.0
 _LENGTH = struct.Struct("<I")
 _TIMEVAL = struct.Struct("@ll")
 _CREDENTIALS = struct.Struct("3i")
@@ -44,8 +48,17 @@ def require_trusted(socket_path: Path) -> None:
         )
 
 
-# What servers serve, by the socket where each was last met: a process meets few.
-_SERVED: dict[str, tuple[tuple[int, int, int], str]] = {}
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What a server serves, and when it said so."""
+
+    server: tuple[int, int, int]
+    path: str
+    told_s: float
+
+
+# By the socket where each server was last met: a process meets few.
+_SERVED: dict[str, _Served] = {}
 
 
 class LocalConnection:
@@ -70,8 +83,7 @@ class LocalConnection:
             ) from error
         # The kernel waits for whole messages: each look at one in part is a turn for the lock.
         self._socket.settimeout(None)
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            self._socket.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(REPLY_TIMEOUT_S, 0))
+        self._wait_at_most(REPLY_TIMEOUT_S)
 
     def __enter__(self) -> Self:
         """Return the connection."""
@@ -110,13 +122,23 @@ class LocalConnection:
         """Return what the store says of itself."""
         return self.call(pb.LocalRequest(status=pb.GetStatusRequest())).status
 
-    def storage_path(self) -> str:
-        """Return the directory whose checkpoints the store serves; each server is asked once."""
-        server = self._server()
+    def storage_path(self, *, timeout_s: float | None = None) -> str:
+        """Return the directory whose checkpoints the store serves; each server is asked once.
+
+        timeout_s: waits no longer, but asks again if it has said nothing for FRESH_S.
+        """
+        server, now_s = self._server(), time.monotonic()
         known = _SERVED.get(self._path)
-        if known is None or known[0] != server:
-            known = _SERVED[self._path] = server, self.status().storage_path
-        return known[1]
+        if known is not None and (
+            known.server != server or (timeout_s is not None and now_s - known.told_s > FRESH_S)
+        ):
+            known = None
+        if known is None:
+            self._wait_at_most(timeout_s or REPLY_TIMEOUT_S)
+            known = _Served(server, self.status().storage_path, now_s)
+            self._wait_at_most(REPLY_TIMEOUT_S)
+            _SERVED[self._path] = known
+        return known.path
 
     def load(self, request: Any) -> Iterator[Any]:
         """Start a load by its LoadRequest; return its LoadEvents, the last one `done`."""
@@ -136,6 +158,13 @@ class LocalConnection:
             yield HeldMemory(connection=self._socket.fileno(), pool=descriptors[0])
         finally:
             os.close(descriptors[0])
+
+    def _wait_at_most(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        seconds = int(timeout_s)
+        limit = _TIMEVAL.pack(seconds, int((timeout_s - seconds) * 1_000_000))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, limit)
 
     def _server(self) -> tuple[int, int, int]:
         """Tell this server from any other: by its process, and by the socket that it has made."""
@@ -162,7 +191,7 @@ class LocalConnection:
             try:
                 count = self._socket.recv_into(view[done:], 0, socket.MSG_WAITALL)
             except BlockingIOError:
-                raise self._lost(f"it said nothing for {REPLY_TIMEOUT_S} s") from None
+                raise self._lost(f"it said nothing for {self._timeout_s:g} s") from None
             except OSError as error:
                 raise self._lost(error) from error
             if not count:

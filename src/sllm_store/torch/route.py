@@ -14,6 +14,7 @@ from sllm_store.checkpoint.reader import name_under
 from sllm_store.config import default_storage_path
 from sllm_store.errors import (
     CheckpointNotFoundError,
+    DeadlineError,
     InvalidRequestError,
     PoolTooSmallError,
     StoreUnavailableError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from sllm_store.client import SllmStoreClient
 
 IN_PROCESS = "in-process"
+LOOK_TIMEOUT_S = 2.0  # How long a store that nobody named is waited for.
 
 # What a store says of loads that it can never do, and this process may.
 _NOT_SERVED = (
@@ -145,9 +147,9 @@ def choose_route(
 
     `name` is an absolute path, or a name under storage_path (default: $STORAGE_PATH, else
     ~/models), or one that the running store knows, or a path from here. `store` is None (the store
-    at the default address if it runs and serves this checkpoint, else this process), 'in-process',
-    or a store's address. Raises StoreUnavailableError if that store does not answer,
-    CheckpointNotFoundError if nobody has the checkpoint.
+    at the default address if it answers within LOOK_TIMEOUT_S and serves this checkpoint, else this
+    process), 'in-process', or a store's address. Raises StoreUnavailableError if that store does
+    not answer, CheckpointNotFoundError if nobody has the checkpoint.
     """
     running = None if store == IN_PROCESS else _find_store(store)
     unused = None if running is None else running.client
@@ -196,20 +198,23 @@ class _RunningStore:
 
 
 def _find_store(store: str | None) -> _RunningStore | None:
-    """Return the store to ask; None if the caller named none and none runs."""
-    from sllm_store.client import SllmStoreClient, default_address  # gRPC, which few need here.
+    """Return the store to ask; None if the caller named none and none answers."""
+    # gRPC, which few need here.
+    from sllm_store.client import SllmStoreClient, default_address, is_running
 
     address = store or default_address()
     try:
         client = SllmStoreClient(address)
         with ExitStack() as failed:
             failed.callback(client.close)
-            root = client.storage_path()
+            root = client.storage_path(timeout_s=None if store else LOOK_TIMEOUT_S)
             failed.pop_all()
         return _RunningStore(client, root)
-    except StoreUnavailableError:
+    except (StoreUnavailableError, DeadlineError) as error:
         if store is not None:
             raise
+        if is_running(address):
+            log.warning("this process loads by itself: %s", error)
         return None
 
 

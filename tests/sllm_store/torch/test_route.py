@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from sllm_store import client
+from sllm_store import client, local_connection
 from sllm_store.errors import (
     CheckpointNotFoundError,
     InvalidCheckpointError,
@@ -16,11 +18,11 @@ from sllm_store.errors import (
     PoolTooSmallError,
     StoreUnavailableError,
 )
-from sllm_store.torch import load_dict, save_dict
+from sllm_store.torch import load_dict, route, save_dict
 from sllm_store.torch.route import choose_route
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -145,6 +147,44 @@ def test_a_named_store_that_does_not_answer_is_an_error_and_how_to_start_one(
         load_dict(models / "org" / "a", "cpu", store=f"unix:{tmp_path}/no.sock")
     with pytest.raises(StoreUnavailableError, match="sllm-store start"):
         load_dict(models / "org" / "a", "cpu", store="127.0.0.1:1")
+
+
+@pytest.fixture
+def stopped(
+    request: pytest.FixtureRequest,
+    models: Path,
+    start_store: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[str]:
+    """The address of a store that has served a load and does nothing now; it is the default."""
+    store = start_store(models, host="127.0.0.1", port=0)
+    address = str(store.addresses[request.param])
+    monkeypatch.setenv("SLLM_STORE_ADDRESS", address)
+    assert load_dict("org/a", "cpu").store == address
+    monkeypatch.setattr(local_connection, "FRESH_S", 0)
+    os.kill(store.pid, signal.SIGSTOP)
+    yield address
+    os.kill(store.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("stopped", [0, 1], ids=["unix", "tcp"], indirect=True)
+def test_a_store_that_says_nothing_is_not_waited_for_long(
+    stopped: str, models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(route, "LOOK_TIMEOUT_S", 0.2)
+    assert load_dict(models / "org" / "a", "cpu").store == "in-process"
+    (said,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert said.startswith("this process loads by itself: the store at ")
+    assert stopped.removeprefix("unix:") in said
+
+
+@pytest.mark.parametrize("stopped", [0], ids=["unix"], indirect=True)
+def test_a_store_that_was_named_is_waited_for(
+    stopped: str, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_connection, "REPLY_TIMEOUT_S", 0.3)
+    with pytest.raises(StoreUnavailableError, match=r"does not answer: it said nothing for 0\.3 s"):
+        load_dict(models / "org" / "a", "cpu", store=stopped)
 
 
 def test_a_broken_checkpoint_is_an_error_with_and_without_a_store(
