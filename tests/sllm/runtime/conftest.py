@@ -1,4 +1,7 @@
-"""One thread per test: tiny products gain nothing from more, and a busy machine loses by them."""
+"""One thread per test: tiny products gain nothing from more, and a busy machine loses by them.
+
+Kernels that no GPU runs, Triton's interpreter runs, without what takes it most of its time.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+import triton
+
+from tests.sllm.runtime import quick_interpreter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+if triton.knobs.runtime.interpret:
+    quick_interpreter.install()
 
 
 @pytest.fixture(autouse=True, scope="package")
