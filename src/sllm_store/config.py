@@ -53,6 +53,7 @@ class StoreConfig:
     reflection: bool = False
     metrics_port: int | None = None
     load_timeout_s: float = 600.0
+    unload_timeout_s: float = 10.0
 
     def __post_init__(self) -> None:
         """Raise InvalidRequestError naming the first setting that cannot work."""
@@ -77,8 +78,9 @@ class StoreConfig:
             )
         if self.read_mode not in READ_MODES:
             raise InvalidRequestError(f"read mode {self.read_mode!r}: use one of {READ_MODES}")
-        if not 0 < self.load_timeout_s < math.inf:
-            raise InvalidRequestError(f"load timeout {self.load_timeout_s} s: it must be positive")
+        for what, limit_s in (("load", self.load_timeout_s), ("unload", self.unload_timeout_s)):
+            if not 0 < limit_s < math.inf:
+                raise InvalidRequestError(f"{what} timeout {limit_s} s: it must be positive")
         require_token(self.token or "")
         if self.host is not None and not is_loopback(self.host) and not self.token:
             raise InvalidRequestError(

@@ -49,6 +49,7 @@ def test_the_defaults_are_upstreams() -> None:
         ({"load_timeout_s": 0}, "load timeout 0 s"),
         ({"load_timeout_s": float("nan")}, "load timeout nan s"),
         ({"load_timeout_s": float("inf")}, "load timeout inf s"),
+        ({"unload_timeout_s": 0}, "unload timeout 0 s"),
         ({"token": "pässword"}, "the token (SLLM_STORE_TOKEN): use printable ASCII"),
         ({"token": " secret"}, "use printable ASCII without spaces at its ends"),
         ({"token": "two\nlines"}, "use printable ASCII"),

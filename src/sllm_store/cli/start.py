@@ -133,6 +133,14 @@ _LOOPBACK = "127.0.0.1"
     help="Seconds that a load may take.",
 )
 @click.option(
+    "--unload-timeout",
+    "unload_timeout_s",
+    type=float,
+    default=10.0,
+    show_default=True,
+    help="Seconds that an unload waits for a model's users.",
+)
+@click.option(
     "--log-format",
     type=click.Choice(("json", "text")),
     default="json",

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from sllm_store.server.catalog import Entry
     from sllm_store.server.engine import Engine
     from sllm_store.server.loads import LoadJob, LoadResult
+    from sllm_store.tiers.host import Patience
 
 REPLICAS_MAX = 16_384
-UNLOAD_TIMEOUT_S = 10.0
 _HANDLE_BYTES = 64
 
 ReplicaKey = tuple[str, str]
@@ -85,7 +85,7 @@ class UpstreamService(rpc.StorageServicer):
     async def UnloadModel(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Free a model's host chunks or resident arenas, or forget a replica on a GPU."""
         entry = await self._engine.blocking(self._engine.catalog.get, _path(request))
-        patience = self._engine.patience(remaining_s(context, UNLOAD_TIMEOUT_S))
+        patience = self._patience(context)
         if request.target_device_type == pb.DEVICE_TYPE_GPU and not request.replica_uuid:
             await self._engine.blocking(self._engine.devices.unload, entry.name, patience)
         elif request.target_device_type == pb.DEVICE_TYPE_GPU:
@@ -103,7 +103,7 @@ class UpstreamService(rpc.StorageServicer):
     @unary
     async def ClearMem(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Free every model's host chunks and resident arenas; an error names those in use."""
-        patience = self._engine.patience(remaining_s(context, UNLOAD_TIMEOUT_S))
+        patience = self._patience(context)
         for tier in (self._engine.host, self._engine.devices):
             for model in tier.models():
                 await self._engine.blocking(tier.unload, model, patience)
@@ -121,6 +121,11 @@ class UpstreamService(rpc.StorageServicer):
         return pb.GetServerConfigResponse(
             mem_pool_size=self._engine.pool.size, chunk_size=self._engine.config.chunk_bytes
         )
+
+    def _patience(self, context: Any) -> Patience:
+        """Return how long an unload waits for a model's users."""
+        timeout_s = self._engine.config.unload_timeout_s
+        return self._engine.patience(remaining_s(context, timeout_s))
 
     def _start(self, key: ReplicaKey, load: Any) -> None:
         future, _ = self._engine.start_load(

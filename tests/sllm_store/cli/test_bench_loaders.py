@@ -61,7 +61,7 @@ def test_a_store_does_not_forget_what_others_use(
     model: Path, contents: dict[str, bytes], start_store: Callable[..., StoreProcess]
 ) -> None:
     assert contents
-    process = start_store(model.parent)
+    process = start_store(model.parent, unload_timeout_s=0.2)
     held = process.client().load("m")
     store = Store(process.client(), "m", "cpu")
     with pytest.raises(InUseError, match="m is in use by"):

@@ -65,7 +65,7 @@ def test_every_flag_reaches_the_configuration(
     flags = f"""--storage-path {storage} --mem-pool-size 1gb --num-threads 3 --chunk-size 4MB
         --disk-size 10GB --registration-required true --host localhost --port 0
         --socket {storage}/s --token secret --read-mode direct --reflection --metrics-port 0
-        --load-timeout 5 --log-format text"""
+        --load-timeout 5 --unload-timeout 2 --log-format text"""
     done = run("start", *flags.split())
     assert (done.code, done.err) == (0, "")
     (config,) = served
@@ -75,7 +75,8 @@ def test_every_flag_reaches_the_configuration(
         4 << 20,
         10 << 30,
     )
-    assert (config.threads, config.read_mode, config.load_timeout_s) == (3, "direct", 5.0)
+    assert (config.threads, config.read_mode) == (3, "direct")
+    assert (config.load_timeout_s, config.unload_timeout_s) == (5.0, 2.0)
     assert (config.host, config.port, config.token) == ("localhost", 0, "secret")
     assert (config.socket_path, config.metrics_port) == (storage / "s", 0)
     assert config.registration_required

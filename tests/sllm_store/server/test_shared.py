@@ -247,7 +247,7 @@ def test_a_pinned_model_stays_until_it_is_unpinned_or_unloaded(
 
 
 def test_a_model_in_use_is_not_unloaded(start_gpu_store: Start, begin: Begin) -> None:
-    store = start_gpu_store()
+    store = start_gpu_store(unload_timeout_s=0.2)
     client = store.client()
     process = begin(store)
     tier_of(process)

@@ -223,7 +223,7 @@ def test_unloading_and_loading_again_never_gives_stale_bytes(
 def test_unload_says_who_uses_a_model(start_store: Start, tmp_path: Path) -> None:
     """Upstream hangs for ever when a load is running (WC7)."""
     write_upstream(tmp_path / "models" / "m", random_tensors(1, MB))
-    store = start_store(tmp_path / "models")
+    store = start_store(tmp_path / "models", unload_timeout_s=0.2)
     loaded = store.client().load("m")
     with pytest.raises((InUseError, DeadlineError), match=r"m is in use by client .*\[\d+\]"):
         store.client().unload_from_cpu("m")
