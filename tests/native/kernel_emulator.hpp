@@ -3,6 +3,7 @@
 // else, in an order that differs from round to round, so that a missing barrier gives wrong bytes.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -30,17 +31,28 @@ inline Index threadIdx;
 inline const Index blockIdx{0};
 
 struct Fibre {
-  ucontext_t context;
+  ucontext_t beginning;
+  jmp_buf place;  // Where it yielded: a jump asks the system for nothing, swapcontext does.
   std::unique_ptr<std::byte[]> stack;
+  bool begun;
   bool done;
 };
 inline std::array<Fibre, kThreadsMax> fibres;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline std::size_t progress;  // barriers passed and fibres ended
 
 inline void yield() {
-  const unsigned self = threadIdx.x;
-  swapcontext(&fibres[self].context, &scheduler);
+  if (_setjmp(fibres[threadIdx.x].place) == 0) _longjmp(scheduler, 1);
+}
+
+// Runs a thread until it yields.
+inline void resume(unsigned thread) {
+  threadIdx.x = thread;
+  if (_setjmp(scheduler) != 0) return;
+  Fibre& fibre = fibres[thread];
+  if (fibre.begun) _longjmp(fibre.place, 1);
+  fibre.begun = true;
+  setcontext(&fibre.beginning);
 }
 
 // Threads exchange a value each; all go on when all have come.
@@ -150,11 +162,11 @@ inline void run_thread() {
 inline void launch(std::mt19937& engine) {
   for (Fibre& fibre : fibres) {
     if (fibre.stack == nullptr) fibre.stack = std::make_unique<std::byte[]>(kStackBytes);
-    getcontext(&fibre.context);
-    fibre.context.uc_stack = {fibre.stack.get(), 0, kStackBytes};
-    fibre.context.uc_link = nullptr;
-    fibre.done = false;
-    makecontext(&fibre.context, run_thread, 0);
+    getcontext(&fibre.beginning);
+    fibre.beginning.uc_stack = {fibre.stack.get(), 0, kStackBytes};
+    fibre.beginning.uc_link = nullptr;
+    fibre.begun = fibre.done = false;
+    makecontext(&fibre.beginning, run_thread, 0);
   }
   std::array<unsigned, kThreadsMax> order;
   for (unsigned i = 0; i < kThreadsMax; ++i) order[i] = i;
@@ -166,8 +178,7 @@ inline void launch(std::mt19937& engine) {
     for (const unsigned thread : order) {
       if (fibres[thread].done) continue;
       ++left;
-      threadIdx.x = thread;
-      swapcontext(&scheduler, &fibres[thread].context);
+      resume(thread);
     }
     if (left != 0 && progress == before) {
       std::fputs("kernel_emulator: the threads wait for each other\n", stderr);
