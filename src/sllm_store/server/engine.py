@@ -120,16 +120,17 @@ class Engine:
         control = native.Control()
         deadline_s = time.monotonic() + timeout_s
         job = LoadJob(holder=holder, control=control, deadline_s=deadline_s)
-        future = asyncio.ensure_future(self._run(function, job, timeout_s))
+        # Its thread wakes up now, not when the event loop comes to the task.
+        ended = asyncio.get_running_loop().run_in_executor(self._loads, _run_job, function, job)
+        future = asyncio.ensure_future(self._end(ended, job, timeout_s))
         self.running[future] = control
         future.add_done_callback(self._ended)
         return future, control
 
-    async def _run(self, function: Callable[[LoadJob], Any], job: LoadJob, timeout_s: float) -> Any:
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(timeout_s, job.control.cancel)
+    async def _end(self, ended: asyncio.Future[Any], job: LoadJob, timeout_s: float) -> Any:
+        timer = asyncio.get_running_loop().call_later(timeout_s, job.control.cancel)
         try:
-            return await loop.run_in_executor(self._loads, _run_job, function, job)
+            return await ended
         except LoadCancelledError as error:
             if time.monotonic() >= job.deadline_s:
                 raise DeadlineError(f"the load did not end within {timeout_s:.1f} s") from error

@@ -23,6 +23,7 @@ from google.protobuf.message import DecodeError
 from sllm_store.errors import InvalidRequestError
 from sllm_store.proto import storage_pb2 as pb
 from sllm_store.server.edge import describe_failure
+from sllm_store.server.replies import LENGTH, ClientGoneError, Replies
 from sllm_store.server.status import describe_status
 
 if TYPE_CHECKING:
@@ -30,14 +31,13 @@ if TYPE_CHECKING:
 
     from sllm_store.server.engine import Engine
     from sllm_store.server.loading import Loading, WantedLoad
-    from sllm_store.server.loads import LoadResult
+    from sllm_store.server.loads import LoadJob, LoadResult
 
 REQUEST_BYTES_MAX = 64 << 20
 REQUEST_TIMEOUT_S = 60.0
 PROGRESS_INTERVAL_S = 0.1
 SPENT_MAX_S = 10.0
 ACCEPT_AGAIN_S = 1.0
-_LENGTH = struct.Struct("<I")
 _CREDENTIALS = struct.Struct("3i")
 _BACKLOG = 1024
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -109,27 +109,26 @@ class LocalServer:
 
     async def _serve(self, connection: socket.socket) -> None:
         """Serve one connection until it ends; everything that goes wrong with it ends it."""
-        with connection:
+        with connection, Replies(connection) as replies:
             if _peer_uid(connection) in {0, os.geteuid()}:
-                await _Conversation(connection, self._engine, self._loading).run()
-
-
-class _ClientGoneError(Exception):
-    """The connection broke, or nothing comes any more: nobody is there to be told of it."""
+                await _Conversation(connection, replies, self._engine, self._loading).run()
 
 
 class _Conversation:
     """One connection."""
 
-    def __init__(self, connection: socket.socket, engine: Engine, loading: Loading) -> None:
+    def __init__(
+        self, connection: socket.socket, replies: Replies, engine: Engine, loading: Loading
+    ) -> None:
         self._connection = connection
+        self._replies = replies
         self._engine = engine
         self._loading = loading
         self._loop = asyncio.get_running_loop()
 
     async def run(self) -> None:
         """Answer requests until the client leaves, has loaded, or gets an error."""
-        with contextlib.suppress(_ClientGoneError):
+        with contextlib.suppress(ClientGoneError):
             call = "LocalRequest"
             try:
                 while (request := await self._next()) is not None:
@@ -139,13 +138,14 @@ class _Conversation:
                     if call == "plan":
                         await self._plan(request.plan)
                     else:
-                        await self._send_bytes(self._answer(call))
-            except _ClientGoneError:
+                        await self._replies.send(self._answer(call))
+            except ClientGoneError:
                 raise
             except Exception as error:  # noqa: BLE001 - the edge that translates
                 method = _CALLS.get(call, call)
                 name, message, _ = describe_failure(method, error, self._engine.metrics)
-                await self._send(pb.LocalReply(error=pb.LocalError(name=name, message=message)))
+                reply = pb.LocalReply(error=pb.LocalError(name=name, message=message))
+                await self._replies.send(reply.SerializeToString())
 
     def _answer(self, call: str) -> bytes:
         if call != "status":
@@ -155,8 +155,12 @@ class _Conversation:
 
     async def _plan(self, question: Any) -> None:
         """Answer with a plan, and prepare its load while the client allocates."""
-        planned, reply = await self._engine.blocking(self._loading.tell, question)
-        await self._send_bytes(reply)
+        await self._engine.blocking(self._tell_plan, question)
+        await self._replies.flush()
+
+    def _tell_plan(self, question: Any) -> None:
+        planned, reply = self._loading.tell(question)
+        self._replies.try_send(reply)
         self._engine.beside(self._loading.prepare, planned)
 
     async def _load(self, request: Any) -> None:
@@ -171,15 +175,15 @@ class _Conversation:
                     result = None
                 else:
                     wanted = await self._engine.blocking(self._loading.wanted, request)
-                    await self._send_bytes(wanted.planned.event)
+                    await self._replies.send(wanted.planned.event)
                     result = self._loading.try_hold(wanted, holder)
                 if result is None:
                     result = await self._move(wanted, holder, request.timeout_s, gone)
             with self._engine.sessions.lease(result):
-                event = self._loading.done_event(wanted.planned, result)
-                await self._send(pb.LocalReply(event=event))
                 if result.holds:
-                    self._send_descriptor()
+                    self._tell_done(wanted, result)
+                    await self._replies.flush()
+                    self._replies.send_descriptor(self._engine.pool.read_only_fd())
                 # A client leaves once it has everything, unless it keeps what is the store's.
                 decodes = wanted.planned.decodes_on_host
                 leaves = not result.arenas if decodes else not result.holds
@@ -201,7 +205,7 @@ class _Conversation:
     ) -> LoadResult:
         """Run a load in its thread; it is cancelled when the client is gone."""
         future, control = self._engine.start_load(
-            lambda job: self._loading.run(wanted, job),
+            lambda job: self._run(wanted, job),
             holder=holder,
             timeout_s=timeout_s or self._engine.config.load_timeout_s,
         )
@@ -216,11 +220,12 @@ class _Conversation:
                 if future.done():
                     break
                 if gone.done():
-                    raise _ClientGoneError
+                    raise ClientGoneError
                 bytes_done = wanted.planned.bytes_done(control.bytes_done)
                 event = pb.LoadEvent(bytes_done=bytes_done, bytes_total=bytes_total)
-                await self._send(pb.LocalReply(event=event))
+                await self._replies.send(pb.LocalReply(event=event).SerializeToString())
             result: LoadResult = future.result()
+            await self._replies.flush()
         except BaseException:
             control.cancel()
             self._engine.wake()
@@ -228,12 +233,23 @@ class _Conversation:
             raise
         return result
 
+    def _run(self, wanted: WantedLoad, job: LoadJob) -> LoadResult:
+        """Run a load, in its thread; of one that holds nothing the client is told at once."""
+        result = self._loading.run(wanted, job)
+        if not result.holds:
+            self._tell_done(wanted, result)
+        return result
+
+    def _tell_done(self, wanted: WantedLoad, result: LoadResult) -> None:
+        event = self._loading.done_event(wanted.planned, result)
+        self._replies.try_send(pb.LocalReply(event=event).SerializeToString())
+
     async def _next(self) -> Any:
         """Return the next request, or None when the client has left."""
-        prefix = await self._receive(_LENGTH.size)
+        prefix = await self._receive(LENGTH.size)
         if not prefix:
             return None
-        (size,) = _LENGTH.unpack(prefix)
+        (size,) = LENGTH.unpack(prefix)
         if size > REQUEST_BYTES_MAX:
             raise InvalidRequestError(
                 f"a request of {size} bytes: at most {REQUEST_BYTES_MAX} are read"
@@ -257,26 +273,8 @@ class _Conversation:
                         return b""
                     received += more
         except (TimeoutError, OSError) as error:
-            raise _ClientGoneError from error
+            raise ClientGoneError from error
         return bytes(received)
-
-    async def _send(self, reply: Any) -> None:
-        await self._send_bytes(reply.SerializeToString())
-
-    async def _send_bytes(self, data: bytes) -> None:
-        try:
-            await self._loop.sock_sendall(self._connection, _LENGTH.pack(len(data)) + data)
-        except OSError as error:
-            raise _ClientGoneError from error
-
-    def _send_descriptor(self) -> None:
-        descriptor = self._engine.pool.read_only_fd()
-        try:
-            socket.send_fds(self._connection, [b"\0"], [descriptor])
-        except OSError as error:
-            raise _ClientGoneError from error
-        finally:
-            os.close(descriptor)
 
 
 def _undo(ended: asyncio.Future[LoadResult]) -> None:
