@@ -19,6 +19,7 @@ from sllm_store.answers import LoadEstimate, ModelInfo, ResidentInfo, StoreStatu
 from sllm_store.checkpoint.columns import from_columns
 from sllm_store.checkpoint.loaded import Loaded, Placed
 from sllm_store.checkpoint.plan import CPU
+from sllm_store.checkpoint.reader import guess_arena_bytes
 from sllm_store.config import (
     TOKEN_VARIABLE,
     default_address as configured_address,
@@ -46,6 +47,8 @@ CALL_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 2.0
 # How long a connection to the local socket waits for its next call: one load_dict makes several.
 IDLE_S = 2.0
+# Memory for less is there at once.
+GUESSED_BYTES_MIN = 1 << 30
 _UNIX = "unix:"
 _OPTIONS = [
     ("grpc.max_receive_message_length", 512 << 20),
@@ -101,6 +104,7 @@ class SllmStoreClient:
         self._grpc: tuple[Any, tuple[Any, Any]] | None = None
         self._idle: tuple[LocalConnection, float, int] | None = None
         self._local_path = ""
+        self._root: Path | None = None  # What the store serves, once that is known.
         if self.address.startswith(_UNIX):
             socket_path = Path(self.address.removeprefix(_UNIX))
             if not socket_path.name:
@@ -253,11 +257,13 @@ class SllmStoreClient:
         DeadlineError if it does not. Else what this process knows will do.
         """
         if self.address.startswith(_UNIX):
-            return Path(self._ask(lambda server: server.storage_path(timeout_s=timeout_s)))
-        request = pb.GetStatusRequest()
-        limit_s = timeout_s or CALL_TIMEOUT_S
-        reply = self._call(self._store.GetStatus, request, timeout_s=limit_s)
-        return Path(reply.storage_path)
+            path = self._ask(lambda server: server.storage_path(timeout_s=timeout_s))
+        else:
+            limit_s = timeout_s or CALL_TIMEOUT_S
+            request = pb.GetStatusRequest()
+            path = self._call(self._store.GetStatus, request, timeout_s=limit_s).storage_path
+        self._root = Path(path)
+        return self._root
 
     def _ask_status(self) -> Any:
         if self.address.startswith(_UNIX):
@@ -365,6 +371,7 @@ class SllmStoreClient:
                     (self.address, question.model, frozenset(question.device_map.items())),
                     lambda: connection.answer().plan,
                     lambda plan: [(arena.device, arena.size_bytes) for arena in plan.arenas],
+                    guess=lambda: self._guess_arenas(question),
                 )
                 request.plan = planned.plan
                 request.targets.extend(
@@ -389,6 +396,17 @@ class SllmStoreClient:
         if on_placed is not None and not own_all:
             on_placed(placed)
         return placed, done.tier
+
+    def _guess_arenas(self, question: Any) -> list[tuple[str, int]]:
+        """Return what a load of all of a model to one GPU will take, by its files if we see them.
+
+        Nothing for any other load, and where it is little.
+        """
+        gpu = question.device_map.get("", CPU)
+        if self._root is None or len(question.device_map) != 1 or gpu == CPU:
+            return []
+        size_bytes = guess_arena_bytes(self._root / question.model)
+        return [(gpu, size_bytes)] if size_bytes >= GUESSED_BYTES_MIN else []
 
     def _connect(self) -> LocalConnection:
         """Return a connection to the local socket, perhaps one that has just been of use."""

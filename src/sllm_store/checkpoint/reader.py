@@ -17,6 +17,7 @@ from sllm_store.errors import (
     InvalidCheckpointError,
     InvalidRequestError,
     ReadError,
+    StoreError,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +51,17 @@ def open_checkpoint(path: Path, *, root: Path | None = None) -> Checkpoint:
                 if held.is_there():
                     return checkpoint
     raise InvalidCheckpointError(f"{path}: is being replaced over and over; try again")
+
+
+def guess_arena_bytes(path: Path) -> int:
+    """Return about what all tensors of a checkpoint take on a GPU, a little more rather than less.
+
+    Looks at the sizes of published files and of their headers; 0 where those do not tell.
+    """
+    with suppress(OSError, StoreError):
+        if _kind_of(entry.name for entry in path.iterdir()) == safetensors.FORMAT:
+            return safetensors.guess_arena_bytes(path)
+    return 0
 
 
 def list_checkpoints(root: Path) -> Iterator[str]:

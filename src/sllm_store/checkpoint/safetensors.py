@@ -212,6 +212,22 @@ def open_safetensors(path: Path, *, root: Path | None) -> Checkpoint:
     return _build(path, shards, chosen)
 
 
+def guess_arena_bytes(directory: Path) -> int:
+    """Return about what all tensors of a directory's files take on a GPU; no header is parsed.
+
+    It is enough for most: an entry of a header has at least 70 bytes, and a tensor up to 255
+    between it and the next. Raises ReadError or InvalidCheckpointError for files that are none.
+    """
+    shards = list(directory.glob("model-*.safetensors"))
+    files = shards if (directory / INDEX_FILE).exists() else _files_of(directory)
+    total = 0
+    for path in files:
+        header_bytes = int.from_bytes(read_range(path, 0, 8, root=None), "little")
+        size_bytes = data_file(path, root=None).size_bytes
+        total += size_bytes + 3 * min(header_bytes, size_bytes)
+    return total
+
+
 def _files_of(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]

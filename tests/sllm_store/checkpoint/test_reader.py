@@ -7,9 +7,17 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from sllm_store.checkpoint import indexed
-from sllm_store.checkpoint.reader import list_checkpoints, name_under, open_checkpoint, resolve
+from sllm_store.checkpoint.reader import (
+    guess_arena_bytes,
+    list_checkpoints,
+    name_under,
+    open_checkpoint,
+    resolve,
+)
 from sllm_store.checkpoint.verify import verify_checkpoint
 from sllm_store.checkpoint.writer import CheckpointWriter
 from sllm_store.errors import (
@@ -238,3 +246,16 @@ def test_a_name_is_relative_and_of_something_inside(tmp_path: Path) -> None:
     assert name_under(root, root) is None
     assert name_under(root, tmp_path / "b") is None
     assert name_under(root, root / ".." / "b") is None
+
+
+def test_what_arenas_will_take_is_guessed_of_published_files_alone(
+    tmp_path: Path, memory: Memory
+) -> None:
+    save_file({"a": torch.zeros(100_000)}, fill(tmp_path / "published") / "model.safetensors")
+    assert 400_000 <= guess_arena_bytes(tmp_path / "published") < 401_000
+    save(tmp_path / "ours", memory)
+    for other in (tmp_path / "ours", tmp_path / "nowhere", fill(tmp_path / "gguf", "m.gguf")):
+        assert guess_arena_bytes(other) == 0
+    assert guess_arena_bytes(fill(tmp_path / "torn", "model.safetensors")) < 100
+    save(tmp_path / "published", memory)  # In its place.
+    assert guess_arena_bytes(tmp_path / "published") == 0

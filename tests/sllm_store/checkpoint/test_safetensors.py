@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import save_file
 
 from sllm_store.checkpoint.dtype import SAFETENSORS_NAMES
+from sllm_store.checkpoint.layout import plan_arena, plan_image
 from sllm_store.checkpoint.reader import open_checkpoint
-from sllm_store.checkpoint.safetensors import open_safetensors
+from sllm_store.checkpoint.safetensors import guess_arena_bytes, open_safetensors
 from sllm_store.errors import InvalidCheckpointError
 from tests.checkpoint_memory import read_back
 
@@ -338,3 +339,21 @@ def test_links_as_the_hub_cache_has_them_are_followed_inside_the_root(tmp_path: 
     assert list(open_checkpoint(snapshot, root=tmp_path).tensors) == ["a"]
     with pytest.raises(InvalidCheckpointError, match="is a link to outside of"):
         open_checkpoint(snapshot, root=snapshot)
+
+
+@pytest.mark.parametrize("elements", [3, 1000, 1 << 19])
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00001.safetensors"])
+def test_the_guess_is_enough_for_an_arena_and_hardly_more(
+    tmp_path: Path, elements: int, name: str
+) -> None:
+    tensors = {f"model.layers.{number}.weight": torch.zeros(elements) for number in range(30)}
+    save_file(tensors, tmp_path / name)
+    if name.startswith("model-"):
+        index = {"weight_map": dict.fromkeys(tensors, name)}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        save_file(tensors, tmp_path / "consolidated.safetensors")
+    checkpoint = open_(tmp_path)
+    image = plan_image(checkpoint, 32 << 20)
+    arena = plan_arena(checkpoint, image, range(len(checkpoint.extents)))
+    spare_bytes = guess_arena_bytes(tmp_path) - arena.size_bytes
+    assert 0 <= spare_bytes < 400 * len(tensors)

@@ -10,11 +10,13 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import pytest
 
-from sllm_store import errors, native
+from sllm_store import client as client_module, errors, native
 from sllm_store.checkpoint.dtype import contiguous_bytes
+from sllm_store.checkpoint.reader import guess_arena_bytes
 from sllm_store.client import SllmStoreClient
 from sllm_store.local_connection import LocalConnection
 from sllm_store.proto import storage_pb2 as pb
@@ -77,6 +79,25 @@ def load_again(address: str, model: str) -> None:
             client.load("m", whole)
         assert gone.value.__traceback__ is not None
         assert native.device_memory(0)[0] == free
+
+
+def load_guessed(address: str, directory: str) -> None:
+    """The first load takes memory by the sizes of the files, which are a little more."""
+    model = Path(directory)
+    sizes = []
+    with patch.object(client_module, "GUESSED_BYTES_MIN", 0), SllmStoreClient(address) as client:
+        client.storage_path()  # From now on the client knows where the files are.
+        for _ in range(2):
+            loaded = client.load(model.name, {"": native.device_uuid(0)})
+            (arena,) = loaded.arenas
+            assert isinstance(arena, native.DeviceBuffer)
+            sizes.append(arena.size)
+            for tensor in loaded.tensors:
+                content = on_device(arena, tensor.offset_bytes, tensor.shape[0])
+                assert content == tensor.name[-1:].encode() * tensor.shape[0]
+            del loaded, arena
+    assert sizes[0] == guess_arena_bytes(model)
+    assert sizes[0] - 10_000 < sizes[1] < sizes[0]
 
 
 def split(address: str, count: str, size: str) -> None:

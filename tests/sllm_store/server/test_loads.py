@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from sllm_store import native
 from sllm_store.checkpoint.reader import open_checkpoint
@@ -43,6 +45,19 @@ def test_memory_allocated_for_a_model_that_has_changed_or_gone_is_given_back(
     (tmp_path / "models").mkdir()
     store = start_store(tmp_path / "models", gpu_environment)
     run_gpu_client("load_again", store.address, tmp_path / "models" / "m")
+
+
+def test_the_first_load_allocates_while_the_store_plans(
+    start_store: Start, tmp_path: Path, gpu_environment: dict[str, str], run_gpu_client: Run
+) -> None:
+    model = tmp_path / "models" / "published"
+    model.mkdir(parents=True)
+    save_file(
+        {f"w{digit}": torch.full((700_001,), ord(digit), dtype=torch.uint8) for digit in "0123"},
+        model / "model.safetensors",
+    )
+    store = start_store(tmp_path / "models", gpu_environment)
+    run_gpu_client("load_guessed", store.address, model)
 
 
 @pytest.mark.parametrize("fan_in", [None, (0, 1), (1,)])

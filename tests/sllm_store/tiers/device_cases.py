@@ -63,6 +63,32 @@ def known_arenas_are_allocated_before_the_plan_is_there() -> None:
     assert native.device_memory(0)[0] == free
 
 
+def a_guess_is_taken_where_it_fits() -> None:
+    gpu, other = native.device_uuid(0), native.device_uuid(1)
+    free = native.device_memory(0)[0]
+    wanted = 64 * MIB
+
+    def load(guess: list[tuple[str, int]]) -> tuple[int, int]:
+        """Return what was taken when the plan was made, and what there is in the end."""
+
+        def plan() -> int:
+            return free - native.device_memory(0)[0]
+
+        taken, arenas = KnownArenas().allocate(
+            "m", plan, lambda _: [(gpu, wanted)], guess=lambda: guess
+        )
+        assert arenas[0] is not None
+        assert arenas[0].device == 0
+        assert free - native.device_memory(0)[0] == -(-arenas[0].size // (2 * MIB)) * 2 * MIB
+        return taken, arenas[0].size
+
+    assert load([(gpu, wanted)]) == (wanted, wanted)
+    assert load([(gpu, wanted + MIB)]) == (wanted + 2 * MIB, wanted + MIB)
+    for misses in ([], [(gpu, wanted - 1)], [(gpu, 2 * wanted)], [(other, wanted)]):
+        assert load(misses)[1] == wanted
+    assert load([(gpu, 1 << 50)]) == (0, wanted)
+
+
 def a_full_gpu_leaves_nothing_allocated() -> None:
     gpus = [native.device_uuid(gpu) for gpu in range(4)]
     wanted = [(gpu, (1 if gpu != gpus[1] else 1 << 20) * MIB) for gpu in gpus]

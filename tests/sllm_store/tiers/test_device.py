@@ -21,6 +21,7 @@ ROOT = HERE.parents[2]
         ("arenas_are_where_they_belong", ""),
         ("a_full_gpu_leaves_nothing_allocated", ""),
         ("known_arenas_are_allocated_before_the_plan_is_there", ""),
+        ("a_guess_is_taken_where_it_fits", ""),
     ],
 )
 def test_several_gpus_are_opened_and_get_their_arenas(
