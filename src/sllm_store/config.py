@@ -25,6 +25,7 @@ _CHUNK_GRANULE = 2 << 20  # A huge page.
 _PORT_DEFAULT = 8073  # Upstream's.
 _UNIX = "unix:"
 _LOCAL = ".local"
+_SERVES = ".serves"
 _SOCKET_PATH_BYTES_MAX = 107  # Of the kernel's struct sockaddr_un, without the zero at the end.
 
 
@@ -104,6 +105,16 @@ def default_socket_path(environ: Mapping[str, str], *, uid: int) -> Path:
 def local_socket_path(socket_path: Path) -> Path:
     """Return where the store of this socket speaks to processes of its machine."""
     return socket_path.with_name(f"{socket_path.name}{_LOCAL}")
+
+
+def serves_link_path(local_socket: Path) -> Path:
+    """Return the link whose text is `serves_text` of the store that listens at a local socket."""
+    return local_socket.with_name(f"{local_socket.name}{_SERVES}")
+
+
+def serves_text(process: int, storage_path: str) -> str:
+    """Return what a store's process says of itself beside its local socket."""
+    return f"{process}:{storage_path}"
 
 
 def tcp_address(host: str, port: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import struct
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from sllm_store.config import default_socket_path
+from sllm_store.config import default_socket_path, serves_link_path, serves_text
 from sllm_store.errors import BY_NAME, StoreError, StoreUnavailableError
 from sllm_store.proto import storage_pb2 as pb
 from sllm_store.tiers.held import HeldMemory
@@ -123,21 +124,20 @@ class LocalConnection:
         return self.call(pb.LocalRequest(status=pb.GetStatusRequest())).status
 
     def storage_path(self, *, timeout_s: float | None = None) -> str:
-        """Return the directory whose checkpoints the store serves; each server is asked once.
+        """Return the directory whose checkpoints the store serves; it is asked once, or never.
 
         timeout_s: waits no longer, but asks again if it has said nothing for FRESH_S.
         """
         server, now_s = self._server(), time.monotonic()
         known = _SERVED.get(self._path)
-        if known is not None and (
-            known.server != server or (timeout_s is not None and now_s - known.told_s > FRESH_S)
-        ):
-            known = None
-        if known is None:
+        if known is None or known.server != server:
+            written = self._written(server[0])
+            known = None if written is None else _Served(server, written, -math.inf)
+        if known is None or (timeout_s is not None and now_s - known.told_s > FRESH_S):
             self._wait_at_most(timeout_s or REPLY_TIMEOUT_S)
             known = _Served(server, self.status().storage_path, now_s)
             self._wait_at_most(REPLY_TIMEOUT_S)
-            _SERVED[self._path] = known
+        _SERVED[self._path] = known
         return known.path
 
     def load(self, request: Any) -> Iterator[Any]:
@@ -175,6 +175,15 @@ class LocalConnection:
         except OSError as error:
             raise self._lost(error) from error
         return _CREDENTIALS.unpack(credentials)[0], bound.st_ino, bound.st_ctime_ns
+
+    def _written(self, process: int) -> str | None:
+        """Return what a server says beside its socket that it serves, None if it says nothing."""
+        try:
+            text = str(serves_link_path(Path(self._path)).readlink())
+        except OSError:
+            return None
+        mine = serves_text(process, "")
+        return text.removeprefix(mine) if text.startswith(mine) else None
 
     def _events(self) -> Iterator[Any]:
         done = False

@@ -6,14 +6,16 @@ import os
 import signal
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 
-from sllm_store import errors
+from sllm_store import errors, local_connection
 from sllm_store.client import SllmStoreClient, default_address, is_running
+from sllm_store.config import local_socket_path, serves_link_path
 from sllm_store.errors import InvalidRequestError, StoreUnavailableError
+from sllm_store.local_connection import LocalConnection
 from tests.store_process import random_tensors, read_tensors, write_upstream
 
 if TYPE_CHECKING:
@@ -74,6 +76,35 @@ def test_each_server_at_a_socket_is_asked_what_it_serves(
             store.stop()
             with pytest.raises(errors.StoreUnavailableError):
                 client.storage_path()
+
+
+@pytest.mark.parametrize("written", [None, "1:/another/servers"])
+def test_what_a_server_has_not_written_down_it_is_asked(
+    start_store: Start, models: Path, monkeypatch: pytest.MonkeyPatch, written: str | None
+) -> None:
+    store = start_store(models)
+    link = serves_link_path(local_socket_path(Path(store.address.removeprefix("unix:"))))
+    asked = []
+    status = LocalConnection.status
+
+    def ask(connection: LocalConnection) -> Any:
+        asked.append(connection)
+        return status(connection)
+
+    monkeypatch.setattr(LocalConnection, "status", ask)
+    assert store.client().storage_path() == models
+    assert not asked
+    monkeypatch.setattr(local_connection, "_SERVED", {})
+    link.unlink()
+    if written is not None:
+        link.symlink_to(written)
+    assert store.client().storage_path() == models
+    assert len(asked) == 1
+    assert [store.client().storage_path(timeout_s=10) for _ in range(2)] == [models, models]
+    assert len(asked) == 1  # It has just answered.
+    monkeypatch.setattr(local_connection, "FRESH_S", 0.0)
+    assert store.client().storage_path(timeout_s=10) == models
+    assert len(asked) == 2
 
 
 def test_a_store_that_says_nothing_is_a_deadline_error(start_store: Start, models: Path) -> None:

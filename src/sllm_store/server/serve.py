@@ -55,7 +55,7 @@ def serve(config: StoreConfig, on_ready: Callable[[list[str]], None] | None = No
             f"storage path {config.storage_path} is not a directory: create it, or name another "
             "with --storage-path"
         )
-    with socket_owned(config.socket_path):
+    with socket_owned(config.socket_path, serves=config.storage_path):
         _raise_limits()
         pool = _make_pool(config)
         gc.freeze()  # What is imported stays: while loads wait, no collection looks at it.

@@ -8,7 +8,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from sllm_store.config import local_socket_path
+from sllm_store.config import local_socket_path, serves_link_path, serves_text
 from sllm_store.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -19,10 +19,11 @@ _ELSEWHERE = "name another with --socket"
 
 
 @contextlib.contextmanager
-def socket_owned(path: Path) -> Iterator[None]:
+def socket_owned(path: Path, *, serves: Path) -> Iterator[None]:
     """Own the path: one store at a time, sockets that a killed one left removed.
 
-    Raises InvalidRequestError where a store has it, or where no socket can be.
+    A link beside them tells clients which storage path it serves: where there can be none, they
+    ask. Raises InvalidRequestError where a store has the path, or where no socket can be.
     """
     _make_directory(path.parent)
     lock = _lock(path)
@@ -30,11 +31,12 @@ def socket_owned(path: Path) -> Iterator[None]:
         leftovers = (path, local_socket_path(path))
         for leftover in leftovers:
             _remove_socket(leftover)
-        try:
-            yield
-        finally:
-            for leftover in leftovers:
-                leftover.unlink(missing_ok=True)
+        with _told(serves_link_path(local_socket_path(path)), serves):
+            try:
+                yield
+            finally:
+                for leftover in leftovers:
+                    leftover.unlink(missing_ok=True)
     finally:
         os.close(lock)
 
@@ -82,3 +84,17 @@ def _remove_socket(path: Path) -> None:
     if not is_socket:
         raise InvalidRequestError(f"{path} is there and is no socket: remove it, or {_ELSEWHERE}")
     path.unlink()
+
+
+@contextlib.contextmanager
+def _told(link: Path, serves: Path) -> Iterator[None]:
+    """Have a link that tells what this process serves, unless something else is in its place."""
+    with contextlib.suppress(OSError):
+        if link.is_symlink():
+            link.unlink()
+        link.symlink_to(serves_text(os.getpid(), str(serves.resolve())))
+    try:
+        yield
+    finally:
+        if link.is_symlink():
+            link.unlink()
