@@ -45,7 +45,7 @@ class SizeType(click.ParamType[int]):
 def open_library(root: Path | None) -> Library:
     """Return the library at a root, or the one that the environment names.
 
-    It fetches no weights that could not be computed with.
+    It fetches no weights that could not be computed with, and takes none in.
     """
     from sllm.library.models import Library
 
@@ -53,17 +53,25 @@ def open_library(root: Path | None) -> Library:
 
 
 def _check(path: Path, name: str) -> None:
-    """Raise unless a config.json, or a GGUF of which the header is there, can be computed with."""
-    if path.suffix != ".gguf":
+    """Raise unless a model can be computed with.
+
+    Given is its config.json before its weights are there, a GGUF of which the header is, or a
+    checkpoint as a whole.
+    """
+    if path.name == "config.json":
         from sllm.runtime.config.families import read_config
 
         read_config(path.parent, where=name)
         return
     from sllm.runtime.weights.model_groups import ModelGroups
+    from sllm.text.files import ModelFiles
     from sllm_store.convert.text_files import read_text_files
 
-    read_text_files(path)
     ModelGroups.open(path)
+    if path.is_dir():
+        ModelFiles.read(path)
+    else:
+        read_text_files(path)
 
 
 def as_source(text: str) -> str | Path:

@@ -1,6 +1,7 @@
 """A checkpoint's identity without reading all of it: sizes, and the ends of each file.
 
 A header names every tensor, and the last bytes are weights: fine-tunes of one model differ there.
+What is computed with the weights, and which text they are about, small files say beside them.
 Hashing 40 GB where it lies would take a minute per pull and tell little more.
 """
 
@@ -15,6 +16,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _END_BYTES = 1 << 20
+_SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def small_files(path: Path) -> list[Path]:
+    """Return the files beside a directory's weights that change its answers; a file has none."""
+    return [file for name in _SMALL_FILES if (file := path / name).is_file()]
 
 
 def fingerprint(files: Sequence[Path]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sllm.core.errors import InvalidRequestError, LibraryError, ModelNotFoundError
 from sllm.library.description import describe
-from sllm.library.fingerprint import fingerprint
+from sllm.library.fingerprint import fingerprint, small_files
 from sllm.library.manifest import Manifest, Manifests
 from sllm.library.model import Overrides, Progress
 from sllm.library.names import ModelName, nearest
@@ -35,7 +35,8 @@ def _utc_now() -> datetime:
 class Library:
     """The models under a root. Safe among threads and processes.
 
-    origins: where pulls come from; the default reads no environment. now: the clock.
+    origins: where pulls come from; the default reads no environment. now: the clock. check: given
+    a checkpoint on disk and what to call it, before it is taken in; what it raises ends that.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class Library:
         *,
         origins: Origins | None = None,
         now: Callable[[], datetime] = _utc_now,
+        check: Callable[[Path, str], None] | None = None,
     ) -> None:
         self.root = root.expanduser().absolute()
         self._storage = Storage(self.root)
         self._manifests = Manifests(self.root / "manifests")
         self._origins = origins or Origins()
         self._now = now
+        self._check = check
 
     @classmethod
     def open(
@@ -61,10 +64,10 @@ class Library:
     ) -> Library:
         """Return the library that the environment's variables describe, or the one at a root.
 
-        check: raises for what is not to be fetched; see sllm.library.hub.Hub.
+        check: raises for what is not to be fetched, or taken in; see sllm.library.hub.Hub.
         """
         origins = Origins.from_environment(environment, check=check)
-        return cls(root or model_root(environment), origins=origins)
+        return cls(root or model_root(environment), origins=origins, check=check)
 
     def list(self, on_damaged: Callable[[LibraryError], None] = lambda error: None) -> list[Model]:
         """Return every model, in the order of names; records that cannot be read are told."""
@@ -235,12 +238,14 @@ class Library:
                 f"{path} is inside of the library at {self.root}: give the name of a model there"
             )
         described = describe(path)
+        if self._check is not None:
+            self._check(path, path.name)
         return Manifest(
             name=name,
             stored=None,
             path=str(path),
             weights=tuple((str(file), file.stat().st_size) for file in described.files),
-            identity=fingerprint(described.files),
+            identity=fingerprint((*described.files, *small_files(path))),
             source=str(path),
             modified_at=self._now(),
             details=described.details,

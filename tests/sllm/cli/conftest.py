@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from sllm.cli.environment import VARIABLES
 from sllm.cli.root import cli
 from tests.sllm.cli.fake_ollama import serve_ollama
-from tests.sllm.library.checkpoints import make_gguf
+from tests.sllm.library.checkpoints import make_computable_gguf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def tiny(home: Path) -> Path:
     """A GGUF in the working directory."""
-    return make_gguf(home / "tiny.gguf")
+    return make_computable_gguf(home / "tiny.gguf")
 
 
 @pytest.fixture

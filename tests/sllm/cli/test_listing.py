@@ -40,7 +40,7 @@ def test_models_are_listed(run: Callable[..., Result], tiny: Path, home: Path) -
 def test_a_model_is_shown(run: Callable[..., Result], tiny: Path) -> None:
     run("create", "mine", "--from", "./tiny.gguf", "--system", "be kind")
     shown = run("show", "mine").stdout
-    for part in ("llama", "2.1K", "Q8_0", "64", str(tiny), "be kind", "mit"):
+    for part in ("llama", "30.9K", "Q8_0", "64", str(tiny), "be kind", "mit"):
         assert part in shown
     assert run("show", "mine", "--template").stdout == f"{TEMPLATE}\n"
     assert run("show", "mine", "--system").stdout == "be kind\n"

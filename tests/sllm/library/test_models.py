@@ -316,3 +316,26 @@ def test_a_conversion_that_fails_or_comes_too_late_changes_nothing(
     assert library.get("tiny").path == path
     assert stored(library) == []
     assert not list((library.root / "staging").iterdir())
+
+
+def test_a_directory_with_another_configuration_is_another_model(
+    library: Library, tmp_path: Path
+) -> None:
+    for name in ("one", "same", "other"):
+        make_directory(tmp_path / name)
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "llama", "rope_theta": 5}')
+    digests = [library.pull(tmp_path / name).digest for name in ("one", "same", "other")]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_what_a_check_refuses_is_not_taken_in(tmp_path: Path) -> None:
+    def refuse(path: Path, name: str) -> None:
+        raise InvalidRequestError(f"{name} at {path} is of no use")
+
+    library = Library(tmp_path / "library", check=refuse)
+    path = make_directory(tmp_path / "one")
+    with pytest.raises(InvalidRequestError, match=r"one at .*/one is of no use"):
+        library.pull(path)
+    with pytest.raises(InvalidRequestError, match="of no use"):
+        library.create("one", source=path)
+    assert names(library) == []
