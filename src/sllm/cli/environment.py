@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,7 @@ from sllm.core.errors import SettingsError
 from sllm.library.places import config_directory
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Iterator, MutableMapping
 
 VARIABLES = (
     "GDSLLM_MODEL_ROOT",
@@ -46,7 +48,8 @@ def read_files(environment: MutableMapping[str, str], directory: Path) -> None:
         if path is None or not path.is_file():
             continue
         try:
-            found = dotenv_values(path)
+            with _naming(path):
+                found = dotenv_values(path)
         except UnicodeDecodeError as error:
             raise SettingsError(
                 f"{path} is not text in UTF-8: write NAME=value lines there, or remove it"
@@ -54,6 +57,22 @@ def read_files(environment: MutableMapping[str, str], directory: Path) -> None:
         for name, value in found.items():
             if name in VARIABLES and value is not None:
                 environment.setdefault(name, value)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Have what is said of lines that are left out name their file."""
+
+    def name_file(record: logging.LogRecord) -> bool:
+        record.msg = f"{path}: {record.msg}"
+        return True
+
+    logger = logging.getLogger("dotenv.main")
+    logger.addFilter(name_file)
+    try:
+        yield
+    finally:
+        logger.removeFilter(name_file)
 
 
 def read_own_files() -> None:

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 3600.0  # A load of a large model from a slow disk is silent for long.
 _NOT_FOUND = 404
+_NOWHERE = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.InvalidURL,
+    httpx.UnsupportedProtocol,
+)
 
 
 class ServerClient:
@@ -76,7 +82,7 @@ class ServerClient:
     def _failures(self) -> Iterator[None]:
         try:
             yield
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.InvalidURL) as error:
+        except _NOWHERE as error:
             raise ServerError(
                 f"no server answers at {self.url}: start one with `gdsllm serve`, or name another "
                 "with --host, LLM_SERVER_URL or OLLAMA_HOST"

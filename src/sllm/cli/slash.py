@@ -107,6 +107,9 @@ def _think(said: str, *, on: bool) -> Callable[[Chat, str], None]:
 
 
 def _show(chat: Chat, rest: str) -> None:
+    if rest not in {"", "info", *_PARTS}:
+        note(f"what to show? one of info, {', '.join(_PARTS)}")
+        return
     found = chat.client.ask("POST", "/api/show", {"model": chat.model})
     if rest in _PARTS:
         own = chat.system if rest == "system" else None

@@ -148,8 +148,10 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     elif first["type"] == "missing":
         message = f"{field or 'the body'} is required"
     else:
-        # What may be of several kinds has an error for each.
-        told = [one["msg"] for one in errors if _field_of(one, error.body) == field]
+        # What may be of several kinds has an error for each: those that were got furthest into.
+        fields = [_field_of(one, error.body) for one in errors]
+        field = [one for one in fields if one == field or one.startswith(f"{field}.")][-1]
+        told = [one["msg"] for one, place in zip(errors, fields, strict=True) if place == field]
         message = f"{field or 'the body'}: {', or '.join(dict.fromkeys(told))}"
     failure = Failure(
         status=_BAD_REQUEST, message=message, kind="InvalidRequestError", param=field or None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 
 from sllm.core.errors import (
@@ -30,6 +31,9 @@ _STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (EngineClosedError, _UNAVAILABLE),
 )
 
+# How the message of an InvalidRequestError names a field: "logit_bias: …", "input[0]: …".
+_FIELD = re.compile(r"([a-z_]+(?:\.\w+|\[\d+\])*): ")
+
 log = logging.getLogger(__name__)
 
 
@@ -53,7 +57,18 @@ def describe(error: Exception) -> Failure:
     status = next((status for known, status in _STATUSES if isinstance(error, known)), _INTERNAL)
     if isinstance(error, ServingError | StoreError):
         retry_after_s = error.retry_after_s if isinstance(error, QueueFullError) else None
-        return Failure(status=status, message=str(error), kind=kind, retry_after_s=retry_after_s)
+        return Failure(
+            status=status,
+            message=str(error),
+            kind=kind,
+            param=_field_of(error),
+            retry_after_s=retry_after_s,
+        )
     log.error("request crashed", exc_info=error)
     message = f"{kind}: {error} (see the server's log)"
     return Failure(status=status, message=message, kind=kind)
+
+
+def _field_of(error: Exception) -> str | None:
+    named = _FIELD.match(str(error)) if isinstance(error, InvalidRequestError) else None
+    return None if named is None else named[1]

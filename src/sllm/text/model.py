@@ -79,6 +79,10 @@ class TextModel:
 
         Raises InvalidRequestError if it is none.
         """
+        try:
+            ChatTemplate(template)
+        except InvalidRequestError as error:
+            raise InvalidRequestError(f"template: {error}") from error
         return TextModel(self._vocabulary, {DEFAULT_TEMPLATE: template})
 
     @property

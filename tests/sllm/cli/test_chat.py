@@ -127,6 +127,10 @@ def test_what_there_is_is_shown(
     assert "mine" in after.out
     assert "seed" in after.out
     assert "eval rate" in after.err
+    converse(chat, "/show modelfiles")
+    mistaken = capsys.readouterr()
+    assert "what to show? one of info, license, modelfile" in mistaken.err
+    assert "llama" not in mistaken.out
 
 
 def test_a_chat_is_saved_as_a_model(chat: Chat, ollama: FakeOllama) -> None:

@@ -49,6 +49,18 @@ def test_a_file_that_is_no_text_is_named(run: Callable[..., Result], home: Path)
     assert f"{home / '.env'} is not text" in run("list", code=1).stderr
 
 
+def test_a_line_that_says_nothing_is_left_out_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / ".env").write_text("HF_TOKEN=mine\nif broken then\n")
+    environment = {"XDG_CONFIG_HOME": str(tmp_path)}
+    read_files(environment, tmp_path)
+    assert environment["HF_TOKEN"] == "mine"
+    (told,) = caplog.messages
+    assert told.startswith(f"{tmp_path / '.env'}: ")
+    assert told.endswith("line 2")
+
+
 def test_the_example_has_all_that_is_read() -> None:
     second_names = {"HF_TOKEN", "OLLAMA_HOST"}
     lines = (ROOT / ".env.example").read_text().splitlines()

@@ -114,6 +114,7 @@ def test_what_the_server_says_is_one_red_line(
     assert run("run", "tiny", "hi").stdout == "hi \n"
     error = run("run", "tiny", "hi", "--host", "http://127.0.0.1:9", code=1).stderr
     assert "no server answers at http://127.0.0.1:9" in error
+    assert "no server answers at wss://" in run("ps", "--host", "wss://127.0.0.1", code=1).stderr
 
 
 def test_there_has_to_be_a_prompt(run: Callable[..., Result]) -> None:

@@ -192,8 +192,9 @@ def test_a_call_can_be_required(openai_client: openai.OpenAI, script: Script, ch
     ],
 )
 def test_what_contradicts_itself_is_refused(openai_client: openai.OpenAI, more: Any) -> None:
-    with pytest.raises(openai.BadRequestError):
+    with pytest.raises(openai.BadRequestError) as caught:
         openai_client.chat.completions.create(model="able", messages=ASKED, **more)
+    assert caught.value.param == list(more)[-1]
 
 
 def test_thoughts_are_told_apart(openai_client: openai.OpenAI, script: Script) -> None:

@@ -125,9 +125,27 @@ def test_a_prompt_alone_may_be_asked_about(openai_client: openai.OpenAI) -> None
         {"prompt": []},
         {"suffix": "end"},
         {"prompt": [999999]},
+        {"prompt": ""},
     ],
 )
 def test_what_cannot_be_done_is_refused(openai_client: openai.OpenAI, more: Any) -> None:
     body = {"model": "base", "prompt": "x", **more}
-    with pytest.raises(openai.BadRequestError, match=next(iter(more))):
+    with pytest.raises(openai.BadRequestError, match=next(iter(more))) as caught:
         openai_client.completions.create(**body)
+    assert caught.value.param == next(iter(more))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "param", "told"),
+    [
+        ([-1], "prompt.0", "greater than or equal to 0"),
+        ([[79], []], "prompt.1", "at least 1 item"),
+        ([[79], [80, "x"]], "prompt.1.1", "valid integer"),
+    ],
+)
+def test_what_is_wrong_inside_of_a_prompt_is_named(
+    openai_client: openai.OpenAI, prompt: Any, param: str, told: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=told) as caught:
+        openai_client.completions.create(model="base", prompt=prompt)
+    assert caught.value.param == param
