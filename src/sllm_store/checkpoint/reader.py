@@ -17,7 +17,6 @@ from sllm_store.errors import (
     InvalidCheckpointError,
     InvalidRequestError,
     ReadError,
-    StoreError,
 )
 
 if TYPE_CHECKING:
@@ -56,11 +55,13 @@ def open_checkpoint(path: Path, *, root: Path | None = None) -> Checkpoint:
 def guess_arena_bytes(path: Path) -> int:
     """Return about what all tensors of a checkpoint take on a GPU, a little more rather than less.
 
-    Looks at the sizes of published files and of their headers; 0 where those do not tell.
+    That is what published files take: their headers are more than what is between tensors there,
+    but for odd sizes. 0 for what is no directory of such files.
     """
-    with suppress(OSError, StoreError):
-        if _kind_of(entry.name for entry in path.iterdir()) == safetensors.FORMAT:
-            return safetensors.guess_arena_bytes(path)
+    with suppress(OSError), os.scandir(path) as entries:
+        sizes = {entry.name: entry.stat().st_size for entry in entries}
+        if _kind_of(sizes) == safetensors.FORMAT:
+            return sum(sizes[name] for name in safetensors.likely_files(sizes))
     return 0
 
 

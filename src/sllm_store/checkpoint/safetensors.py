@@ -17,12 +17,13 @@ from sllm_store.checkpoint.model import Checkpoint, Extent, Tensor, contiguous_s
 from sllm_store.errors import InvalidCheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
 FORMAT = "safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+SUFFIX = ".safetensors"
 HEADER_BYTES_MAX = 100_000_000
 METADATA_KEY = "__metadata__"
 
@@ -212,20 +213,11 @@ def open_safetensors(path: Path, *, root: Path | None) -> Checkpoint:
     return _build(path, shards, chosen)
 
 
-def guess_arena_bytes(directory: Path) -> int:
-    """Return about what all tensors of a directory's files take on a GPU; no header is parsed.
-
-    It is enough for most: an entry of a header has at least 70 bytes, and a tensor up to 255
-    between it and the next. Raises ReadError or InvalidCheckpointError for files that are none.
-    """
-    shards = list(directory.glob("model-*.safetensors"))
-    files = shards if (directory / INDEX_FILE).exists() else _files_of(directory)
-    total = 0
-    for path in files:
-        header_bytes = int.from_bytes(read_range(path, 0, 8, root=None), "little")
-        size_bytes = data_file(path, root=None).size_bytes
-        total += size_bytes + 3 * min(header_bytes, size_bytes)
-    return total
+def likely_files(names: Collection[str]) -> list[str]:
+    """Return which files of a directory are the checkpoint, by all names that are there alone."""
+    if INDEX_FILE in names:
+        return [name for name in names if name.startswith("model-") and name.endswith(SUFFIX)]
+    return [SINGLE_FILE] if SINGLE_FILE in names else [n for n in names if n.endswith(SUFFIX)]
 
 
 def _files_of(path: Path) -> list[Path]:

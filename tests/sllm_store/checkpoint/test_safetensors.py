@@ -12,9 +12,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import save_file
 
 from sllm_store.checkpoint.dtype import SAFETENSORS_NAMES
-from sllm_store.checkpoint.layout import plan_arena, plan_image
 from sllm_store.checkpoint.reader import open_checkpoint
-from sllm_store.checkpoint.safetensors import guess_arena_bytes, open_safetensors
+from sllm_store.checkpoint.safetensors import likely_files, open_safetensors
 from sllm_store.errors import InvalidCheckpointError
 from tests.checkpoint_memory import read_back
 
@@ -341,19 +340,25 @@ def test_links_as_the_hub_cache_has_them_are_followed_inside_the_root(tmp_path: 
         open_checkpoint(snapshot, root=snapshot)
 
 
-@pytest.mark.parametrize("elements", [3, 1000, 1 << 19])
-@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00001.safetensors"])
-def test_the_guess_is_enough_for_an_arena_and_hardly_more(
-    tmp_path: Path, elements: int, name: str
+SHARDS = ["model-1-of-2.safetensors", "model-2-of-2.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("read", "beside", "indexed"),
+    [
+        (["model.safetensors"], ["consolidated.safetensors"], False),
+        (SHARDS, ["consolidated.safetensors"], True),
+        (SHARDS, [], False),
+        (["a.safetensors"], [], False),
+    ],
+)
+def test_the_likely_files_are_those_that_are_read(
+    tmp_path: Path, read: list[str], beside: list[str], *, indexed: bool
 ) -> None:
-    tensors = {f"model.layers.{number}.weight": torch.zeros(elements) for number in range(30)}
-    save_file(tensors, tmp_path / name)
-    if name.startswith("model-"):
-        index = {"weight_map": dict.fromkeys(tensors, name)}
+    for name in [*read, *beside, "notes.txt"]:
+        header_file(tmp_path / name, {name: entry("U8", [1], 0, 1)}, b"x")
+    if indexed:
+        index = {"weight_map": {name: name for name in read}}
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-        save_file(tensors, tmp_path / "consolidated.safetensors")
-    checkpoint = open_(tmp_path)
-    image = plan_image(checkpoint, 32 << 20)
-    arena = plan_arena(checkpoint, image, range(len(checkpoint.extents)))
-    spare_bytes = guess_arena_bytes(tmp_path) - arena.size_bytes
-    assert 0 <= spare_bytes < 400 * len(tensors)
+    assert sorted(likely_files([path.name for path in tmp_path.iterdir()])) == read
+    assert [file.path.name for file in open_(tmp_path).files] == read

@@ -53,7 +53,7 @@ def test_the_first_load_allocates_while_the_store_plans(
     model = tmp_path / "models" / "published"
     model.mkdir(parents=True)
     save_file(
-        {f"w{digit}": torch.full((700_001,), ord(digit), dtype=torch.uint8) for digit in "0123"},
+        {f"w{digit}": torch.full((700_160,), ord(digit), dtype=torch.uint8) for digit in "0123"},
         model / "model.safetensors",
     )
     store = start_store(tmp_path / "models", gpu_environment)
