@@ -145,11 +145,17 @@ def name_under(root: Path, path: Path) -> str | None:
 
     A link inside has a name of its own, beside that of what it leads to.
     """
-    real = root.resolve()
-    for top, place in ((root, path), (real, path), (real, path.resolve())):
-        if place != top and place.is_relative_to(top) and ".." not in place.parts:
-            return place.relative_to(top).as_posix()
-    return None
+    name = _name_below(root, path)
+    if name is None:  # Most are below it as they stand: links are not looked at before that.
+        real = root.resolve()
+        name = _name_below(real, path) or _name_below(real, path.resolve())
+    return name
+
+
+def _name_below(top: Path, path: Path) -> str | None:
+    if path == top or ".." in path.parts or not path.is_relative_to(top):
+        return None
+    return path.relative_to(top).as_posix()
 
 
 def _open(path: Path, *, root: Path | None) -> Checkpoint:
