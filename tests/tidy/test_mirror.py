@@ -95,7 +95,6 @@ TESTED_THROUGH = {
     "sllm/runtime/weights/disk_experts.py": "runtime/weights/test_model_experts.py",
     "sllm/runtime/weights/expected.py": "runtime/weights/test_assembly.py",
     "sllm/runtime/weights/lane.py": "runtime/weights/test_device_placement.py",
-    "sllm/runtime/weights/model_groups.py": "runtime/weights/test_model_experts.py",
     "sllm/runtime/weights/names.py": "runtime/weights/test_resident.py",
     "sllm/runtime/weights/placement.py": "runtime/weights/test_stored.py",
     "sllm/runtime/weights/source.py": "runtime/weights/test_resident.py",

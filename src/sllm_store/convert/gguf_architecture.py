@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from sllm_store.convert.gguf_metadata import GgufMetadata
 
-_BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
+_IN_BLOCK = re.compile(r"blk\.(\d{1,9})\.(.+)")
 _TOP = re.compile(r"([^.]+)\.(weight|bias)")
 
 
@@ -28,7 +28,9 @@ class Architecture:
     A '{}' in an expert's name is its index; the GGUF has the experts of a layer in one tensor.
     interleaved_rope: rows of q and k are in llama.cpp's order and have to be put back.
     transposed: stems whose matrices Hugging Face stores as (in, out).
-    unsqueezed: stems that Hugging Face stores with a leading dimension of 1.
+    unsqueezed: stems that Hugging Face stores with a leading dimension of 1. convolutions: with one
+    after the first. joined: stems whose tensor is one with that of another stem. whole: names
+    without a layer's prefix, of tensors that are not called '.weight' or '.bias' by both.
     """
 
     name: str
@@ -41,28 +43,61 @@ class Architecture:
     interleaved_rope: bool = False
     transposed: frozenset[str] = frozenset()
     unsqueezed: frozenset[str] = frozenset()
+    convolutions: frozenset[str] = frozenset()
+    joined: Mapping[str, str] = field(default_factory=dict)
+    whole: Mapping[str, str] = field(default_factory=dict)
 
-    def rename(self, name: str) -> Renamed | None:
-        """Return the Hugging Face name of a GGUF tensor, or None when the model has no such."""
-        if matched := _BLOCK.fullmatch(name):
-            layer, stem, kind = matched.groups()
-            prefix = f"{self.block_prefix}.{layer}."
-            if stem in self.experts:
-                return Renamed(stem=stem, name=f"{prefix}{self.experts[stem]}.{kind}", expert=True)
-            if stem in self.block:
-                return Renamed(stem=stem, name=f"{prefix}{self.block[stem]}.{kind}")
-        elif (matched := _TOP.fullmatch(name)) and matched[1] in self.top:
+    def rename(self, name: str, *, layers: int) -> Renamed | None:
+        """Return the Hugging Face name of a GGUF tensor, or None when the model has no such.
+
+        Of what comes after its layers, a model may make guesses; nothing else needs that.
+        """
+        if matched := _IN_BLOCK.fullmatch(name):
+            layer, rest = matched.groups()
+            if int(layer) >= layers:
+                return Renamed(stem=rest, name="", unused=True)
+            return self._rename_in_block(f"{self.block_prefix}.{layer}", rest)
+        if (matched := _TOP.fullmatch(name)) and matched[1] in self.top:
             return Renamed(stem=matched[1], name=f"{self.top[matched[1]]}.{matched[2]}")
         return None
+
+    def _rename_in_block(self, prefix: str, name: str) -> Renamed | None:
+        stem, _, kind = name.partition(".")
+        if stem in self.joined.values():
+            return Renamed(stem=stem, name="", unused=True)
+        if name in self.whole:
+            return Renamed(stem=stem, name=f"{prefix}.{self.whole[name]}")
+        names = self.experts if stem in self.experts else self.block
+        if stem not in names or kind not in {"weight", "bias"}:
+            return None
+        return Renamed(
+            stem=stem, name=f"{prefix}.{names[stem]}.{kind}", expert=names is self.experts
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renamed:
-    """Where a GGUF tensor goes; an expert's name still has '{}' for its index."""
+    """Where a GGUF tensor goes; an expert's name still has '{}' for its index.
+
+    unused: whether nothing is made of it by itself.
+    """
 
     stem: str
     name: str
     expert: bool = False
+    unused: bool = False
+
+
+def layer_count(metadata: GgufMetadata) -> int:
+    """Return how many layers a model has, without those behind them that only guess."""
+    layers = metadata.integer("{arch}.block_count")
+    guessing = metadata.integer("{arch}.nextn_predict_layers", 0)
+    if not 0 <= guessing <= layers:
+        raise InvalidCheckpointError(
+            f"{metadata.path}: {guessing} of {layers} layers cannot be for guesses "
+            f"({metadata.key('{arch}.nextn_predict_layers')})"
+        )
+    return layers - guessing
 
 
 def find_architecture(metadata: GgufMetadata) -> Architecture:
@@ -185,7 +220,74 @@ _GPT2 = Architecture(
     transposed=frozenset({"attn_qkv", "attn_output", "ffn_up", "ffn_down"}),
 )
 
+_HYBRID_NORMS = {
+    "attn_norm": "input_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    **_QK_NORM,
+}
+_DELTA = {
+    "ssm_conv1d": "linear_attn.conv1d",
+    "ssm_norm": "linear_attn.norm",
+    "ssm_out": "linear_attn.out_proj",
+}
+_HYBRID_ATTENTION = {
+    name: _ATTENTION[name] for name in ("attn_q", "attn_k", "attn_v", "attn_output")
+}
+_HYBRID_BLOCK = {
+    **_HYBRID_NORMS,
+    **_HYBRID_ATTENTION,
+    **_DELTA,
+    **_SHARED_EXPERT,
+    "ffn_gate_inp": "mlp.gate",
+}
+_WHOLE = {"ssm_a": "linear_attn.A_log", "ssm_dt.bias": "linear_attn.dt_bias"}
+_QWEN3_NEXT = Architecture(
+    name="qwen3next",
+    model_type="qwen3_next",
+    class_name="Qwen3NextForCausalLM",
+    top=_TOP_NAMES,
+    block_prefix="model.layers",
+    block={
+        **_HYBRID_BLOCK,
+        "attn_qkv": "linear_attn.in_proj_qkvz",
+        "ssm_in": "linear_attn.in_proj_qkvz",  # What the first files have.
+        "ssm_ba": "linear_attn.in_proj_ba",
+    },
+    experts=_EXPERTS,
+    unsqueezed=frozenset({"ffn_gate_inp_shexp"}),
+    convolutions=frozenset({"ssm_conv1d"}),
+    joined={"attn_qkv": "attn_gate"},
+    whole=_WHOLE,
+)
+_QWEN35_MOE = Architecture(
+    name="qwen35moe",
+    model_type="qwen3_5_moe_text",
+    class_name="Qwen3_5MoeForCausalLM",
+    top=_TOP_NAMES,
+    block_prefix="model.layers",
+    block={
+        **_HYBRID_BLOCK,
+        "attn_qkv": "linear_attn.in_proj_qkv",
+        "attn_gate": "linear_attn.in_proj_z",
+        "ssm_alpha": "linear_attn.in_proj_a",
+        "ssm_beta": "linear_attn.in_proj_b",
+    },
+    experts=_EXPERTS,
+    unsqueezed=frozenset({"ffn_gate_inp_shexp"}),
+    convolutions=frozenset({"ssm_conv1d"}),
+    whole=_WHOLE,
+)
+
 _ARCHITECTURES = {
     architecture.name: architecture
-    for architecture in (_LLAMA, _QWEN2, _QWEN2_MOE, _QWEN3, _QWEN3_MOE, _GPT2)
+    for architecture in (
+        _LLAMA,
+        _QWEN2,
+        _QWEN2_MOE,
+        _QWEN3,
+        _QWEN3_MOE,
+        _QWEN3_NEXT,
+        _QWEN35_MOE,
+        _GPT2,
+    )
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sllm_store.convert.gguf_architecture import layer_count
+from sllm_store.convert.gguf_delta import NEXT, QWEN35, DeltaHeads
 from sllm_store.convert.gguf_rope import rope_parameters
 from sllm_store.errors import InvalidCheckpointError
 
@@ -52,7 +54,12 @@ def build_config(
     if config["vocab_size"] == 0:
         raise InvalidCheckpointError(f"{metadata.path}: the tensor token_embd.weight is missing")
     if architecture.model_type != "gpt2":
-        config |= rope_parameters(metadata, rope_factors, head_dim=config["head_dim"])
+        config |= rope_parameters(
+            metadata,
+            rope_factors,
+            head_dim=config["head_dim"],
+            partial=architecture.model_type in {NEXT, QWEN35},
+        )
     return config
 
 
@@ -98,7 +105,7 @@ def _decoder(metadata: GgufMetadata, shapes: Mapping[str, tuple[int, ...]]) -> d
         "hidden_act": "silu",
         "hidden_size": hidden,
         "intermediate_size": _intermediate_size(metadata),
-        "num_hidden_layers": metadata.integer("{arch}.block_count"),
+        "num_hidden_layers": layer_count(metadata),
         "num_attention_heads": heads,
         "num_key_value_heads": metadata.integer("{arch}.attention.head_count_kv", heads),
         "head_dim": head_dim,
@@ -171,6 +178,38 @@ def _qwen3_moe(metadata: GgufMetadata, shapes: Mapping[str, tuple[int, ...]]) ->
     }
 
 
+def _hybrid(metadata: GgufMetadata, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Return what Qwen3-Next and Qwen3.5-MoE have in common."""
+    heads = DeltaHeads.read(metadata)
+    layers = layer_count(metadata)
+    linear = [f"blk.{layer}.ssm_conv1d.weight" in shapes for layer in range(layers)]
+    return {
+        **_decoder(metadata, shapes),
+        "attention_bias": any(f"blk.{layer}.attn_q.bias" in shapes for layer in range(layers)),
+        "num_experts": metadata.integer("{arch}.expert_count"),
+        "num_experts_per_tok": metadata.integer("{arch}.expert_used_count"),
+        "moe_intermediate_size": metadata.integer("{arch}.expert_feed_forward_length"),
+        "shared_expert_intermediate_size": metadata.integer(
+            "{arch}.expert_shared_feed_forward_length"
+        ),
+        "linear_num_key_heads": heads.keys,
+        "linear_num_value_heads": heads.values,
+        "linear_key_head_dim": heads.key_dim,
+        "linear_value_head_dim": heads.value_dim,
+        "linear_conv_kernel_dim": metadata.integer("{arch}.ssm.conv_kernel"),
+        "layer_types": ["linear_attention" if one else "full_attention" for one in linear],
+    }
+
+
+def _qwen3_next(metadata: GgufMetadata, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    return {
+        **_hybrid(metadata, shapes),
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "norm_topk_prob": True,  # llama.cpp normalises here, and the file cannot say.
+    }
+
+
 def _gpt2(metadata: GgufMetadata, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     context = metadata.integer("{arch}.context_length")
     return {
@@ -192,5 +231,7 @@ _BUILDERS: dict[str, Callable[[GgufMetadata, Mapping[str, tuple[int, ...]]], dic
     "qwen2_moe": _qwen2_moe,
     "qwen3": _qwen3,
     "qwen3_moe": _qwen3_moe,
+    NEXT: _qwen3_next,
+    QWEN35: _hybrid,
     "gpt2": _gpt2,
 }

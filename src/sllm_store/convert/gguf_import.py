@@ -85,16 +85,17 @@ def plan_gguf(checkpoint: Checkpoint, files: Sequence[File], *, dtype: str) -> G
     steps = [
         Step(
             size_bytes=conversion.output_bytes,
-            make=partial(_make, conversion, files[conversion.file]),
+            make=partial(_make, conversion, files),
         )
         for conversion in model.conversions
     ]
     return GgufImport(steps=steps, texts=texts)
 
 
-def _make(conversion: Conversion, file: File) -> Made:
-    raw = _read(file, conversion.offset, conversion.size_bytes)
-    values = conversion.convert(raw)
+def _make(conversion: Conversion, files: Sequence[File]) -> Made:
+    values = conversion.convert(
+        [_read(files[part.file], part.offset, part.size_bytes) for part in conversion.parts]
+    )
     source = Source(
         name=conversion.name,
         dtype=conversion.target,

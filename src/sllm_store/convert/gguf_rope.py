@@ -19,15 +19,20 @@ _THETA_DEFAULT = 10000.0
 
 
 def rope_parameters(
-    metadata: GgufMetadata, factors: Sequence[float] | None, *, head_dim: int
+    metadata: GgufMetadata,
+    factors: Sequence[float] | None,
+    *,
+    head_dim: int,
+    partial: bool = False,
 ) -> dict[str, Any]:
     """Return the rope entries of config.json, in the form of transformers 5 and of 4.
 
     factors: what each frequency is divided by (rope_freqs.weight), where the file has them.
-    Raises InvalidCheckpointError for a scaling that Hugging Face's form cannot express.
+    partial: whether only the first dimensions of a head may be rotated. Raises
+    InvalidCheckpointError for a scaling that Hugging Face's form cannot express.
     """
     rotated = metadata.integer("{arch}.rope.dimension_count", head_dim)
-    if rotated != head_dim:
+    if rotated != head_dim and not partial:
         raise InvalidCheckpointError(
             f"{metadata.path}: {metadata.key('{arch}.rope.dimension_count')} is {rotated} of "
             f"{head_dim} dimensions; rotating a part of them is not supported for this architecture"
@@ -42,6 +47,11 @@ def rope_parameters(
             )
         scaling = _llama3(metadata, factors, theta=theta, head_dim=head_dim)
     parameters = {"rope_type": "default", "rope_theta": theta, **scaling}
+    if partial:
+        parameters["partial_rotary_factor"] = rotated / head_dim
+    if metadata.has("{arch}.rope.dimension_sections"):  # Of texts, all sections are at one place.
+        sections = metadata.integers("{arch}.rope.dimension_sections")
+        parameters |= {"mrope_section": sections[:3], "mrope_interleaved": True}
     return {
         "rope_parameters": parameters,
         "rope_theta": theta,

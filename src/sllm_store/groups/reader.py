@@ -56,6 +56,7 @@ class GroupReader:
         control: native.Control | None = None,
     ) -> None:
         """Read groups to offsets of one buffer, all at once; raises what `read` does."""
+        self.prepare()
         plan = TransferPlan()
         for group, offset in places:
             layout = self.layouts[group]
@@ -80,6 +81,10 @@ class GroupReader:
     def lands_in_place(self, group: int) -> bool:
         """Return whether a group's ranges begin at the same offset in a page as in the file."""
         return all(offset % PAGE == place % PAGE for _, offset, _, place in self._reads[group])
+
+    def prepare(self) -> None:
+        """Have everything there that reads of `files` find; raises ReadError."""
+        self._model.prepare()
 
     def require_unchanged(self) -> None:
         """Raise InvalidCheckpointError if the files have changed since they were opened."""
@@ -108,9 +113,7 @@ class GroupReader:
         for file, start, size_bytes, place in layout.reads:
             before = start % PAGE
             if place % PAGE == before:
-                end = min(
-                    align_up(start + size_bytes, PAGE), model.checkpoint.files[file].size_bytes
-                )
+                end = min(align_up(start + size_bytes, PAGE), model.files[file].size)
                 reads.append((file, start - before, end - start + before, place - before))
             else:
                 reads.append((file, start, size_bytes, place))

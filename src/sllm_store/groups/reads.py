@@ -148,6 +148,7 @@ class QueuedReads:
 
     def __init__(self, reader: GroupReader) -> None:
         """Raise NativeError where there are no such reads."""
+        reader.prepare()
         self._reader = reader
         self._queue = native.ReadQueue(reader.files, in_turns=_is_virtual(reader.files))
 

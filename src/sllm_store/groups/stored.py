@@ -1,7 +1,8 @@
 """StoredModel: a checkpoint's tensors by Hugging Face's names, and where their bytes are on disk.
 
-Nothing is converted: a GGUF's blocks stay blocks, and the rows of its q and k stay in llama.cpp's
-order, which `interleaved_rope` says.
+A GGUF's blocks stay blocks, and the rows of its q and k stay in llama.cpp's order, which
+`interleaved_rope` says. What else llama.cpp stores otherwise is made before the first read, and
+kept in memory: of models with gated DeltaNet, their norms, decays and linear attention.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sllm_store.checkpoint.model import Checkpoint, Tensor
+    from sllm_store.groups.made import MadeFile, MadeTensor
     from sllm_store.native import File
 
 
@@ -40,7 +42,8 @@ class StoredTensor:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredModel:
     """A model on disk, with its files open. `config` is config.json's contents where the file has
-    its own description; None where `directory` has a config.json.
+    its own description; None where `directory` has a config.json. made: the last of `files`, if
+    some tensors had to be made.
     """
 
     checkpoint: Checkpoint
@@ -48,11 +51,17 @@ class StoredModel:
     tensors: tuple[StoredTensor, ...]
     config: Mapping[str, Any] | None
     interleaved_rope: bool
+    made: MadeFile | None = None
 
     @property
     def directory(self) -> Path:
         """Where the small files (config, tokenizer) are."""
         return self.checkpoint.directory
+
+    def prepare(self) -> None:
+        """Make what has to be made, before a file is read. Raises ReadError."""
+        if self.made is not None:
+            self.made.fill()
 
 
 def open_stored(path: Path) -> StoredModel:
@@ -87,34 +96,57 @@ def open_stored(path: Path) -> StoredModel:
 def _open_gguf(checkpoint: Checkpoint, files: tuple[File, ...]) -> StoredModel:
     try:
         from sllm_store.convert.gguf_import import describe_gguf
+        from sllm_store.groups.made import MadeFile
     except ImportError as error:
         raise InvalidRequestError(
             f"{checkpoint.path} is a GGUF: pip install 'serverless-llm[gguf]' to read it"
         ) from error
     model = describe_gguf(checkpoint, files, dtype="auto")
-    for conversion in model.conversions:
+    changed = [conversion for conversion in model.conversions if not conversion.is_stored]
+    for conversion in changed:
         if conversion.transpose:
             raise InvalidRequestError(
                 f"{checkpoint.path}: {conversion.name} is stored transposed, so it cannot be used "
                 "as it is: import the file with `sllm-store save`"
             )
+    tensors = [
+        StoredTensor(
+            name=conversion.name,
+            dtype=part.dtype,
+            shape=conversion.shape,
+            item_bytes=item_bytes(part.dtype),
+            file=part.file,
+            offset=part.offset,
+            size_bytes=part.size_bytes,
+        )
+        for conversion in model.conversions
+        if conversion.is_stored
+        for part in conversion.parts
+    ]
+    made = MadeFile(changed, files) if changed else None
+    if made is not None:
+        tensors += [_made(tensor, file=len(files)) for tensor in made.tensors]
+        files = (*files, made.file)
     return StoredModel(
         checkpoint=checkpoint,
         files=files,
-        tensors=tuple(
-            StoredTensor(
-                name=conversion.name,
-                dtype=conversion.dtype,
-                shape=conversion.shape,
-                item_bytes=item_bytes(conversion.dtype),
-                file=conversion.file,
-                offset=conversion.offset,
-                size_bytes=conversion.size_bytes,
-            )
-            for conversion in model.conversions
-        ),
+        tensors=tuple(tensors),
         config=model.config,
         interleaved_rope=any(conversion.heads for conversion in model.conversions),
+        made=made,
+    )
+
+
+def _made(tensor: MadeTensor, *, file: int) -> StoredTensor:
+    dtype = tensor.conversion.rearranged
+    return StoredTensor(
+        name=tensor.conversion.name,
+        dtype=dtype,
+        shape=tensor.conversion.shape,
+        item_bytes=item_bytes(dtype),
+        file=file,
+        offset=tensor.offset,
+        size_bytes=tensor.conversion.rearranged_bytes,
     )
 
 

@@ -107,6 +107,9 @@ class _Places:
 
 
 def _make(places: _Places, conversion: Conversion) -> torch.Tensor:
-    raw = places.bytes_of(conversion.file, conversion.offset, conversion.size_bytes)
-    values = torch.from_numpy(conversion.convert(raw.numpy()))
+    raw = [
+        places.bytes_of(part.file, part.offset, part.size_bytes).numpy()
+        for part in conversion.parts
+    ]
+    values = torch.from_numpy(conversion.convert(raw))
     return values.view(torch.bfloat16) if conversion.target == "bfloat16" else values

@@ -59,8 +59,25 @@ def _settings(config: Mapping[str, Any]) -> dict[str, int | float]:
         "rope.freq_base": None if gpt2 else config["rope_parameters"]["rope_theta"],
         "expert_count": config.get("num_experts") or config.get("num_local_experts"),
         "expert_used_count": config.get("num_experts_per_tok"),
+        **(_hybrid_settings(config) if "linear_num_key_heads" in config else {}),
     }
     return {key: value for key, value in pairs.items() if value is not None}
+
+
+def _hybrid_settings(config: Mapping[str, Any]) -> dict[str, int]:
+    """Return what Qwen3-Next and Qwen3.5-MoE have besides."""
+    values = config["linear_num_value_heads"]
+    return {
+        "expert_feed_forward_length": config["moe_intermediate_size"],
+        "expert_shared_feed_forward_length": config["shared_expert_intermediate_size"],
+        "ssm.conv_kernel": config["linear_conv_kernel_dim"],
+        "ssm.state_size": config["linear_key_head_dim"],
+        "ssm.group_count": config["linear_num_key_heads"],
+        "ssm.time_step_rank": values,
+        "ssm.inner_size": values * config["linear_value_head_dim"],
+        "full_attention_interval": 4,
+        "rope.dimension_count": config["head_dim"] // 4,
+    }
 
 
 def _to_gguf(
@@ -72,6 +89,11 @@ def _to_gguf(
     experts: dict[str, dict[int, NDArray[Any]]] = {}
     found: dict[str, NDArray[Any]] = {}
     for name, values in tensors.items():
+        if "linear_num_key_heads" in config:
+            special = _hybrid(name, values, architecture, config)
+            if special is not None:
+                found |= special
+                continue
         stem, _, kind = name.rpartition(".")
         matched = re.fullmatch(r"(.+\.experts)\.(\d+)\.(\w+)", stem)
         renamed = names.get_name(f"{matched[1]}.{matched[3]}" if matched else stem)
@@ -83,6 +105,68 @@ def _to_gguf(
     for name, parts in experts.items():
         found[name] = np.stack([parts[index] for index in range(len(parts))])
     return found
+
+
+def _hybrid(
+    name: str, values: NDArray[Any], architecture: str, config: Mapping[str, Any]
+) -> dict[str, NDArray[Any]] | None:
+    """Return what llama.cpp's converter makes of one tensor of Qwen3-Next or Qwen3.5-MoE.
+
+    None where that is what it makes of every model's. (conversion/qwen.py, Qwen3NextModel and
+    _LinearAttentionVReorderBase; the names are gguf's tensor_mapping.py's.)
+    """
+    matched = re.fullmatch(r"model\.layers\.(\d+)\.(?:linear_attn\.)?(.+)", name)
+    layer, rest = matched.groups() if matched else ("", name)
+    if rest.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
+        ends = {"model.norm.weight": "output_norm.weight"}
+        inner = {
+            "input_layernorm.weight": "attn_norm",
+            "post_attention_layernorm.weight": "post_attention_norm",
+            "self_attn.q_norm.weight": "attn_q_norm",
+            "self_attn.k_norm.weight": "attn_k_norm",
+        }
+        renamed = ends.get(name) or f"blk.{layer}.{inner[rest]}.weight"
+        return {renamed: values + np.float32(1)}
+    if "linear_attn." not in name:
+        return None
+    keys, dim = config["linear_num_key_heads"], config["linear_value_head_dim"]
+    each = config["linear_num_value_heads"] // keys
+    width = keys * config["linear_key_head_dim"]
+    if rest == "in_proj_qkvz.weight":
+        heads = values.reshape(keys, -1, values.shape[1])
+        size = config["linear_key_head_dim"]
+        cuts = np.split(heads, [size, 2 * size, 2 * size + each * dim], axis=1)
+        q, k, v, z = (part.reshape(-1, values.shape[1]) for part in cuts)
+        mixed = np.concatenate((q, k, v))
+        return {f"blk.{layer}.attn_qkv.weight": mixed, f"blk.{layer}.attn_gate.weight": z}
+    values = -np.exp(values) if rest == "A_log" else values.squeeze()
+    if architecture == "qwen35moe" and rest != "norm.weight":
+        values = _tiled(rest, values, (keys, each, dim, width))
+    names = {
+        "A_log": "ssm_a",
+        "dt_bias": "ssm_dt.bias",
+        "conv1d.weight": "ssm_conv1d.weight",
+        "norm.weight": "ssm_norm.weight",
+        "out_proj.weight": "ssm_out.weight",
+        "in_proj_ba.weight": "ssm_ba.weight",
+        "in_proj_qkv.weight": "attn_qkv.weight",
+        "in_proj_z.weight": "attn_gate.weight",
+        "in_proj_a.weight": "ssm_alpha.weight",
+        "in_proj_b.weight": "ssm_beta.weight",
+    }
+    return {f"blk.{layer}.{names[rest]}": np.ascontiguousarray(values)}
+
+
+def _tiled(name: str, values: NDArray[Any], sizes: tuple[int, int, int, int]) -> NDArray[Any]:
+    """Return a tensor with its value heads as ggml broadcasts: one of each key head, and again."""
+    keys, each, dim, width = sizes
+    order = [key * each + one for one in range(each) for key in range(keys)]
+    rows = [head * dim + row for head in order for row in range(dim)]
+    if name in {"in_proj_qkv.weight", "conv1d.weight"}:
+        return np.concatenate((values[: 2 * width], values[2 * width :][rows]))
+    if name == "in_proj_z.weight":
+        return values[rows]
+    return values[:, rows] if name == "out_proj.weight" else values[order]
 
 
 def _rearranged(
@@ -121,8 +205,12 @@ class Workshop:
         *,
         architecture: str,
         extra: Callable[[GGUFWriter], None] = lambda writer: None,
+        kind: Any = None,
     ) -> dict[str, NDArray[Any]]:
-        """Write the GGUF of a Hugging Face model; return what it holds, by GGUF name."""
+        """Write the GGUF of a Hugging Face model; return what it holds, by GGUF name.
+
+        kind: of the blocks that matrices become, if they are to.
+        """
         writer = GGUFWriter(self.gguf, architecture)
         for key, value in _settings(config).items():
             if isinstance(value, float):
@@ -133,7 +221,10 @@ class Workshop:
         extra(writer)
         renamed = _to_gguf(tensors, architecture, config)
         for name, values in renamed.items():
-            writer.add_tensor(name, values)
+            if kind is None or values.ndim == 1 or values.shape[-1] % 32:
+                writer.add_tensor(name, values)
+            else:
+                writer.add_tensor(name, quants.quantize(values, kind), raw_dtype=kind)
         _finish(writer)
         return renamed
 
