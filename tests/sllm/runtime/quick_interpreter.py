@@ -1,8 +1,9 @@
 """Triton's interpreter without what it works out anew for each operation: the same bits, sooner.
 
-As it is, most of its time goes by on three things that never change: which functions of the
-language a kernel may call (looked for again in every call of one kernel's function by another),
-NumPy's type for each of Triton's, and the type of a tensor of a shape.
+As it is, most of its time goes by on what never changes: which functions of the language a kernel
+may call (looked for again in every call of one kernel's function by another), NumPy's type for
+each of Triton's, the type of a tensor of a shape; and on overflows that it looks for and tells
+nobody of.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from triton import language
-from triton.language import core
+from triton.language import core, semantic
 from triton.runtime import interpreter
 
 _PACKAGES = [language, core, language.tensor, language.math, core.tensor_descriptor_base]
@@ -22,6 +23,10 @@ _BUILTINS = {
     for package in _PACKAGES
 }
 _static_range = core.static_range
+_broadcast = semantic.TritonSemantic.broadcast_impl_value
+_look_for_overflow = semantic.TritonSemantic.binary_op_sanitize_overflow_impl
+_unwrap = core._unwrap_if_constexpr
+_are_equal = core.dtype.__eq__
 _patch_language = interpreter._patch_lang
 _numpy_type = interpreter._get_np_dtype
 _make_block_type = core.block_type.__init__
@@ -37,6 +42,10 @@ def install() -> None:
     interpreter._get_np_dtype = _known_numpy_type
     core.block_type.__init__ = _make_known_block_type
     core.tensor.__init__ = _make_tensor
+    core.dtype.__eq__ = _are_types_equal
+    core._unwrap_if_constexpr = _unwrap_known
+    semantic.TritonSemantic.broadcast_impl_value = _broadcast_unlike
+    semantic.TritonSemantic.binary_op_sanitize_overflow_impl = _look_for_overflow_to_tell
 
 
 def _patch_language_once(function: Any) -> Any:
@@ -91,3 +100,25 @@ def _make_tensor(self: Any, handle: Any, type: Any) -> None:  # noqa: A002 - as 
         shape=type.tensor_shape if is_block else _SCALAR_SHAPE,
         numel=type.tensor_numel if is_block else _SCALAR_NUMEL,
     )
+
+
+def _are_types_equal(self: Any, other: Any) -> bool:
+    return self is other or bool(_are_equal(self, other))
+
+
+_PLAIN = {int, bool, float, core.dtype, core.block_type, core.pointer_type, core.tensor}
+
+
+def _unwrap_known(value: Any) -> Any:
+    return value if type(value) in _PLAIN else _unwrap(value)
+
+
+def _broadcast_unlike(self: Any, left: Any, right: Any) -> tuple[Any, Any]:
+    if left.type.is_block() and right.type.is_block() and left.shape is right.shape:
+        return left, right
+    return _broadcast(self, left, right)  # type: ignore[no-any-return]
+
+
+def _look_for_overflow_to_tell(self: Any, left: Any, right: Any, operation: Any) -> None:
+    if self.builder.options.debug:
+        _look_for_overflow(self, left, right, operation)
