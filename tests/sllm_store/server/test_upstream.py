@@ -92,6 +92,7 @@ def test_a_preload_is_confirmed_and_unloaded(start_store: Start, tmp_path: Path)
     client.unload_from_cpu("m")
     assert client.status().pool_used_bytes == 0
     client.load_into_cpu("m")
+    wait_until(lambda: client.status().pool_used_bytes > 0)
     client.clear_mem()
     assert client.status().pool_used_bytes == 0
 
