@@ -48,6 +48,12 @@ def smollm2() -> Path:
     return _SMOLLM2
 
 
+def pytest_collection_finish() -> None:
+    """Collections during tests look at what tests made, not at all that was imported for them."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module")
 def small_heap() -> Iterator[None]:
     """Collections look at what a module's own tests made, not at all that the process holds."""
@@ -55,3 +61,5 @@ def small_heap() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+    gc.collect()
+    gc.freeze()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -91,6 +92,7 @@ def vocabulary() -> Any:
     if not VOCABULARIES.is_dir():
         pytest.skip(f"no vocabularies in {VOCABULARIES}: run python -m tests.fetch_vocabularies")
 
+    @functools.cache
     def load(name: str) -> tuple[Tokenizer, dict[str, str]]:
         checkpoint = open_checkpoint(VOCABULARIES / f"ggml-vocab-{name}.gguf")
         files = build_tokenizer_files(
