@@ -9,8 +9,10 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import safetensors.torch
@@ -33,6 +35,9 @@ from sllm.library.origins import Origins
 from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.client import SllmStoreClient, is_running
 from sllm_store.torch import load_dict, save_dict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
 CASE = """
@@ -157,12 +162,21 @@ def test_a_question_is_answered_and_the_times_are_shown(published: Path, tmp_pat
     assert all(torch.equal(copied[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A directory for a socket, whose path is of 107 bytes at most: pytest's own may be longer."""
+    with tempfile.TemporaryDirectory(prefix="sllm-") as directory:
+        yield Path(directory)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_stops_the_store_too(published: Path, tmp_path: Path, number: int) -> None:
+def test_ctrl_c_stops_the_store_too(
+    published: Path, tmp_path: Path, temporary: Path, number: int
+) -> None:
     with subprocess.Popen(
         [sys.executable, "-u", "-c", CASE, "--cache", str(tmp_path / "cache"), str(published)],
         cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(tmp_path), "COLUMNS": "200"},
+        env={**os.environ, "TMPDIR": str(temporary), "COLUMNS": "200"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -176,7 +190,7 @@ def test_ctrl_c_stops_the_store_too(published: Path, tmp_path: Path, number: int
         _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "")
     assert not is_running(address)
-    assert not list(tmp_path.glob("sllm-quickstart-*"))
+    assert not list(temporary.glob("sllm-quickstart-*"))
 
 
 def test_a_question_is_answered_by_gdsllm_too(smollm2: Path, tmp_path: Path) -> None:
