@@ -125,6 +125,7 @@ class _Conversation:
         self._engine = engine
         self._loading = loading
         self._loop = asyncio.get_running_loop()
+        self._told = False  # That its load has ended.
 
     async def run(self) -> None:
         """Answer requests until the client leaves, has loaded, or gets an error."""
@@ -213,12 +214,12 @@ class _Conversation:
         try:
             while not future.done():
                 await asyncio.wait(
-                    {future, gone},
+                    {future} if gone.done() else {future, gone},
                     timeout=PROGRESS_INTERVAL_S,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
-                if future.done():
-                    break
+                if future.done() or self._told:
+                    continue
                 if gone.done():
                     raise ClientGoneError
                 bytes_done = wanted.planned.bytes_done(control.bytes_done)
@@ -242,6 +243,7 @@ class _Conversation:
 
     def _tell_done(self, wanted: WantedLoad, result: LoadResult) -> None:
         event = self._loading.done_event(wanted.planned, result)
+        self._told = True  # Before the client can be gone for that reason.
         self._replies.try_send(pb.LocalReply(event=event).SerializeToString())
 
     async def _next(self) -> Any:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
 import socket
 import struct
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from prometheus_client import CollectorRegistry, Gauge
 
+from sllm_store import native
 from sllm_store.errors import InvalidRequestError, StoreError
 from sllm_store.local_connection import LocalConnection
 from sllm_store.proto import storage_pb2 as pb
+from sllm_store.server.loads import LoadResult
+from sllm_store.server.local_socket import LocalServer
+from sllm_store.server.sessions import Sessions
 from tests.store_process import open_descriptors, random_tensors, wait_until, write_upstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from sllm_store.server.engine import Engine
+    from sllm_store.server.loading import Loading
     from tests.store_process import StoreProcess
 
 
@@ -124,3 +133,64 @@ def test_a_store_takes_all_the_descriptors_that_the_system_lets_it_have(
 ) -> None:
     soft, hard = resource.prlimit(store.pid, resource.RLIMIT_NOFILE)
     assert soft == hard
+
+
+class _Load:
+    """A load that tells its client of its end before the event loop hears of it."""
+
+    def __init__(self) -> None:
+        gauge = Gauge("sessions", "None.", registry=CollectorRegistry())
+        self.sessions = Sessions(gauge)
+        self.config = SimpleNamespace(load_timeout_s=10.0)
+        self.ended: asyncio.Future[LoadResult] | None = None
+        self.result: LoadResult | None = None
+        self.learned = asyncio.Event()
+
+    def start_load(
+        self, function: Callable[[Any], LoadResult], **_: object
+    ) -> tuple[asyncio.Future[LoadResult], native.Control]:
+        self.ended = asyncio.get_running_loop().create_future()
+        self.result = function(None)
+        return self.ended, native.Control()
+
+    def planned(self, request: Any) -> Any:
+        planned = SimpleNamespace(bytes_total=1, decodes_on_host=False, plan_id=request.plan)
+        return SimpleNamespace(planned=planned)
+
+    def run(self, *_: object) -> LoadResult:
+        return LoadResult(tier="host", bytes_read=0, bytes_copied=1, total_s=1.0)
+
+    def done_event(self, *_: object) -> pb.LoadEvent:
+        return pb.LoadEvent(done=True)
+
+    def learn(self, *_: object) -> None:
+        self.learned.set()
+
+
+def test_who_leaves_because_its_load_has_ended_has_not_cancelled_it(tmp_path: Path) -> None:
+    path = tmp_path / "s.sock.local"
+
+    def load() -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.connect(str(path))
+            connection.sendall(frame(pb.LocalRequest(load=pb.LoadRequest(plan="p"))))
+            assert reply(connection).event.done
+
+    async def serve() -> None:
+        fake = _Load()
+        server = LocalServer(path, cast("Engine", fake), cast("Loading", fake))
+        server.start(asyncio.get_running_loop())
+        async with asyncio.timeout(30):
+            await asyncio.to_thread(load)
+            for task in asyncio.all_tasks():
+                if "_departure" in repr(task):
+                    await task
+            for _ in range(3):  # Turns in which the client's departure is dealt with.
+                await asyncio.sleep(0)
+            assert fake.ended is not None
+            assert fake.result is not None
+            fake.ended.set_result(fake.result)
+            await fake.learned.wait()
+        await server.close()
+
+    asyncio.run(serve())
