@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from sllm_store.convert.text_files import TOKENIZER_FILE
 from sllm_store.errors import InvalidCheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 DEFAULT_TEMPLATE = "default"
@@ -54,11 +55,13 @@ class ModelFiles:
         }
         config = files.get("tokenizer_config.json", {})
         stored = files[TOKENIZER_FILE]
-        tokenizer = _with_added(stored, config)
+        with _as_written(path, "added tokens"):
+            tokenizer = _with_added(stored, config)
+            ids = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
         unchanged = tokenizer["added_tokens"] == stored.get("added_tokens")
         roles = _roles(files.get("special_tokens_map.json", {}) | config)
-        templates = _templates(path, texts, files)
-        ids = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", ())}
+        with _as_written(path, "chat templates"):
+            templates = _templates(path, texts, files)
         return cls(
             path=path,
             tokenizer=tokenizer,
@@ -67,6 +70,19 @@ class ModelFiles:
             templates=templates,
             ends=_ends(files, ids, roles=roles, templates=templates),
         )
+
+
+@contextmanager
+def _as_written(path: Path, what: str) -> Iterator[None]:
+    """Tell what is not in the form that publishers' tools write it in."""
+    try:
+        yield
+    except InvalidCheckpointError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InvalidCheckpointError(
+            f"{path}: the {what} of its tokenizer are not in a known form: {error!r}"
+        ) from error
 
 
 def _parse(path: Path, name: str, text: str) -> dict[str, Any]:
@@ -136,7 +152,9 @@ def _ends(
     config = files.get("config.json", {})
     said = files.get("generation_config.json", {}).get("eos_token_id")
     ends = set(_id_list(said)) | set(_id_list(config.get("eos_token_id")))
-    ends |= set(_id_list((config.get("text_config") or {}).get("eos_token_id")))
+    text_config = config.get("text_config")
+    if isinstance(text_config, dict):
+        ends |= set(_id_list(text_config.get("eos_token_id")))
     ends |= _known(ids, [roles.get("eos_token", "")])
     if said is None:
         shown = "".join(templates.values())

@@ -207,6 +207,28 @@ def test_files_that_cannot_be_used_are_refused_by_name(
         TextModel.open(publish(generation_config__json={}, tokenizer__json={"model": {}}))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("tokenizer_config__json", {"added_tokens_decoder": {"x": {"content": "y"}}}, "added tok"),
+        ("tokenizer_config__json", {"added_tokens_decoder": [1]}, "added tokens of its"),
+        ("tokenizer__json", {"model": {}, "added_tokens": [{"content": "y"}]}, "added tokens of"),
+        ("tokenizer_config__json", {"chat_template": [1, 2]}, "chat templates of its tokenizer"),
+        ("tokenizer_config__json", {"chat_template": [{"name": "x"}]}, "chat templates of its"),
+        ("tokenizer_config__json", {"chat_template": 5}, "a chat template is not a text"),
+    ],
+)
+def test_files_in_no_known_form_are_refused(
+    publish: Callable[..., Path], name: str, content: object, told: str
+) -> None:
+    with pytest.raises(InvalidCheckpointError, match=told):
+        TextModel.open(publish(**{name: content}))
+
+
+def test_a_strange_text_config_says_nothing_of_ends(publish: Callable[..., Path]) -> None:
+    assert TextModel.open(publish(config__json={"text_config": 5, "eos_token_id": 3})).ends >= {3}
+
+
 def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 
     save_file({"a": np.zeros(1)}, tmp_path / "model.safetensors")
