@@ -54,6 +54,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Let the interpreter end as it does otherwise: native modules complain of what it leaves."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="module")
 def small_heap() -> Iterator[None]:
     """Collections look at what a module's own tests made, not at all that the process holds."""
