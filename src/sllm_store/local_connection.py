@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sllm_store.config import default_socket_path, serves_link_path, serves_text
 from sllm_store.errors import BY_NAME, StoreError, StoreUnavailableError
+from sllm_store.local_wire import LENGTH, find_peer
 from sllm_store.proto import storage_pb2 as pb
 from sllm_store.tiers.held import HeldMemory
 
@@ -24,9 +25,7 @@ REPLY_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 2.0
 # Whoever answered so lately is there: asking again takes longer than a small load out of the pool.
 FRESH_S = 2.0
-_LENGTH = struct.Struct("<I")
 _TIMEVAL = struct.Struct("@ll")
-_CREDENTIALS = struct.Struct("3i")
 
 
 def require_trusted(socket_path: Path) -> None:
@@ -107,13 +106,13 @@ class LocalConnection:
         """Send a LocalRequest that is no load; its answer has to be taken before anything else."""
         data = request.SerializeToString()
         try:
-            self._socket.sendall(_LENGTH.pack(len(data)) + data)
+            self._socket.sendall(LENGTH.pack(len(data)) + data)
         except OSError as error:
             raise self._lost(error) from error
 
     def answer(self) -> Any:
         """Wait for the reply to what was asked."""
-        (size,) = _LENGTH.unpack(self._read(_LENGTH.size))
+        (size,) = LENGTH.unpack(self._read(LENGTH.size))
         reply = pb.LocalReply.FromString(self._read(size))
         if reply.WhichOneof("reply") == "error":
             raise BY_NAME.get(reply.error.name, StoreError)(reply.error.message)
@@ -168,13 +167,12 @@ class LocalConnection:
 
     def _server(self) -> tuple[int, int, int]:
         """Tell this server from any other: by its process, and by the socket that it has made."""
-        size = _CREDENTIALS.size
         try:
             bound = Path(self._path).stat()
-            credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+            process = find_peer(self._socket).pid
         except OSError as error:
             raise self._lost(error) from error
-        return _CREDENTIALS.unpack(credentials)[0], bound.st_ino, bound.st_ctime_ns
+        return process, bound.st_ino, bound.st_ctime_ns
 
     def _written(self, process: int) -> str | None:
         """Return what a server says beside its socket that it serves, None if it says nothing."""

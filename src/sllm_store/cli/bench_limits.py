@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sllm_store import native
+from sllm_store.tiers.link_rate import link_rate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -75,13 +76,7 @@ def best(rates: Sequence[ReadRate]) -> float:
 def link_bytes_per_s(device: int, *, size_bytes: int = LINK_BYTES) -> float:
     """Return the best rate of several copies from pinned memory to a GPU."""
     host = native.HostBuffer(size_bytes, pinned=True)
-    target = native.DeviceBuffer(device, size_bytes)
-    fastest_s = float("inf")
-    for _ in range(_LINK_COPIES):
-        started_s = time.perf_counter()
-        native.copy_to_device(device, host.address, target.address, size_bytes)
-        fastest_s = min(fastest_s, time.perf_counter() - started_s)
-    return size_bytes / fastest_s
+    return link_rate(device, host.address, size_bytes, copies=_LINK_COPIES)
 
 
 def _blocks(

@@ -6,7 +6,6 @@ import os
 import select
 import signal
 import socket
-import struct
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -16,13 +15,13 @@ from sllm_store.cli.connection import connected
 from sllm_store.cli.options import address_option, json_option, verbose_option
 from sllm_store.cli.terminal import say, say_facts, say_json
 from sllm_store.errors import DeadlineError, InvalidRequestError
+from sllm_store.local_wire import find_peer
 from sllm_store.units import format_size
 
 if TYPE_CHECKING:
     from sllm_store.answers import StoreStatus
 
 _UNIX = "unix:"
-_PEER = struct.Struct("3i")  # The pid, uid and gid behind a Unix socket.
 
 
 @click.command()
@@ -85,8 +84,7 @@ def _process_behind(address: str) -> int:
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(address.removeprefix(_UNIX))
-        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-    pid: int = _PEER.unpack(peer)[0]
+        pid = find_peer(connection).pid
     if pid == 0:
         raise InvalidRequestError(
             f"the store at {address} runs in another container: stop it there"

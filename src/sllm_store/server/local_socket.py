@@ -14,16 +14,16 @@ import errno
 import logging
 import os
 import socket
-import struct
 import time
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
 
 from sllm_store.errors import InvalidRequestError
+from sllm_store.local_wire import LENGTH, find_peer
 from sllm_store.proto import storage_pb2 as pb
 from sllm_store.server.edge import describe_failure
-from sllm_store.server.replies import LENGTH, ClientGoneError, Replies
+from sllm_store.server.replies import ClientGoneError, Replies
 from sllm_store.server.status import describe_status
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ REQUEST_TIMEOUT_S = 60.0
 PROGRESS_INTERVAL_S = 0.1
 SPENT_MAX_S = 10.0
 ACCEPT_AGAIN_S = 1.0
-_CREDENTIALS = struct.Struct("3i")
 _BACKLOG = 1024
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _CALLS = {"status": "GetStatus", "plan": "PlanLoad", "load": "Load"}  # As metrics name them.
@@ -110,7 +109,7 @@ class LocalServer:
     async def _serve(self, connection: socket.socket) -> None:
         """Serve one connection until it ends; everything that goes wrong with it ends it."""
         with connection, Replies(connection) as replies:
-            if _peer_uid(connection) in {0, os.geteuid()}:
+            if find_peer(connection).uid in {0, os.geteuid()}:
                 await _Conversation(connection, replies, self._engine, self._loading).run()
 
 
@@ -283,10 +282,3 @@ def _undo(ended: asyncio.Future[LoadResult]) -> None:
     """Give back what a load got that nobody waited for."""
     if not ended.cancelled() and ended.exception() is None:
         ended.result().release()
-
-
-def _peer_uid(connection: socket.socket) -> int:
-    """Return the user id of the process at the other end."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    uid: int = _CREDENTIALS.unpack(raw)[1]
-    return uid

@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import struct
 import threading
 from typing import TYPE_CHECKING
 
+from sllm_store.local_wire import LENGTH
+
 if TYPE_CHECKING:
     from types import TracebackType
-
-LENGTH = struct.Struct("<I")
 
 
 class ClientGoneError(Exception):

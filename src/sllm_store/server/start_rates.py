@@ -1,19 +1,18 @@
 """What the disk and the links do, as far as that is known before the first load.
 
 The disk's rate is what transfers of other processes have learnt (disks.py). A link's is measured:
-64 MiB out of the pool take 1.2 ms at 55 GB/s; the best of a few copies counts, as a link that
-slept needs one to wake up.
+64 MiB out of the pool take 1.2 ms at 55 GB/s.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING
 
 from sllm_store import native
 from sllm_store.disks import disk_memory, read_use
 from sllm_store.server.estimate import DISK
+from sllm_store.tiers.link_rate import link_rate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,17 +48,10 @@ def link_rates(
     rates: dict[int, float] = {}
     for device in range(len(gpus)):
         try:
-            target = native.DeviceBuffer(device, size)
-            rates[device] = size / min(_copy_s(pool, device, target) for _ in range(_COPIES))
+            rates[device] = link_rate(device, pool.address, size, copies=_COPIES)
         except native.CudaError as error:
             log.debug("the link of GPU %d is not measured: %s", device, error)
     return {
         gpus[device]: rate + sum(rates.get(other, 0.0) for other in neighbours.get(device, ()))
         for device, rate in rates.items()
     }
-
-
-def _copy_s(pool: native.SharedPool, device: int, target: native.DeviceBuffer) -> float:
-    started_s = time.perf_counter()
-    native.copy_to_device(device, pool.address, target.address, target.size)
-    return max(time.perf_counter() - started_s, 1e-9)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sllm_store.server.replies import LENGTH, ClientGoneError, Replies
+from sllm_store.local_wire import LENGTH
+from sllm_store.server.replies import ClientGoneError, Replies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
