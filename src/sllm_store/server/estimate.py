@@ -170,12 +170,14 @@ class Estimator:
         self._recent = RecentLoads()
         self._pace = Pace()
         self._running: list[Running] = []
+        self._ended: list[tuple[Demand, float, float]] = []  # Seconds alone, and in all.
         self._moved_on_s = clock()
         self._lock = threading.Lock()
 
     def estimate(self, demand: Demand) -> Estimate:
         """Return how long a load that starts now will take."""
         with self._lock:
+            self._catch_up()
             self._move_on()
             wait_s, ahead = 0.0, 0
             filler = next((one for one in self._running if _fills_same(one, demand)), None)
@@ -206,6 +208,7 @@ class Estimator:
     def begin(self, demand: Demand, progress: Callable[[], float] = lambda: 0.0) -> Running:
         """Note that a transfer starts now; end it with finish, whatever becomes of it."""
         with self._lock:
+            self._catch_up()
             now_s = self._move_on()
             lane, alone_s = self._slowest(demand, at_once=True)
             running = Running(
@@ -219,31 +222,29 @@ class Estimator:
             return running
 
     def finish(self, running: Running, moved: Mapping[str, int] | None) -> None:
-        """Note that a transfer has ended, and learn from it; `moved` is None where it failed.
+        """Note that a transfer has ended, to learn from it; `moved` is None where it failed.
 
-        Otherwise it says where the bytes did come from, which its demand could only expect.
+        Otherwise it says where the bytes did come from, which its demand could only expect. Nothing
+        is learned before somebody asks: a client still waits to be told of its bytes.
         """
         with self._lock:
             wall_s = self._move_on() - running.started_s
             self._running.remove(running)
-            if moved is None or wall_s <= 0:
-                return
-            demand = replace(running.demand, sources=moved)
-            lane, _ = self._slowest(demand, at_once=True)
-            mostly_alone = running.done_s >= _ALONE_PART * wall_s
-            if not mostly_alone and self._fit(lane).samples:
-                return
-            self._learn(demand, lane, running.done_s)
+            if moved is not None and wall_s > 0:
+                demand = replace(running.demand, sources=moved)
+                self._ended.append((demand, running.done_s, wall_s))
 
     def calls_took(self, demand: Demand, seconds: float) -> None:
         """Learn what a load took besides its transfer."""
         with self._lock:
+            self._catch_up()
             taken = Sample(demand.tensors, demand.arena_bytes, max(seconds, 1e-6))
             self._fit(_calls(demand)).add(taken)
 
     def remember(self) -> dict[str, tuple[Sample, ...]]:
         """Return what was learned, by lane, for another life: off the disk, at its last pace."""
         with self._lock:
+            self._catch_up()
             return {
                 lane: tuple(
                     replace(one, seconds=one.seconds * self._pace_of(lane)) for one in fit.samples
@@ -251,6 +252,14 @@ class Estimator:
                 for lane, fit in self._fits.items()
                 if fit.samples
             }
+
+    def _catch_up(self) -> None:
+        """Learn from the transfers that have ended, in turn."""
+        ended, self._ended = self._ended, []
+        for demand, done_s, wall_s in ended:
+            lane, _ = self._slowest(demand, at_once=True)
+            if done_s >= _ALONE_PART * wall_s or not self._fit(lane).samples:
+                self._learn(demand, lane, done_s)
 
     def _learn(self, demand: Demand, lane: str, seconds: float) -> None:
         """Take what a transfer took alone; off the disk, as it would have been at pace 1."""

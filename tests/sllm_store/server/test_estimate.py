@@ -448,3 +448,20 @@ def test_reading_compressed_bytes_into_the_pool_is_like_reading_any() -> None:
     plain = demand("a", gpu=False, disk=1.0)
     coded = replace(plain, coded=True)
     assert estimator.estimate(coded) == estimator.estimate(plain)
+
+
+def test_what_has_just_ended_counts_for_whoever_asks_next() -> None:
+    now_s = 0.0
+    estimator = Estimator(lambda: now_s)
+    wanted = demand("a", gpu=True, **{HOST: 1.0})
+    believed_s = estimator.estimate(wanted).seconds
+    for asked in range(2):
+        running = estimator.begin(wanted)
+        now_s += 100 * believed_s
+        estimator.finish(running, wanted.sources)
+        assert estimator.estimate(wanted).samples == asked + 1
+    assert estimator.estimate(wanted).seconds > 50 * believed_s
+    running = estimator.begin(wanted)
+    now_s += 100 * believed_s
+    estimator.finish(running, wanted.sources)
+    assert [len(samples) for samples in estimator.remember().values()] == [3]
