@@ -36,6 +36,12 @@ class GroupReader:
         self.files = model.files
         self._threads = threads or min(16, 2 * (os.cpu_count() or 4))
 
+    @property
+    def made_bytes(self) -> int:
+        """Return the bytes of the host's memory that are taken for as long as the model is open."""
+        made = self._model.made
+        return 0 if made is None else made.file.size
+
     def size_bytes(self, group: int) -> int:
         """Return the bytes that a buffer for the group needs."""
         return self.layouts[group].size_bytes

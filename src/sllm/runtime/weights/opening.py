@@ -73,6 +73,7 @@ def place_weights(
     if target.type == "cpu":
         given = [size for size in (device_budget_bytes, host_budget_bytes) if size is not None]
         budgets = Budgets(device_bytes=min(given, default=None))
+        other_bytes += model.reader.made_bytes
         plan = plan_residency(model.needs(other_bytes=other_bytes), budgets, slots=HOST_SLOTS)
         return StoredWeights(model, plan, place_on_host(model, plan))
     if target.type != "cuda":
@@ -81,7 +82,8 @@ def place_weights(
         device_budget_bytes = free_on_device(target)
     if host_budget_bytes is None:
         host_budget_bytes = free_on_host()
-    budgets = Budgets(device_bytes=device_budget_bytes, host_bytes=host_budget_bytes, has_host=True)
+    host_bytes = max(host_budget_bytes - model.reader.made_bytes, 0)
+    budgets = Budgets(device_bytes=device_budget_bytes, host_bytes=host_bytes, has_host=True)
     plan = plan_residency(device_needs(model, other_bytes=other_bytes), budgets)
     arrived = None
     if head_start is not None:

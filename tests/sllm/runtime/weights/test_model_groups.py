@@ -10,7 +10,9 @@ import torch
 from gguf import GGMLQuantizationType
 from safetensors.torch import load_file
 
+from sllm.core.errors import BudgetError
 from sllm.runtime.weights.model_groups import ModelGroups
+from sllm.runtime.weights.opening import open_weights
 from sllm.runtime.weights.stored import StoredWeights
 from sllm_store.convert.importer import import_checkpoint
 from tests.sllm.runtime.tiny_models import (
@@ -71,8 +73,12 @@ def test_streamed_layers_compute_the_same_bits(name: str, tmp_path: Path) -> Non
     _, workshop = _write(name, tmp_path, GGMLQuantizationType.Q8_0)
     with StoredWeights.open(workshop.gguf) as resident:
         expected = answer_logits(resident, TOKENS)
-    needs = ModelGroups.open(workshop.gguf).needs()
-    least = needs.ends_bytes + max(needs.layer_bytes) + needs.expert_bytes
-    with StoredWeights.open(workshop.gguf, budget_bytes=least) as source:
+    model = ModelGroups.open(workshop.gguf)
+    needs, made_bytes = model.needs(), model.reader.made_bytes
+    assert made_bytes > 0
+    least = made_bytes + needs.ends_bytes + max(needs.layer_bytes) + needs.expert_bytes
+    with pytest.raises(BudgetError, match="needs at least"):
+        open_weights(workshop.gguf, host_budget_bytes=least - made_bytes)
+    with open_weights(workshop.gguf, host_budget_bytes=least) as source:
         assert source.residency.streamed
         assert torch.equal(answer_logits(source, TOKENS), expected)
