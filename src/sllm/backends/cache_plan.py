@@ -81,12 +81,17 @@ def plan_cache(
     pages_bytes = div_ceil(tokens, PAGE_TOKENS) * PAGE_TOKENS * each
     size_bytes = fixed + context * seen + pages_bytes
     if context < 2 or size_bytes > available_bytes:
+        allowed = f"{format_size(available_bytes)} are allowed for it and the weights"
+        if context_tokens is not None:
+            raise BudgetError(
+                f"a context of {max(context, 2)} tokens needs {format_size(size_bytes)} of memory, "
+                f"and {allowed}: ask for a shorter context, or allow more"
+            )
         least_bytes = _SHARE * (fixed + PAGE_TOKENS * (each + seen))
-        needed = least_bytes if context_tokens is None else size_bytes
         raise BudgetError(
-            f"a context of {max(context, 2)} tokens needs {format_size(needed)} of memory, and "
-            f"{format_size(available_bytes)} are allowed for it and the weights: ask for a shorter "
-            "context, or allow more"
+            f"a context needs {format_size(least_bytes)} of memory, of which it takes a quarter, "
+            f"and {allowed}: allow more, or ask for so many tokens of context (--context 512), "
+            "which may take more than a quarter"
         )
     return CachePlan(tokens=tokens, context_tokens=context, spares=spares, size_bytes=size_bytes)
 

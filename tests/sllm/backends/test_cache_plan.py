@@ -66,7 +66,7 @@ def test_states_are_copied_where_a_part_of_the_caches_holds_copies() -> None:
 
 
 def test_a_context_that_is_asked_for_may_take_more() -> None:
-    with pytest.raises(BudgetError, match="a context of 2 tokens needs"):
+    with pytest.raises(BudgetError, match=r"a context needs .* ask for so many tokens of context"):
         _plan(400_000)
     plan = _plan(600_000, 100)
     assert (plan.tokens, plan.context_tokens) == (100, 100)
