@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import httpx
 import ollama
 import openai
 import pytest
+import uvicorn.server
 
 from sllm.gateway.backing import Backing
 from sllm.gateway.serve import background
@@ -19,6 +22,17 @@ from tests.sllm.gateway.scripted import CHATML, Script, write_model
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+LOOK_AGAIN_S = 0.005
+
+
+async def _look_again(_seconds: float) -> None:
+    await asyncio.sleep(LOOK_AGAIN_S)
+
+
+# Each server here is stopped, and uvicorn looks every 0.1 s whether it should stop, and every 0.1 s
+# whether all is done: that is most of the time of most tests.
+vars(uvicorn.server)["asyncio"] = SimpleNamespace(**{**vars(asyncio), "sleep": _look_again})
 
 
 @pytest.fixture(scope="session")
