@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -45,13 +46,21 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def library(tmp_path: Path, models: Path) -> Library:
-    """A library of those."""
-    library = Library(tmp_path / "library")
+@pytest.fixture(scope="session")
+def created(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
+    """What a library of those keeps."""
+    root = tmp_path_factory.mktemp("created") / "library"
+    library = Library(root)
     for path in sorted(models.iterdir()):
         library.create(path.name, source=path)
-    return library
+    return root
+
+
+@pytest.fixture
+def library(tmp_path: Path, created: Path) -> Library:
+    """A library of those, for one test."""
+    shutil.copytree(created, tmp_path / "library", symlinks=True)
+    return Library(tmp_path / "library")
 
 
 @pytest.fixture
