@@ -10,6 +10,7 @@ from fastapi import Depends
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotation.
 
 from sllm.gateway.asking import ask
+from sllm.library.names import ModelName
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +51,14 @@ class Service:
     async def find(self, name: str) -> Model:
         """Return a model of the library. Raises ModelNotFoundError."""
         return await asyncio.to_thread(self.library.get, name)
+
+    async def unload(self, name: str) -> None:
+        """Let a model go, also one that was removed since it was loaded.
+
+        Raises ModelNotFoundError for one that is neither loaded nor here.
+        """
+        if not self.host.unload(str(ModelName.parse(name))):
+            self.host.unload((await self.find(name)).name)
 
     async def text_of(self, model: Model) -> TextModel:
         """Return what a model has for text: of the loaded one, or opened for the occasion."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sllm.gateway.failures import Failure
 
 OPENAI_PREFIX = "/v1/"
+_OPTIONS = "options."
 _INTERNAL, _UNAVAILABLE, _TOO_MANY = 500, 503, 429
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 _CODES = {
@@ -40,15 +41,15 @@ def ollama_error(failure: Failure) -> dict[str, Any]:
 
 
 def openai_error(failure: Failure) -> dict[str, Any]:
-    """Return OpenAI's error."""
+    """Return OpenAI's error. Its options are fields of the body itself."""
     kind = _KINDS.get(failure.status, "invalid_request_error")
     if failure.status >= _INTERNAL:
         kind = "rate_limit_error" if failure.retry_after_s is not None else "api_error"
     return {
         "error": {
-            "message": failure.message,
+            "message": failure.message.removeprefix(_OPTIONS),
             "type": kind,
-            "param": failure.param,
+            "param": failure.param and failure.param.removeprefix(_OPTIONS),
             "code": _CODES.get(failure.kind),
         }
     }

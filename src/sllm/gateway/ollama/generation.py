@@ -67,8 +67,7 @@ async def _answer(body: Body, request: Request, here: Service) -> Response:
 async def _load(body: Body, request: Request, here: Service) -> Response:
     """Have the model loaded, or unloaded if it is to stay for no time."""
     if body.keep_alive_s == 0:
-        model = await here.find(body.model)
-        here.host.unload(model.name)
+        await here.unload(body.model)
         reason = "unload"
     else:
         work = here.host.lease(body.model, keep_alive_s=body.keep_alive_s)

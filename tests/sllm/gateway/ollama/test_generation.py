@@ -14,6 +14,7 @@ from tests.sllm.gateway.scripted import CONTEXT_TOKENS
 if TYPE_CHECKING:
     import httpx
 
+    from sllm.library.models import Library
     from tests.sllm.gateway.scripted import Script
 
 ASKED = [{"role": "user", "content": "Hi"}]
@@ -118,6 +119,18 @@ def test_an_empty_prompt_loads_and_unloads(ollama_client: ollama.Client) -> None
     assert [one.model for one in ollama_client.ps().models] == ["plain:latest"]
     assert ollama_client.chat("plain", keep_alive=0).done_reason == "unload"
     assert ollama_client.ps().models == []
+
+
+def test_a_model_that_was_removed_while_it_was_loaded_can_be_unloaded(
+    ollama_client: ollama.Client, library: Library
+) -> None:
+    ollama_client.generate("plain", keep_alive=-1)
+    library.remove("plain")
+    assert [one.model for one in ollama_client.ps().models] == ["plain:latest"]
+    assert ollama_client.generate("plain", keep_alive=0).done_reason == "unload"
+    assert ollama_client.ps().models == []
+    with pytest.raises(ollama.ResponseError, match="no model 'plain'"):
+        ollama_client.generate("plain", keep_alive=0)
 
 
 def test_the_oldest_messages_go_when_there_are_too_many(

@@ -230,6 +230,7 @@ def test_parts_of_text_are_one_text(openai_client: openai.OpenAI, script: Script
         ("n", 99, "n"),
         ("messages", [], "messages"),
         ("stop", 5, "stop"),
+        ("stop", ["x"] * 65, "stop"),
     ],
 )
 def test_a_wrong_field_is_named(
