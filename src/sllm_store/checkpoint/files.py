@@ -110,7 +110,9 @@ def _regular(path: Path, *, root: Path | None) -> os.stat_result:
             raise InvalidCheckpointError(f"{path}: is a link to outside of {root}")
         status = path.stat()
     except FileNotFoundError:
-        raise InvalidCheckpointError(f"{path}: missing") from None
+        raise InvalidCheckpointError(
+            f"{path}: missing; fetch the checkpoint again, or save it again"
+        ) from None
     except (OSError, RuntimeError) as error:  # RuntimeError: pathlib met a loop of links.
         raise InvalidCheckpointError(f"{path}: cannot be opened: {error}") from error
     if not stat.S_ISREG(status.st_mode):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 REPLACED_RETRIES = 20
 
+_SNAPSHOTS = "snapshots"  # Where Hugging Face's cache has the files of each commit of a model.
 _PARTIAL = re.compile(r"\..*\.partial-.*")
 
 
@@ -191,6 +192,12 @@ def _nothing_at(path: Path, names: list[str]) -> CheckpointNotFoundError | Inval
         return InvalidCheckpointError(
             f"{path}: has {len(series)} GGUF files that are not parts of one model; give the path "
             f"of one, for example {path / series[0]}"
+        )
+    snapshots = sorted(path.glob(f"{_SNAPSHOTS}/*")) if _SNAPSHOTS in names else []
+    if snapshots:
+        return CheckpointNotFoundError(
+            f"{path} is a model in Hugging Face's cache: give the path of a snapshot, for example "
+            f"{snapshots[0]}"
         )
     return CheckpointNotFoundError(
         f"{path} holds no checkpoint: looked for {INDEX_FILE}, *.safetensors and *.gguf"

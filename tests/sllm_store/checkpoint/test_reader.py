@@ -83,6 +83,18 @@ def test_what_is_not_there_or_no_checkpoint_is_told_with_what_was_looked_for(
         open_checkpoint(tmp_path / "weights.bin")
 
 
+def test_a_model_in_hugging_face_s_cache_is_read_by_its_snapshot(tmp_path: Path) -> None:
+    model, commit = tmp_path / "models--org--tiny", "a" * 40
+    (model / "blobs").mkdir(parents=True)
+    (model / "snapshots" / commit).mkdir(parents=True)
+    save_file({"a": torch.ones(3)}, model / "blobs" / "1234")
+    snapshot = model / "snapshots" / commit
+    (snapshot / "model.safetensors").symlink_to("../../blobs/1234")
+    assert open_checkpoint(snapshot).format == "safetensors"
+    with pytest.raises(CheckpointNotFoundError, match=f"for example {snapshot}"):
+        open_checkpoint(model)
+
+
 def test_partitions_without_an_index_are_an_unfinished_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "tensor.data_0").write_bytes(b"")
     with pytest.raises(InvalidCheckpointError, match=r"tensor_index\.json: missing beside"):
