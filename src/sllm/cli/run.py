@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import closing
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +121,8 @@ def _converse(chat: Chat) -> None:
 
 def _read_prompt(words: tuple[str, ...], given: str | None) -> str | None:
     """Return the prompt out of what is piped in and what is written; None for a chat."""
+    if isinstance(sys.stdin, TextIOWrapper):  # What is piped in may be no text in UTF-8.
+        sys.stdin.reconfigure(errors="replace")
     piped = "" if sys.stdin is None or is_interactive() else sys.stdin.read().strip()
     parts = [part for part in (piped, given or "", " ".join(words)) if part]
     if parts:

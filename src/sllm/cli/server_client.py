@@ -12,6 +12,7 @@ from sllm.core.errors import ModelNotFoundError, ServerError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
 CONNECT_TIMEOUT_S = 5.0
@@ -60,14 +61,14 @@ class ServerClient:
         Raises ModelNotFoundError for 404, ServerError for any other failure.
         """
         with self._failures():
-            response = self._http.request(method, path, json=body)
+            response = self._http.request(method, path, json=_in_whole_characters(body))
             _require_success(response)
             found = response.json() if response.content else {}
         return found if isinstance(found, dict) else {}
 
     def stream(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
         """Yield the JSON objects of an answer as they come. Closing ends the server's work."""
-        with self._failures(), self._http.stream("POST", path, json=body) as response:
+        with self._failures(), self._stream(path, body) as response:
             if not response.is_success:
                 response.read()
             _require_success(response)
@@ -77,6 +78,9 @@ class ServerClient:
                     if "error" in found:
                         raise ServerError(str(found["error"]))
                     yield found
+
+    def _stream(self, path: str, body: dict[str, Any]) -> AbstractContextManager[httpx.Response]:
+        return self._http.stream("POST", path, json=_in_whole_characters(body))
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -91,6 +95,20 @@ class ServerClient:
             if isinstance(error, ServerError | ModelNotFoundError):
                 raise
             raise ServerError(f"the server at {self.url} broke off: {error}") from error
+
+
+def _in_whole_characters(value: Any) -> Any:
+    """Return what is sent, with a mark for each byte of a terminal's or a file's that is no text.
+
+    Python has such bytes in texts as halves of characters, which no JSON can have.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, dict):
+        return {key: _in_whole_characters(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_in_whole_characters(inner) for inner in value]
+    return value
 
 
 def _require_success(response: httpx.Response) -> None:

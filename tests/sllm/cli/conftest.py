@@ -46,7 +46,7 @@ def tiny(home: Path) -> Path:
 def run() -> Callable[..., Result]:
     """The command, in this process."""
 
-    def run(*arguments: str, code: int = 0, stdin: str | None = None) -> Result:
+    def run(*arguments: str, code: int = 0, stdin: str | bytes | None = None) -> Result:
         result = CliRunner().invoke(cli, list(arguments), input=stdin)
         assert result.exit_code == code, result.output
         return result

@@ -62,6 +62,15 @@ def test_every_option_reaches_the_server(run: Callable[..., Result], ollama: Fak
     }
 
 
+def test_bytes_that_are_no_text_are_marked_in_a_prompt(
+    run: Callable[..., Result], ollama: FakeOllama
+) -> None:
+    run("run", "tiny", "caf\udce9 \N{EURO SIGN}")  # As Python reads Latin-1 where UTF-8 is usual.
+    assert ollama.bodies("/api/generate")[-1]["prompt"] == "caf\ufffd \N{EURO SIGN}"
+    run("run", "tiny", "--max-tokens", "9", stdin=b"caf\xe9")
+    assert ollama.bodies("/api/generate")[-1]["prompt"] == "caf\ufffd"
+
+
 def test_a_schema_is_text_or_a_file(
     run: Callable[..., Result], ollama: FakeOllama, home: Path
 ) -> None:
