@@ -19,7 +19,6 @@ from sllm_store import native
 from sllm_store.checkpoint.dtype import contiguous_bytes
 from sllm_store.checkpoint.writer import CheckpointWriter
 from sllm_store.client import SllmStoreClient
-from tests.checkpoint_memory import Memory, weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,6 +124,8 @@ def random_tensors(count: int, size_bytes: int, *, seed: int = 0) -> dict[str, b
 
 def weight_tensors(count: int, size_bytes: int) -> dict[str, bytes]:
     """Return 16-bit floats: weights that compress, and of each third one only the first half."""
+    from tests.checkpoint_memory import weights  # With NumPy, which most clients do without.
+
     tensors = {}
     for number in range(count):
         size = size_bytes // 2 * 2 + 26 * number
@@ -137,6 +138,8 @@ def weight_tensors(count: int, size_bytes: int) -> dict[str, bytes]:
 
 def write_checkpoint(directory: Path, tensors: dict[str, bytes], *, compress: bool) -> None:
     """Write a checkpoint of ours, all of bfloat16."""
+    from tests.checkpoint_memory import Memory
+
     memory = Memory()
     with CheckpointWriter(directory, compress=compress) as writer:
         writer.write(

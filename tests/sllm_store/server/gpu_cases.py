@@ -10,9 +10,6 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
-from unittest.mock import patch
-
-import pytest
 
 from sllm_store import client as client_module, errors, native
 from sllm_store.checkpoint.dtype import contiguous_bytes
@@ -23,6 +20,7 @@ from sllm_store.proto import storage_pb2 as pb
 from sllm_store.server import start_rates
 from sllm_store.stream import load_checkpoint
 from sllm_store.tiers.device import visible_gpus
+from tests.raising import raises
 from tests.store_process import (
     random_tensors,
     read_tensors,
@@ -75,7 +73,7 @@ def load_again(address: str, model: str) -> None:
             for _ in range(2):
                 check(client, whole, count, size)
         shutil.rmtree(model)
-        with pytest.raises(errors.CheckpointNotFoundError) as gone:
+        with raises(errors.CheckpointNotFoundError) as gone:
             client.load("m", whole)
         assert gone.value.__traceback__ is not None
         assert native.device_memory(0)[0] == free
@@ -83,6 +81,8 @@ def load_again(address: str, model: str) -> None:
 
 def load_guessed(address: str, directory: str) -> None:
     """The first load takes memory by the sizes of the files, which are a little more."""
+    from unittest.mock import patch
+
     model = Path(directory)
     sizes = []
     with patch.object(client_module, "GUESSED_BYTES_MIN", 0), SllmStoreClient(address) as client:
@@ -119,7 +119,7 @@ def parallel(address: str, count: str, size: str) -> None:
 def no_memory(address: str) -> None:
     with (
         SllmStoreClient(address) as client,
-        pytest.raises(errors.OutOfDeviceMemoryError, match="free"),
+        raises(errors.OutOfDeviceMemoryError, match="free"),
     ):
         client.load("m", {"": native.device_uuid(0)})
 
@@ -171,10 +171,10 @@ def refused(address: str) -> None:
     }
     with SllmStoreClient(address) as client:
         for message, (chunks, handles) in cases.items():
-            with pytest.raises((errors.InvalidRequestError, errors.DeviceError), match=message):
+            with raises((errors.InvalidRequestError, errors.DeviceError), match=message):
                 client.load_into_gpu("m", str(uuid.uuid4()), chunks, handles)
         for replica in ("", "never loaded"):
-            with pytest.raises(errors.InvalidRequestError, match="LoadModelAsync first"):
+            with raises(errors.InvalidRequestError, match="LoadModelAsync first"):
                 client.confirm_model_loaded("m", replica, timeout_s=5)
         assert client.status().loads_running == 0
 
@@ -218,7 +218,7 @@ def no_link_rates(_address: str) -> None:
 def fails_once(address: str, message: str, count: str = "4") -> None:
     """The first load fails with the store's error, the next one works."""
     with SllmStoreClient(address) as client:
-        with pytest.raises(errors.StoreError, match=message):
+        with raises(errors.StoreError, match=message):
             check(client, {"": native.device_uuid(0)}, int(count), 3_000_000)
         check(client, {"": native.device_uuid(0)}, int(count), 3_000_000)
 
@@ -311,7 +311,7 @@ def shared_forever(address: str) -> None:
 
 def share_fails(address: str, message: str) -> None:
     with SllmStoreClient(address) as client:
-        with pytest.raises(errors.StoreError, match=message) as caught:
+        with raises(errors.StoreError, match=message) as caught:
             client.load("m", {"": native.device_uuid(0)}, shared=True)
         print(type(caught.value).__name__)
 
@@ -333,7 +333,7 @@ def held_and_not_mapped(address: str) -> None:
         for message, request in {"no targets": wrong, "model is empty": pb.LoadRequest()}.items():
             with (
                 LocalConnection(local_socket, address=address) as connection,
-                pytest.raises(errors.InvalidRequestError, match=message),
+                raises(errors.InvalidRequestError, match=message),
             ):
                 next(connection.load(request))
         assert client.status().sessions == 0
@@ -404,7 +404,7 @@ def compressed_fails_once(address: str, message: str, count: str, size: str) -> 
     """A load whose decoding the driver refuses fails with its error, and the next one works."""
     with SllmStoreClient(address) as client:
         device_map = {"": native.device_uuid(0)}
-        with pytest.raises(errors.DeviceError, match=message):
+        with raises(errors.DeviceError, match=message):
             client.load("m", device_map)
         assert content_of(client.load("m", device_map)) == weight_tensors(int(count), int(size))
 
@@ -422,7 +422,7 @@ def corrupt(address: str) -> None:
     """A segment that no decoder takes fails the load, and nothing else."""
     with SllmStoreClient(address) as client:
         for device in (native.device_uuid(0), "cpu", native.device_uuid(1)):
-            with pytest.raises(errors.ChecksumError, match=r"corrupt.*verify the checkpoint"):
+            with raises(errors.ChecksumError, match=r"corrupt.*verify the checkpoint"):
                 client.load("m", {"": device})
         wait_until(lambda: client.status().leases == 0)
         assert content_of(client.load("n", {"": native.device_uuid(0)})) == weight_tensors(
@@ -436,7 +436,7 @@ def refused_compressed(address: str, message: str) -> None:
     handle = native.DeviceBuffer(0, 2 << 20).ipc_handle()
     with (
         SllmStoreClient(address) as client,
-        pytest.raises(errors.InvalidRequestError, match=message),
+        raises(errors.InvalidRequestError, match=message),
     ):
         client.load_into_gpu("m", str(uuid.uuid4()), {gpu: [(0, 8, 0, 0)]}, {gpu: [handle]})
 
