@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from sllm.core.errors import ModelNotFoundError, ServerError
+from sllm.core.errors import ModelNotFoundError, ServerError, SettingsError
+from sllm.gateway.settings import is_token
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -27,15 +28,29 @@ _NOWHERE = (
 
 
 class ServerClient:
-    """A connection to a server. Close it, or use it as a context."""
+    """A connection to a server. Close it, or use it as a context.
+
+    Raises SettingsError for a token, and ServerError for an address, that are none.
+    """
 
     def __init__(self, url: str, token: str | None = None) -> None:
         self.url = url.rstrip("/")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-        self._http = httpx.Client(
-            base_url=self.url, headers=headers, timeout=timeout, trust_env=False
-        )
+        if token and not is_token(token):
+            raise SettingsError(
+                "GDSLLM_API_TOKEN is empty or not plain ASCII, and no HTTP header can carry it: "
+                "set it to the server's"
+            )
+        try:
+            self._http = httpx.Client(
+                base_url=self.url, headers=headers, timeout=timeout, trust_env=False
+            )
+        except httpx.InvalidURL as error:
+            raise ServerError(
+                f"{url} is not the address of a server: give --host, LLM_SERVER_URL or OLLAMA_HOST "
+                "one as in http://127.0.0.1:8000"
+            ) from error
 
     def __enter__(self) -> ServerClient:
         return self

@@ -74,9 +74,9 @@ class Settings:
             raise SettingsError("draft names a model that guesses, and speculate is off")
         if self.keep_alive_s != self.keep_alive_s:
             raise SettingsError("keep_alive_s is not a number")
-        if self.token is not None and not (self.token.isascii() and self.token.strip()):
+        if self.token is not None and not is_token(self.token):
             raise SettingsError(
-                "the token is empty or not ASCII, and no HTTP header can carry it: set "
+                "the token is empty or not plain ASCII, and no HTTP header can carry it: set "
                 "GDSLLM_API_TOKEN to letters and digits"
             )
         if len(self.preload) > self.max_loaded:
@@ -100,6 +100,11 @@ class Settings:
         """Return an expression that matches the origins that are allowed, and nothing without."""
         patterns = [".*".join(map(re.escape, origin.split("*"))) for origin in self.origins]
         return "|".join(patterns) or "(?!)"
+
+
+def is_token(text: str) -> bool:
+    """Return whether a header of HTTP can carry a text as a token."""
+    return text.isascii() and text.isprintable() and bool(text.strip())
 
 
 def is_loopback(host: str) -> bool:

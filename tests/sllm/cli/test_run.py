@@ -126,6 +126,18 @@ def test_what_the_server_says_is_one_red_line(
     assert "no server answers at wss://" in run("ps", "--host", "wss://127.0.0.1", code=1).stderr
 
 
+def test_an_address_and_a_token_that_are_none_are_told(
+    run: Callable[..., Result], ollama: FakeOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = run("ps", "--host", "a:b:c", code=1).stderr
+    assert "is not the address of a server: give --host" in told
+    for token in ("t\u00f6k", "a\nb"):
+        monkeypatch.setenv("GDSLLM_API_TOKEN", token)
+        told = run("ps", "--host", ollama.url, code=1).stderr
+        assert told.startswith("error: GDSLLM_API_TOKEN is empty or not plain ASCII")
+        assert told.count("\n") == 1
+
+
 def test_there_has_to_be_a_prompt(run: Callable[..., Result]) -> None:
     assert "there is no prompt" in run("run", "tiny", code=1).stderr
 

@@ -39,6 +39,7 @@ def test_other_names_are_no_loopback(host: str) -> None:
         ("port", 65536),
         ("token", " "),
         ("token", "é"),
+        ("token", "a\nb"),
         ("keep_alive_s", float("nan")),
         ("context_tokens", 1),
         ("preload", ("a", "b")),
