@@ -49,7 +49,7 @@ class ServerClient:
         except httpx.InvalidURL as error:
             raise ServerError(
                 f"{url} is not the address of a server: give --host, LLM_SERVER_URL or OLLAMA_HOST "
-                "one as in http://127.0.0.1:8000"
+                "a host and a port, as http://HOST:PORT"
             ) from error
 
     def __enter__(self) -> ServerClient:

@@ -72,11 +72,13 @@ class Storage:
     def publish(self, staged: Path, identity: str) -> Path:
         """Give a staged directory its place, and return that. Hold the lock.
 
-        What is there already under this identity is the same, and stays.
+        What is there already under this identity is the same, and stays, unless files of it went.
         """
         target = self.files / identity
         if target.is_dir():
-            return target
+            if _sizes(target) == _sizes(staged):
+                return target
+            target.rename(self._new_staged() / target.name)
         self.files.mkdir(exist_ok=True)
         _sync(staged)
         staged.rename(target)
@@ -99,6 +101,15 @@ class Storage:
 
     def _new_staged(self) -> Path:
         return self._staging.joinpath(tempfile.mkdtemp(dir=self._staging))
+
+
+def _sizes(directory: Path) -> dict[str, int]:
+    """Return how large each file below a directory is; a link to nothing is none."""
+    return {
+        str(path.relative_to(directory)): path.stat().st_size
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
 
 
 def require_room(

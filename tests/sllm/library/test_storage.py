@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def test_a_staged_directory_is_published_once(tmp_path: Path) -> None:
     files = Storage(tmp_path)
-    for text in ("first", "second"):
+    for text in ("first", "other"):
         with files.stage() as staged:
             (staged / "a").write_text(text)
             with files.lock():
