@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Depends
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotation.
 
+from sllm.core.errors import LibraryError
 from sllm.gateway.asking import ask
 from sllm.library.names import ModelName
 
@@ -61,10 +62,15 @@ class Service:
             self.host.unload((await self.find(name)).name)
 
     async def text_of(self, model: Model) -> TextModel:
-        """Return what a model has for text: of the loaded one, or opened for the occasion."""
+        """Return what a model has for text: of the loaded one, or opened for the occasion.
+
+        Raises LibraryError if its files are gone.
+        """
         for one in self.host.residents():
             if one.loaded.model == model:
                 return one.loaded.text
+        if model.problem is not None:
+            raise LibraryError(f"{model.name}: {model.problem}")
         return await asyncio.to_thread(self.backing.open_text, model.path, model.template)
 
 

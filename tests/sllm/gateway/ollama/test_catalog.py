@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 import ollama
@@ -10,7 +11,11 @@ import pytest
 from sllm.text.model import TextModel
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import httpx
+
+    from sllm.library.models import Library
 
 
 def test_the_server_is_found_where_clients_look_for_it(http: httpx.Client) -> None:
@@ -27,6 +32,16 @@ def test_models_are_listed_with_their_details(ollama_client: ollama.Client) -> N
     assert models[0].details.family == "llama"
     assert models[0].size
     assert models[0].digest
+
+
+def test_a_model_whose_files_are_gone_is_told_with_what_to_do(
+    ollama_client: ollama.Client, library: Library, models: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(models / "plain", tmp_path / "gone")
+    library.create("gone", source=tmp_path / "gone")
+    shutil.rmtree(tmp_path / "gone")
+    with pytest.raises(ollama.ResponseError, match="put it back, or pull the model again"):
+        ollama_client.show("gone")
 
 
 def test_show_tells_what_a_model_can(ollama_client: ollama.Client) -> None:
