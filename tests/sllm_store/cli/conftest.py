@@ -7,7 +7,9 @@ import os
 import struct
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,6 @@ from sllm_store.cli.root import cli
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,15 @@ def storage(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
+def runtime() -> Iterator[Path]:
+    """A directory for a socket, whose path is of 101 bytes at most: pytest's own may be longer."""
+    with tempfile.TemporaryDirectory(prefix="sllm-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def environment(tmp_path: Path, runtime: Path) -> dict[str, str]:
     """Environment variables that keep commands away from the user's own store and models."""
-    runtime = tmp_path / "run"
-    runtime.mkdir(exist_ok=True)
     kept = {
         name: value
         for name, value in os.environ.items()
