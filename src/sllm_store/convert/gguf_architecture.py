@@ -7,9 +7,10 @@ Llama's structure, so they become `LlamaForCausalLM`, or `MixtralForCausalLM` wi
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from sllm_store.convert.gguf_delta import NEXT, QWEN35
 from sllm_store.errors import InvalidCheckpointError
 
 if TYPE_CHECKING:
@@ -240,10 +241,9 @@ _HYBRID_BLOCK = {
     **_SHARED_EXPERT,
     "ffn_gate_inp": "mlp.gate",
 }
-_WHOLE = {"ssm_a": "linear_attn.A_log", "ssm_dt.bias": "linear_attn.dt_bias"}
 _QWEN3_NEXT = Architecture(
     name="qwen3next",
-    model_type="qwen3_next",
+    model_type=NEXT,
     class_name="Qwen3NextForCausalLM",
     top=_TOP_NAMES,
     block_prefix="model.layers",
@@ -257,14 +257,13 @@ _QWEN3_NEXT = Architecture(
     unsqueezed=frozenset({"ffn_gate_inp_shexp"}),
     convolutions=frozenset({"ssm_conv1d"}),
     joined={"attn_qkv": "attn_gate"},
-    whole=_WHOLE,
+    whole={"ssm_a": "linear_attn.A_log", "ssm_dt.bias": "linear_attn.dt_bias"},
 )
-_QWEN35_MOE = Architecture(
+_QWEN35_MOE = replace(
+    _QWEN3_NEXT,
     name="qwen35moe",
-    model_type="qwen3_5_moe_text",
+    model_type=QWEN35,
     class_name="Qwen3_5MoeForCausalLM",
-    top=_TOP_NAMES,
-    block_prefix="model.layers",
     block={
         **_HYBRID_BLOCK,
         "attn_qkv": "linear_attn.in_proj_qkv",
@@ -272,10 +271,7 @@ _QWEN35_MOE = Architecture(
         "ssm_alpha": "linear_attn.in_proj_a",
         "ssm_beta": "linear_attn.in_proj_b",
     },
-    experts=_EXPERTS,
-    unsqueezed=frozenset({"ffn_gate_inp_shexp"}),
-    convolutions=frozenset({"ssm_conv1d"}),
-    whole=_WHOLE,
+    joined={},
 )
 
 _ARCHITECTURES = {
