@@ -93,9 +93,7 @@ def plan_gguf(checkpoint: Checkpoint, files: Sequence[File], *, dtype: str) -> G
 
 
 def _make(conversion: Conversion, files: Sequence[File]) -> Made:
-    values = conversion.convert(
-        [_read(files[part.file], part.offset, part.size_bytes) for part in conversion.parts]
-    )
+    values = conversion.convert(read_parts(conversion, files))
     source = Source(
         name=conversion.name,
         dtype=conversion.target,
@@ -107,6 +105,11 @@ def _make(conversion: Conversion, files: Sequence[File]) -> Made:
         size_bytes=values.nbytes,
     )
     return Made(sources=(source,), memory=values)
+
+
+def read_parts(conversion: Conversion, files: Sequence[File]) -> list[NDArray[np.uint8]]:
+    """Return the bytes of which a tensor is made. Raises ReadError."""
+    return [_read(files[part.file], part.offset, part.size_bytes) for part in conversion.parts]
 
 
 def _read(file: File, offset: int, size_bytes: int) -> NDArray[np.uint8]:

@@ -112,11 +112,11 @@ class Conversion:
             return replace(self, target=self.rearranged).convert(raw)
         assert self.change is not None, "what is stored as it is used is read from its file"
         assert self.change.arrange is not None, "a change arranges or computes"
-        rows = [bytes_.reshape(prod(part.shape[:-1]), -1) for bytes_, part in self._with(raw)]
+        rows = [
+            bytes_.reshape(prod(part.shape[:-1]), -1)
+            for bytes_, part in zip(raw, self.parts, strict=True)
+        ]
         return np.ascontiguousarray(self.change.arrange(rows))
-
-    def _with(self, raw: Sequence[NDArray[np.uint8]]) -> Iterator[tuple[NDArray[np.uint8], Part]]:
-        return zip(raw, self.parts, strict=True)
 
     def _decode(self, raw: NDArray[np.uint8], part: Part, target: str) -> NDArray[Any]:
         if self.heads:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sllm_store import native
-from sllm_store.errors import ReadError
+from sllm_store.convert.gguf_import import read_parts
 from sllm_store.groups.layout import PAGE
 from sllm_store.units import align_up
 
@@ -69,18 +69,9 @@ class MadeFile:
             self._filled = True
 
     def _make(self, tensor: MadeTensor) -> None:
-        raw = []
-        for part in tensor.conversion.parts:
-            memory = np.empty(part.size_bytes, dtype=np.uint8)
-            file = self._files[part.file]
-            try:
-                file.read_into(part.offset, memory.ctypes.data, part.size_bytes)
-            except native.NativeError as error:
-                raise ReadError(f"reading {file.path} failed: {error.strerror}") from error
-            raw.append(memory)
-        values = tensor.conversion.rearrange(raw)
+        values = tensor.conversion.rearrange(read_parts(tensor.conversion, self._files))
         assert values.nbytes == tensor.conversion.rearranged_bytes
-        content, offset = values.tobytes(), tensor.offset
+        content, offset = values.reshape(-1).view(np.uint8).data, tensor.offset
         while content:
             count = os.pwrite(self._descriptor, content, offset)
             content, offset = content[count:], offset + count
