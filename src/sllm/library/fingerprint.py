@@ -11,25 +11,18 @@ import hashlib
 import os
 from typing import TYPE_CHECKING
 
+from sllm_store.convert.small_files import TEXT_FILES
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
 _END_BYTES = 1 << 20
-_SMALL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 
 def small_files(path: Path) -> list[Path]:
     """Return the files beside a directory's weights that change its answers; a file has none."""
-    return [file for name in _SMALL_FILES if (file := path / name).is_file()]
+    return [file for name in TEXT_FILES if (file := path / name).is_file()]
 
 
 def fingerprint(files: Sequence[Path]) -> str:

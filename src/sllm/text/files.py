@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sllm.core.errors import UnsupportedModelError
 from sllm.text.kept_files import read_kept_files
-from sllm_store.convert.text_files import TOKENIZER_FILE
+from sllm_store.convert.small_files import TOKENIZER_FILE
 from sllm_store.errors import InvalidCheckpointError
 
 if TYPE_CHECKING:

@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.json"
+TEXT_FILES = (
+    CONFIG_FILE,
+    "generation_config.json",
+    TOKENIZER_FILE,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""What says beside weights which text goes in and comes out."""
 
 # Weights in any format, the tables that lead to them, and what a checkpoint of ours writes itself.
 _LEFT_BEHIND = (

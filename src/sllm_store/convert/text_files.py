@@ -13,21 +13,12 @@ from sllm_store.checkpoint.reader import open_checkpoint
 from sllm_store.convert.gguf_config import build_generation_config
 from sllm_store.convert.gguf_metadata import GgufMetadata
 from sllm_store.convert.gguf_tokenizer import describe_tokenizer
+from sllm_store.convert.small_files import TEXT_FILES, TOKENIZER_FILE
 from sllm_store.errors import InvalidCheckpointError, ReadError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-TOKENIZER_FILE = "tokenizer.json"
-_NAMES = (
-    TOKENIZER_FILE,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 _NAMED_TEMPLATES = "additional_chat_templates"
 
 
@@ -49,7 +40,7 @@ def read_text_files(path: Path) -> dict[str, str]:
 
 
 def _read_directory(directory: Path) -> dict[str, str]:
-    names = [name for name in _NAMES if (directory / name).is_file()]
+    names = [name for name in TEXT_FILES if (directory / name).is_file()]
     names += sorted(
         f"{_NAMED_TEMPLATES}/{found.name}"
         for found in (directory / _NAMED_TEMPLATES).glob("*.jinja")
