@@ -209,13 +209,13 @@ def _kind_of(names: Iterable[str]) -> str | None:
     known = list(names)
     if INDEX_FILE in known or COMPRESSED_INDEX_FILE in known:
         return indexed.FORMAT
-    if safetensors.INDEX_FILE in known or any(name.endswith(".safetensors") for name in known):
+    if safetensors.INDEX_FILE in known or any(name.endswith(safetensors.SUFFIX) for name in known):
         return safetensors.FORMAT
     return gguf.FORMAT if gguf.one_series(_named_gguf(known)) else None
 
 
 def _kind_of_file(name: str) -> str | None:
-    if name.endswith(".safetensors"):
+    if name.endswith(safetensors.SUFFIX):
         return safetensors.FORMAT
     return gguf.FORMAT if name.endswith(".gguf") else None
 

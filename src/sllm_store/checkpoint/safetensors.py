@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 FORMAT = "safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
 SUFFIX = ".safetensors"
+SINGLE_FILE = f"model{SUFFIX}"
 HEADER_BYTES_MAX = 100_000_000
 METADATA_KEY = "__metadata__"
 
@@ -224,7 +224,7 @@ def _files_of(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     single = path / SINGLE_FILE
-    return [single] if single.exists() else sorted(path.glob("*.safetensors"))
+    return [single] if single.exists() else sorted(path.glob(f"*{SUFFIX}"))
 
 
 def _read_weight_map(index_path: Path, *, root: Path | None) -> dict[str, str]:
