@@ -13,6 +13,7 @@ import click
 import pytest
 
 from sllm.cli.root import cli
+from tests.interrupted_imports import interrupt_import
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,21 +21,6 @@ if TYPE_CHECKING:
     from click.testing import Result
 
 HEAVY = ("torch", "transformers", "fastapi", "huggingface_hub", "prompt_toolkit", "httpx", "numpy")
-
-INTERRUPTED_IMPORT = """
-import os, signal, sys
-
-class Interrupts:
-    def find_spec(self, name, path=None, target=None):
-        if name == sys.argv[1]:
-            os.kill(os.getpid(), signal.SIGINT)
-
-sys.meta_path.insert(0, Interrupts())
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.argv[1:] = [sys.argv[1], "--help"]
-from sllm.cli import main
-main()
-"""
 
 
 def test_the_version_is_the_distributions(run: Callable[..., Result]) -> None:
@@ -106,10 +92,4 @@ def test_every_option_is_explained() -> None:
 
 @pytest.mark.parametrize("module", ["click", "sllm.cli.root", "sllm.cli.bench"])
 def test_ctrl_c_while_commands_are_imported_ends_quietly(module: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED_IMPORT, module],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    assert interrupt_import("sllm.cli", module) == (130, "", "")

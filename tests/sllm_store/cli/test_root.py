@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sllm_store.cli.root import cli
+from tests.interrupted_imports import interrupt_import
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,21 +24,6 @@ with contextlib.redirect_stdout(io.StringIO()):
     for args in [["--help"], *([name, "--help"] for name in cli.commands)]:
         assert cli.main(args, "sllm-store", standalone_mode=False) == 0
 print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))
-"""
-
-INTERRUPTED_IMPORT = """
-import os, signal, sys
-
-class Interrupts:
-    def find_spec(self, name, path=None, target=None):
-        if name == sys.argv[1]:
-            os.kill(os.getpid(), signal.SIGINT)
-
-sys.meta_path.insert(0, Interrupts())
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.argv[1:] = [sys.argv[1], "--help"]
-from sllm_store.cli import main
-main()
 """
 
 
@@ -70,10 +56,4 @@ def test_an_unknown_command_is_wrong_usage(run: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("module", ["click", "sllm_store.cli.root", "sllm_store.cli.bench"])
 def test_ctrl_c_while_commands_are_imported_ends_quietly(module: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED_IMPORT, module],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    assert interrupt_import("sllm_store.cli", module) == (130, "", "")
