@@ -13,7 +13,6 @@ from sllm.gateway.settings import is_token
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
-    from contextlib import AbstractContextManager
     from types import TracebackType
 
 CONNECT_TIMEOUT_S = 5.0
@@ -83,7 +82,8 @@ class ServerClient:
 
     def stream(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
         """Yield the JSON objects of an answer as they come. Closing ends the server's work."""
-        with self._failures(), self._stream(path, body) as response:
+        sent = _in_whole_characters(body)
+        with self._failures(), self._http.stream("POST", path, json=sent) as response:
             if not response.is_success:
                 response.read()
             _require_success(response)
@@ -93,9 +93,6 @@ class ServerClient:
                     if "error" in found:
                         raise ServerError(str(found["error"]))
                     yield found
-
-    def _stream(self, path: str, body: dict[str, Any]) -> AbstractContextManager[httpx.Response]:
-        return self._http.stream("POST", path, json=_in_whole_characters(body))
 
     @contextmanager
     def _failures(self) -> Iterator[None]:

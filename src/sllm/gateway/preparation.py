@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     Messages = Sequence[Mapping[str, Any]]
 
 ANSWER_SHARE = 4  # Of the context, that part is kept for the answer to a long conversation.
-KEPT_TOKENS = (
-    4  # At the beginning of a prompt that is cut: what Ollama keeps unless told otherwise.
-)
+KEPT_TOKENS = 4  # At the beginning of a prompt that is cut: Ollama keeps as many if not told.
 _FIXED_ROLES = ("system", "developer")
 
 
