@@ -11,6 +11,7 @@ from benchmarks.kernel_cases import BF16, FORMATS, Case, error_of, measure_atten
 from sllm.runtime.kernels import products
 from sllm.runtime.kernels.layout import Planes, numbers
 from sllm.runtime.kernels.operands import HeadNorms, NewHeads, Norm, Places, Rotation
+from sllm.runtime.kernels.peaks import peaks
 from sllm.runtime.layers.kernel_operations import KernelOperations
 from sllm.runtime.layers.operations import PlainOperations
 from sllm.runtime.layers.recording import GraphRecorder
@@ -66,6 +67,17 @@ def test_dequantised_numbers_are_equal_in_every_bit(name: str, device: torch.dev
     expected = numbers(weight)
     assert torch.equal(products.dequantize(weight, torch.float32), expected)
     assert torch.equal(products.dequantize(weight, torch.bfloat16), expected.bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_peaks_of_a_large_vocabulary_are_those_of_pytorch(
+    dtype: torch.dtype, device: torch.device
+) -> None:
+    for rows in (1, 5, 64):
+        logits = torch.randn(rows, 128_256, device=device).to(dtype)
+        logits[0, 77] = logits[0, 100_000] = 50.0
+        values, tokens = logits.cpu().max(dim=-1)
+        assert torch.equal(peaks(logits).cpu(), torch.stack((values.double(), tokens.double())))
 
 
 def test_products_are_captured_in_a_graph(device: torch.device) -> None:
