@@ -67,6 +67,10 @@ def test_dequantised_numbers_are_equal_in_every_bit(name: str, device: torch.dev
     expected = numbers(weight)
     assert torch.equal(products.dequantize(weight, torch.float32), expected)
     assert torch.equal(products.dequantize(weight, torch.bfloat16), expected.bfloat16())
+    ids = torch.tensor([299, 0, 7], dtype=torch.int32, device=device)
+    for dtype in (torch.float32, torch.bfloat16):
+        some = products.dequantize(weight, dtype, ids)
+        assert torch.equal(some, expected[ids.long()].to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -134,23 +134,26 @@ def fits_dense(weights: torch.Tensor) -> bool:
     return weights.stride(1) == 1 and weights.shape[1] % width == 0
 
 
-def dequantize(planes: Planes, dtype: torch.dtype) -> torch.Tensor:
-    """Return the numbers: in float32, equal in every bit to those of `layout.numbers`."""
-    rows, groups, _ = planes.low.shape
-    out = torch.empty(planes.shape, dtype=dtype, device=planes.low.device)
-    block_rows, block_groups = 4, 64
-    dequantize_planes[(-(-rows // block_rows), -(-groups // block_groups))](
-        out,
-        *planes_in_order(planes),
-        rows,
-        groups,
-        ONE,
-        **compiled_for(planes),
-        block_rows=block_rows,
-        block_groups=block_groups,
-        num_warps=4,
-        enable_fp_fusion=False,
-    )
+def dequantize(planes: Planes, dtype: torch.dtype, ids: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the numbers, of all rows or of some: in float32, in every bit `layout.numbers`."""
+    rows, groups = planes.low.shape[0] if ids is None else len(ids), planes.low.shape[1]
+    out = torch.empty((rows, planes.shape[1]), dtype=dtype, device=planes.low.device)
+    block_rows, block_groups = (4, 64) if ids is None else (1, 32)
+    if rows:
+        dequantize_planes[(-(-rows // block_rows), -(-groups // block_groups))](
+            out,
+            *planes_in_order(planes),
+            ids,
+            rows,
+            groups,
+            ONE,
+            **compiled_for(planes),
+            block_rows=block_rows,
+            block_groups=block_groups,
+            num_warps=4,
+            enable_fp_fusion=False,
+            **chain_options(),
+        )
     return out
 
 

@@ -21,8 +21,10 @@ class Arithmetic(Protocol):
     def multiply(self, x: torch.Tensor, matrix: PlanarMatrix) -> torch.Tensor:
         """Return x times the transpose, in x's dtype."""
 
-    def dequantize(self, planes: Planes, dtype: torch.dtype) -> torch.Tensor:
-        """Return all numbers."""
+    def dequantize(
+        self, planes: Planes, dtype: torch.dtype, ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the numbers of all rows, or of some."""
 
 
 class PlanarMatrix:
@@ -48,8 +50,7 @@ class PlanarMatrix:
 
     def embed(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return some rows as numbers; decodes those alone."""
-        rows = self.planes.map(lambda plane: plane.index_select(0, ids))
-        return self._arithmetic.dequantize(rows, dtype)
+        return self._arithmetic.dequantize(self.planes, dtype, ids)
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
         """Return all of it as numbers."""
@@ -68,8 +69,12 @@ class PlainArithmetic:
         """Decode a few rows at a time, and multiply by them."""
         return multiply_blockwise(x, matrix)
 
-    def dequantize(self, planes: Planes, dtype: torch.dtype) -> torch.Tensor:
-        """Return all numbers."""
+    def dequantize(
+        self, planes: Planes, dtype: torch.dtype, ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the numbers of all rows, or of some."""
+        if ids is not None:
+            planes = planes.map(lambda plane: plane.index_select(0, ids))
         return layout.numbers(planes).to(dtype)
 
 
@@ -99,9 +104,11 @@ class KernelArithmetic:
             found = products.multiply_planar(flat, matrix.planes)
         return found.view(*x.shape[:-1], -1)
 
-    def dequantize(self, planes: Planes, dtype: torch.dtype) -> torch.Tensor:
-        """Return all numbers."""
-        found: torch.Tensor = self._products.dequantize(planes, dtype)
+    def dequantize(
+        self, planes: Planes, dtype: torch.dtype, ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the numbers of all rows, or of some."""
+        found: torch.Tensor = self._products.dequantize(planes, dtype, ids)
         return found
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sllm.runtime.weights.model_groups import ModelGroups
 
 # One step, a few, and a few guesses: each has a kernel of its own. Longer prompts are multiplied by
-# decoded rows, and a kernel decodes one, or some.
+# decoded rows. A kernel embeds one token, or some.
 TOKENS = (1, 2, 4, 7)
 ROWS = (1, 16)
 _THREADS = 4  # Compiling is partly Python's, whose lock they share.
@@ -113,8 +113,9 @@ def _warm(matrix: Matrix, device: torch.device, dtype: torch.dtype) -> bool:
             if can_chain(device):  # Steps are compiled for themselves: see `kernels.chains`.
                 with chained_launches(device):
                     _multiply(there, device, dtype)
-            for rows in ROWS:
-                there.embed(torch.zeros(rows, dtype=torch.long, device=device), dtype)
+                    _embed(there, device, dtype, ids=torch.int32)
+            _embed(there, device, dtype, ids=torch.long)
+            there.part(0, ROWS[-1]).dequantize(dtype)
     except torch.OutOfMemoryError:
         return False  # There is no room to do it before the weights are there; they come first.
     return True
@@ -124,6 +125,11 @@ def _multiply(matrix: Matrix, device: torch.device, dtype: torch.dtype) -> None:
     # Of floats, only one token's product is compiled; the others are cuBLAS's.
     for tokens in (1,) if isinstance(matrix, Dense) else TOKENS:
         matrix.linear(torch.zeros((tokens, matrix.shape[1]), dtype=dtype, device=device))
+
+
+def _embed(matrix: Matrix, device: torch.device, dtype: torch.dtype, *, ids: torch.dtype) -> None:
+    for rows in ROWS:
+        matrix.embed(torch.zeros(rows, dtype=ids, device=device), dtype)
 
 
 def _allocate(matrix: Matrix, device: torch.device) -> Matrix:

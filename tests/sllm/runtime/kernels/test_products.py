@@ -102,6 +102,19 @@ def test_dequantised_numbers_are_equal_in_every_bit(scheme: str, device: torch.d
     assert torch.equal(dequantize(planes, torch.float16), expected.half())
 
 
+@pytest.mark.parametrize("kind", [torch.int32, torch.int64])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_some_rows_are_dequantised_as_all_are(
+    scheme: str, kind: torch.dtype, device: torch.device
+) -> None:
+    planes = make_case(scheme).planes.map(lambda plane: plane.to(device))
+    ids = torch.tensor([planes.shape[0] - 1, 0, 2, 0], dtype=kind, device=device)
+    for some in (ids, ids[1:2], ids[:0]):
+        for dtype in (torch.float32, torch.float16):
+            expected = numbers(planes)[some.long()].to(dtype)
+            assert torch.equal(dequantize(planes, dtype, some), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_dense_weights_multiply_one_token_as_in_float32_rounded_once(
     dtype: torch.dtype, device: torch.device

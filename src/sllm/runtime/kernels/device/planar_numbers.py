@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from sllm.runtime.kernels.device.chain_links import follow
 from sllm.runtime.kernels.device.numerals import one_plus, reach_of
 
 
@@ -37,6 +38,7 @@ def dequantize_planes(
     offsets,
     steps,
     floors,
+    ids,
     rows,
     groups,
     one,
@@ -46,14 +48,22 @@ def dequantize_planes(
     halves: tl.constexpr,
     block_rows: tl.constexpr,
     block_groups: tl.constexpr,
+    chained: tl.constexpr,
 ):
-    """Write the numbers of some rows and groups: out (rows, columns)."""
+    """Write the numbers of some rows and groups: out (rows, columns).
+
+    ids: which rows of the matrix they are, if they are not the first ones.
+    """
     parts: tl.constexpr = 4 if bits == 8 else 8
-    row = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
-    row = row.to(tl.int64)[:, None, None]
+    at_row = (tl.program_id(0) * block_rows + tl.arange(0, block_rows)).to(tl.int64)
+    follow(chained)
+    row = at_row
+    if ids is not None:
+        row = tl.load(ids + at_row, mask=at_row < rows, other=0).to(tl.int64)
+    row, at_row = row[:, None, None], at_row[:, None, None]
     group = (tl.program_id(1) * block_groups + tl.arange(0, block_groups))[None, :, None]
     word = tl.arange(0, 4)[None, None, :]
-    inside = (row < rows) & (group < groups)
+    inside = (at_row < rows) & (group < groups)
     place = (row * groups + group) * 4 + word
     words, more = load_words(low, high, place, inside, bits)
     if offsets is not None:
@@ -66,5 +76,5 @@ def dequantize_planes(
             found = (one_plus(words, more, one, part, bits) * reach - (reach + zero)) * scale
             if offsets is not None:
                 found += offset
-            column = (row * groups + group) * 4 * parts + part * 4 + word
+            column = (at_row * groups + group) * 4 * parts + part * 4 + word
             tl.store(out + column, found.to(out.dtype.element_ty), mask=inside)
