@@ -10,7 +10,7 @@ import torch
 from benchmarks.kernel_cases import BF16, FORMATS, Case, error_of, measure_attention
 from sllm.runtime.kernels import products
 from sllm.runtime.kernels.layout import Planes, numbers
-from sllm.runtime.kernels.operands import HeadNorms, NewHeads, Norm, Places, Rotation
+from sllm.runtime.kernels.operands import Frequencies, HeadNorms, NewHeads, Norm, Places, Rotation
 from sllm.runtime.kernels.peaks import peaks
 from sllm.runtime.layers.kernel_operations import KernelOperations
 from sllm.runtime.layers.operations import PlainOperations
@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 SHAPES = [(1024, 4096), (14336, 4096), (4096, 14336), (576, 1536)]
+FLOAT_ERROR = 2.5e-7  # Two units in the last place of a number near 1.
 ROUNDED = {torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 
 
@@ -82,6 +83,21 @@ def test_peaks_of_a_large_vocabulary_are_those_of_pytorch(
         logits[0, 77] = logits[0, 100_000] = 50.0
         values, tokens = logits.cpu().max(dim=-1)
         assert torch.equal(peaks(logits).cpu(), torch.stack((values.double(), tokens.double())))
+
+
+def test_rotations_are_those_of_pytorch_at_every_position(device: torch.device) -> None:
+    each = 500_000.0 ** -(torch.arange(64, device=device, dtype=torch.float32) / 64)
+    frequencies = Frequencies(each, 1.0, interleaved=False)
+    positions = torch.arange(131_073, device=device, dtype=torch.int32)
+    angles = frequencies.angles(positions)
+    exact = angles.double()
+    found = KernelOperations().rotate(positions, frequencies, torch.float32)
+    assert float((found.cos - exact.cos()).abs().max()) <= FLOAT_ERROR
+    assert float((found.sin - exact.sin()).abs().max()) <= FLOAT_ERROR
+    found = KernelOperations().rotate(positions, frequencies, torch.bfloat16)
+    expected = frequencies.rotate(angles, torch.bfloat16)
+    for ours, theirs in ((found.cos, expected.cos), (found.sin, expected.sin)):
+        assert int((ours != theirs).sum()) <= ours.numel() // 10_000
 
 
 def test_products_are_captured_in_a_graph(device: torch.device) -> None:

@@ -62,7 +62,7 @@ class Decoder:
         # Nobody on a CPU asks for what only kernels make use of.
         fixes = self.device.type == "cuda" and _has_nibbles(source)
         self._operations = operations or operations_on(self.device, fixes=fixes)
-        self._rope = Rope(config.rope, self.device)
+        self._rope = Rope(config.rope, self.device, self._operations)
         self._mixers = [_mixer(layer, config, i) for i, layer in enumerate(config.layers)]
         self._mlps = [_mlp(layer) for layer in config.layers]
         native = operations is None and dtype == torch.float32 and self.device.type == "cpu"

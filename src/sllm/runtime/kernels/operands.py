@@ -69,3 +69,24 @@ class Rotation:
             first, second = turned.chunk(2, dim=-1)
             rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
         return torch.cat((rotated, rest), dim=-1) if rest.shape[-1] else rotated
+
+
+@dataclass(frozen=True, slots=True)
+class Frequencies:
+    """The angle of each pair of dimensions from one position to the next: (rotated / 2,).
+
+    scale: what cosines and sines are multiplied by.
+    """
+
+    each: torch.Tensor
+    scale: float
+    interleaved: bool
+
+    def angles(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return the angles at positions, in float32: (tokens, rotated / 2)."""
+        return positions.float().unsqueeze(-1) * self.each
+
+    def rotate(self, angles: torch.Tensor, dtype: torch.dtype) -> Rotation:
+        """Return the rotation by angles."""
+        cos, sin = angles.cos() * self.scale, angles.sin() * self.scale
+        return Rotation(cos.to(dtype), sin.to(dtype), self.interleaved)

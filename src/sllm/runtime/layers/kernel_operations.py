@@ -1,10 +1,10 @@
-"""KernelOperations: Triton's kernels for what layers compute between products."""
+"""KernelOperations: Triton's kernels for what a pass computes between products."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sllm.runtime.kernels import between
+from sllm.runtime.kernels import between, rotations
 from sllm.runtime.layers.paged_steps import PagedSteps
 
 if TYPE_CHECKING:
@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     import torch
 
     from sllm.runtime.batch import Span
-    from sllm.runtime.kernels.operands import HeadNorms, NewHeads, Norm, Places, Rotation
+    from sllm.runtime.kernels.operands import (
+        Frequencies,
+        HeadNorms,
+        NewHeads,
+        Norm,
+        Places,
+        Rotation,
+    )
 
 
 class KernelOperations:
@@ -24,6 +31,12 @@ class KernelOperations:
     def __init__(self, *, fixes: bool = False) -> None:
         """fixes: whether x is put in fixed point where it is made, for products with nibbles."""
         self.fixes = fixes
+
+    def rotate(
+        self, positions: torch.Tensor, frequencies: Frequencies, dtype: torch.dtype
+    ) -> Rotation:
+        """Return the rotation of tokens at positions, computed in float32."""
+        return rotations.rotate(positions, frequencies, dtype)
 
     def normalise(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         """Return x normalised."""

@@ -1,4 +1,4 @@
-"""Operations: what layers compute between products, as the device that they are on does it best.
+"""Operations: what a pass computes between products, as the device that it is on does it best.
 
 They are chosen once, for a decoder. PyTorch's are what the others are held against.
 """
@@ -17,12 +17,19 @@ if TYPE_CHECKING:
     import torch
 
     from sllm.runtime.batch import Span
-    from sllm.runtime.kernels.operands import HeadNorms, NewHeads, Norm, Places, Rotation
+    from sllm.runtime.kernels.operands import (
+        Frequencies,
+        HeadNorms,
+        NewHeads,
+        Norm,
+        Places,
+        Rotation,
+    )
     from sllm.runtime.layers.paged_steps import PagedSteps
 
 
 class Operations(Protocol):
-    """What layers compute between products. Tokens are rows: (tokens, width).
+    """What a pass computes between products. Tokens are rows: (tokens, width).
 
     records: whether a step of decoding may be recorded: it takes from tensors whatever differs.
     fixes: whether x is put in fixed point where it is made, for products with nibbles.
@@ -30,6 +37,11 @@ class Operations(Protocol):
 
     records: bool
     fixes: bool
+
+    def rotate(
+        self, positions: torch.Tensor, frequencies: Frequencies, dtype: torch.dtype
+    ) -> Rotation:
+        """Return the rotation of tokens at positions, computed in float32."""
 
     def normalise(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         """Return x normalised."""
@@ -55,6 +67,12 @@ class PlainOperations:
     """PyTorch's operations, on any device."""
 
     records = fixes = False
+
+    def rotate(
+        self, positions: torch.Tensor, frequencies: Frequencies, dtype: torch.dtype
+    ) -> Rotation:
+        """Return the rotation of tokens at positions, computed in float32."""
+        return frequencies.rotate(frequencies.angles(positions), dtype)
 
     def normalise(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         """Return x normalised."""

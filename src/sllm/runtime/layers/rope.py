@@ -14,31 +14,36 @@ from sllm.runtime.config.rope import (
     RopeConfig,
     YarnScaling,
 )
-from sllm.runtime.kernels.operands import Rotation
+from sllm.runtime.kernels.operands import Frequencies
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sllm.runtime.batch import Span
+    from sllm.runtime.kernels.operands import Rotation
+    from sllm.runtime.layers.operations import Operations
 
 
 class Rope:
     """The rotary positions of one model."""
 
-    def __init__(self, config: RopeConfig, device: torch.device) -> None:
+    def __init__(self, config: RopeConfig, device: torch.device, operations: Operations) -> None:
         self._config = config
-        self._frequencies = frequencies(config).to(device)
-        self._scale = attention_scale(config)
+        self._operations = operations
+        self._frequencies = Frequencies(
+            frequencies(config).to(device), attention_scale(config), config.interleaved
+        )
 
     def rotate(
         self, positions: torch.Tensor, spans: Sequence[Span], dtype: torch.dtype
     ) -> Rotation:
         """Return the rotation of each token, computed in float32."""
-        angles = positions.float().unsqueeze(-1) * self._frequencies
-        if isinstance(self._config.scaling, DynamicScaling):
-            self._stretch(angles, positions, spans, context=self._config.scaling.context)
-        cos, sin = angles.cos() * self._scale, angles.sin() * self._scale
-        return Rotation(cos.to(dtype), sin.to(dtype), self._config.interleaved)
+        scaling = self._config.scaling
+        if not isinstance(scaling, DynamicScaling):
+            return self._operations.rotate(positions, self._frequencies, dtype)
+        angles = self._frequencies.angles(positions)
+        self._stretch(angles, positions, spans, context=scaling.context)
+        return self._frequencies.rotate(angles, dtype)
 
     def _stretch(
         self, angles: torch.Tensor, positions: torch.Tensor, spans: Sequence[Span], *, context: int
