@@ -91,7 +91,7 @@ class Decoder:
         close them.
         """
         if self._steps is None or not self._steps.takes(batch):
-            return self._logits(self._last_states(batch, memory))
+            return self._logits(self._last_states(batch, memory)).float()
         logits = self._steps.run(batch, memory)
         _note_lengths(batch)
         return logits
@@ -103,10 +103,13 @@ class Decoder:
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
         head = "embed_tokens.weight" if self.config.tied else "lm_head.weight"
-        return self._source.ends.matrices[head].linear(x).float()
+        return self._source.ends.matrices[head].linear(x)
 
     def _step(self, inputs: StepInputs, memory: CacheMemory) -> torch.Tensor:
-        """Return the logits of every row; what differs from step to step is in the inputs."""
+        """Return the logits of every row, as they were computed.
+
+        What differs from step to step is in the inputs.
+        """
         ends = self._source.ends
         x = ends.matrices["embed_tokens.weight"].embed(inputs.tokens, self.dtype)
         rotation = self._rope.rotate(inputs.positions, (), self.dtype)

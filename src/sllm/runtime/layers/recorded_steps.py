@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import ref
 
+import torch
+
 from sllm.runtime.layers.paged_steps import count_columns
 from sllm.runtime.layers.step_inputs import StepInputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import torch
 
     from sllm.runtime.batch import Batch, Span
     from sllm.runtime.cache.memory import CacheMemory
@@ -71,7 +71,7 @@ class RecordedSteps:
         )
 
     def run(self, batch: Batch, memory: CacheMemory) -> torch.Tensor:
-        """Return the logits of a batch that it takes, in memory of their own."""
+        """Return the logits of a batch that it takes, in float32 and memory of their own."""
         if self._memory is None or self._memory() is not memory:
             self._recorded.clear()
             self._memory = ref(memory)
@@ -85,7 +85,7 @@ class RecordedSteps:
                 del self._recorded[next(iter(self._recorded))]  # The one unused for longest.
             found = self._record(StepInputs(*size, self._device), batch, memory)
         self._recorded[size] = found
-        return found.compute()[: len(batch.ids)].clone()
+        return found.compute()[: len(batch.ids)].to(torch.float32, copy=True)
 
     def _record(self, inputs: StepInputs, batch: Batch, memory: CacheMemory) -> _Recorded:
         inputs.fill(batch)
