@@ -11,7 +11,7 @@ from benchmarks.kernel_cases import BF16, FORMATS, Case, error_of, measure_atten
 from sllm.runtime.kernels import products
 from sllm.runtime.kernels.layout import Planes, numbers
 from sllm.runtime.kernels.operands import Frequencies, HeadNorms, NewHeads, Norm, Places, Rotation
-from sllm.runtime.kernels.peaks import peaks
+from sllm.runtime.kernels.peaks import peaks, widen
 from sllm.runtime.layers.kernel_operations import KernelOperations
 from sllm.runtime.layers.operations import PlainOperations
 from sllm.runtime.layers.recording import GraphRecorder
@@ -82,7 +82,11 @@ def test_peaks_of_a_large_vocabulary_are_those_of_pytorch(
         logits = torch.randn(rows, 128_256, device=device).to(dtype)
         logits[0, 77] = logits[0, 100_000] = 50.0
         values, tokens = logits.cpu().max(dim=-1)
-        assert torch.equal(peaks(logits).cpu(), torch.stack((values.double(), tokens.double())))
+        expected = torch.stack((values.double(), tokens.double()))
+        wide = widen(logits)
+        assert torch.equal(wide, logits.float())
+        for one in (logits, wide):
+            assert torch.equal(peaks(one).cpu(), expected)
 
 
 def test_rotations_are_those_of_pytorch_at_every_position(device: torch.device) -> None:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import ref
 
-import torch
-
+from sllm.runtime.kernels.peaks import widen
 from sllm.runtime.layers.paged_steps import count_columns
 from sllm.runtime.layers.step_inputs import StepInputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import torch
 
     from sllm.runtime.batch import Batch, Span
     from sllm.runtime.cache.memory import CacheMemory
@@ -85,7 +86,7 @@ class RecordedSteps:
                 del self._recorded[next(iter(self._recorded))]  # The one unused for longest.
             found = self._record(StepInputs(*size, self._device), batch, memory)
         self._recorded[size] = found
-        return found.compute()[: len(batch.ids)].to(torch.float32, copy=True)
+        return widen(found.compute()[: len(batch.ids)])
 
     def _record(self, inputs: StepInputs, batch: Batch, memory: CacheMemory) -> _Recorded:
         inputs.fill(batch)

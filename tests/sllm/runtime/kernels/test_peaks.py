@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from sllm.runtime.kernels.peaks import peaks
+from sllm.runtime.kernels.peaks import peaks, widen
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -52,3 +52,20 @@ def test_what_is_no_number_is_the_peak(dtype: torch.dtype, device: torch.device)
 def test_rows_may_be_apart(device: torch.device) -> None:
     wide = torch.randn(4, 6000, generator=torch.Generator().manual_seed(0)).to(device)
     _require_peaks_of(wide[::2, :5000])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_logits_that_are_widened_are_a_copy_with_the_same_peaks(
+    dtype: torch.dtype, device: torch.device
+) -> None:
+    logits = torch.randn(3, 5000, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    logits[1, 9] = math.nan
+    for given in (logits[:2], logits[:0], logits):
+        wide = widen(given)
+        torch.testing.assert_close(wide, given.float(), rtol=0, atol=0, equal_nan=True)
+        _require_peaks_of(wide)
+        _require_peaks_of(wide[1:])
+    before, wide = logits.float().clone(), widen(logits)
+    logits.zero_()
+    torch.testing.assert_close(wide, before, rtol=0, atol=0, equal_nan=True)
+    _require_peaks_of(wide)

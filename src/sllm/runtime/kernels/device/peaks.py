@@ -16,15 +16,27 @@ _HALF = tl.constexpr(2**31)
 
 @triton.jit
 def find_part_peaks(
-    keys, logits, row_stride, width, parts, block: tl.constexpr, chained: tl.constexpr
+    keys,
+    wide,
+    logits,
+    row_stride,
+    width,
+    parts,
+    block: tl.constexpr,
+    chained: tl.constexpr,
 ):
-    """Write the greatest key of each part of a row: keys (rows, parts)."""
+    """Write the greatest key of each part of a row: keys (rows, parts).
+
+    wide: the logits in float32, (rows, width), if they are wanted.
+    """
     part = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
     column = part * block + tl.arange(0, block)
     inside = column < width
     follow(chained)
     logit = tl.load(logits + row * row_stride + column, mask=inside, other=0.0).to(tl.float32)
+    if wide is not None:
+        tl.store(wide + row * width + column, logit, mask=inside)
     logit = tl.where(logit == 0.0, 0.0, logit)  # Without a sign.
     bits = logit.to(tl.int32, bitcast=True)
     bits = tl.where(logit == logit, bits, 0x7FFFFFFF).to(tl.int64)  # Whose float is no number.
