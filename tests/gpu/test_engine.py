@@ -10,7 +10,8 @@ import torch
 from sllm.backends.local import EngineOptions, open_engine
 from sllm.backends.measured_rates import rates_for
 from sllm.core.sampling import SamplingParameters
-from sllm.runtime.sampler import Draw, draw_each, find_peaks
+from sllm.runtime.peaks import find_peaks
+from sllm.runtime.sampler import Draw, draw_each
 from sllm.runtime.weights.model_groups import ModelGroups
 from sllm.runtime.weights.warming import warmed_products
 from tests.sllm.runtime.engine.listening import Listener, make_request

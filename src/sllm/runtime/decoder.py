@@ -96,6 +96,24 @@ class Decoder:
         _note_lengths(batch)
         return logits
 
+    @property
+    def steps_ahead(self) -> bool:
+        """Whether steps may be asked for whose tokens are on the device alone."""
+        return self._steps is not None and not self._moves_states
+
+    @torch.inference_mode()
+    def step_ahead(
+        self, batch: Batch, memory: CacheMemory, tokens: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Return the logits of steps whose tokens are on the device; None if they are too many.
+
+        tokens: in the place of the batch's. Every sequence is as long as before: if the steps are
+        those that were wanted, its length is the caller's to set, and else they changed nothing.
+        """
+        if self._steps is None or self._moves_states or not self._steps.takes(batch):
+            return None
+        return self._steps.run(batch, memory, tokens)
+
     @torch.inference_mode()
     def hidden(self, batch: Batch, memory: CacheMemory) -> torch.Tensor:
         """Return the last hidden states of the batch's outputs instead: (outputs, hidden)."""

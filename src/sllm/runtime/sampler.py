@@ -21,27 +21,12 @@ from sllm.core.philox import uniform
 from sllm.core.requests import Choice
 from sllm.runtime.drawing import draw, rows_at_a_time
 from sllm.runtime.one_thread import on_one_thread
+from sllm.runtime.peaks import Peak, find_peaks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from sllm.core.sampling import SamplingParameters
-
-
-@dataclass(frozen=True, slots=True)
-class Peak:
-    """The greatest of some logits, and the first token that has it."""
-
-    logit: float
-    token: int
-
-
-@on_one_thread
-def find_peaks(logits: torch.Tensor) -> list[Peak]:
-    """Return the peak of each row (tokens, vocabulary), for one wait for the device."""
-    values, tokens = logits.max(dim=-1)
-    found = torch.stack((values.double(), tokens.double())).tolist()
-    return [Peak(value, int(token)) for value, token in zip(*found, strict=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +122,11 @@ def _require_number(peak: Peak) -> None:
             "the model's logits are not finite numbers: its weights are damaged, or it overflows "
             "in this dtype; compute in float32 or bfloat16"
         )
+
+
+def is_peak(parameters: SamplingParameters) -> bool:
+    """Return whether the token that is drawn is the peak's, whatever came before."""
+    return not parameters.temperature and not _changes(parameters)
 
 
 def _changes(parameters: SamplingParameters) -> bool:

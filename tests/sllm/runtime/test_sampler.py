@@ -21,7 +21,8 @@ from sllm.core.errors import NumericalError
 from sllm.core.philox import uniform
 from sllm.core.sampling import SamplingParameters
 from sllm.runtime import sampler
-from sllm.runtime.sampler import Draw, choose, draw_each, find_peaks
+from sllm.runtime.peaks import find_peaks
+from sllm.runtime.sampler import Draw, choose, draw_each
 
 if TYPE_CHECKING:
     from sllm.core.requests import Choice
@@ -246,15 +247,6 @@ def _shares_by_sorting(
         ordered[before >= parameters.top_p * total] = 0
     shares = torch.zeros_like(shares).scatter_(0, ids, ordered)
     return torch.where(shares < parameters.min_p * shares.max(), 0.0, shares)
-
-
-def test_peaks_are_the_first_of_the_greatest_and_show_what_is_no_number() -> None:
-    rows = torch.tensor([[1.0, 7.0, 7.0], [3.0, -1.0, 2.0], [1.0, math.nan, 0.0]])
-    first, second, broken = find_peaks(rows)
-    assert (first.logit, first.token) == (7.0, 1)
-    assert (second.logit, second.token) == (3.0, 0)
-    assert math.isnan(broken.logit)
-    assert find_peaks(rows[:0]) == []
 
 
 @pytest.mark.parametrize(

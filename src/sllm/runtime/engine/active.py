@@ -15,14 +15,14 @@ from sllm.core.errors import InvalidRequestError
 from sllm.core.requests import Choice, Finish
 from sllm.runtime.cache.prefix import PageChain
 from sllm.runtime.engine.guesses import Pace
-from sllm.runtime.sampler import Draw, choose, report
+from sllm.runtime.sampler import Draw, choose, is_peak, report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from sllm.core.requests import Constraint, Step, TokenRequest
     from sllm.runtime.cache.sequence import CachedSequence
-    from sllm.runtime.sampler import Peak
+    from sllm.runtime.peaks import Peak
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class ActiveRequest:
     cache when it first ran. ended: whether its last step was told. pace: how much is guessed for
     it. chain: the names of its pages. latest: the name of the last copy of its state, if it was
     made while the answer grew. prompt: the reports of the prompt's tokens so far, if they are asked
-    for.
+    for. takes_peaks: whether each token is its logits' peak, and nothing else is asked of them.
     """
 
     def __init__(
@@ -56,6 +56,11 @@ class ActiveRequest:
         self.started_s: float | None = None
         self.ended = False
         self.pace = Pace()
+        self.takes_peaks = (
+            request.grammar is None
+            and request.parameters.logprobs is None
+            and is_peak(request.parameters)
+        )
         self._answer = list(request.answer)
         self._context_tokens = context_tokens
         self._on_step = on_step

@@ -12,7 +12,8 @@ from sllm.core.errors import CacheFullError, UnsupportedModelError
 from sllm.runtime.batch import Batch, Piece
 from sllm.runtime.config.model import AttentionConfig
 from sllm.runtime.engine.guesses import takes_back
-from sllm.runtime.sampler import draw_each, find_peaks
+from sllm.runtime.peaks import find_peaks
+from sllm.runtime.sampler import draw_each
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,9 +14,11 @@ from sllm.core.errors import CacheFullError, EngineClosedError
 from sllm.core.requests import Finish, Step
 from sllm.runtime.batch import Batch, Piece
 from sllm.runtime.drawing import rows_at_a_time
+from sllm.runtime.engine.ahead import AskedPass, StepsAhead
 from sllm.runtime.engine.embedding import embed
 from sllm.runtime.engine.schedule import Schedule
-from sllm.runtime.sampler import draw_each, find_peaks
+from sllm.runtime.peaks import ask_peaks
+from sllm.runtime.sampler import draw_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
     from sllm.runtime.engine.guesses import Guesser
     from sllm.runtime.engine.schedule import EngineLimits, Share
     from sllm.runtime.engine.throughput import Throughput
-    from sllm.runtime.sampler import Draw, Peak
+    from sllm.runtime.peaks import Peak
+    from sllm.runtime.sampler import Draw
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ class Passes:
         self._throughput = throughput
         self._clock = clock
         self._guesser = guesser
+        self._ahead = StepsAhead(decoder, memory)
         self.on_end: Callable[[Passes], None] | None = None
         self._closed = False
 
@@ -112,32 +116,53 @@ class Passes:
         return self._schedule.plan()
 
     def compute(self, shares: list[Share]) -> None:
-        """Compute one pass, and tell each request what it brought."""
+        """Compute one pass, and tell each request what it brought.
+
+        That of its shares which was asked for ahead is a pass of its own, and the rest is left.
+        """
         if not shares:
+            self._ahead.drop()
             return
-        self._note_starts(shares)
+        ahead = self._ahead.take(shares)
+        told = shares if ahead is None else ahead.shares
+        self._note_starts(told)
         try:
-            shares = self._with_guesses(shares)
-            logits = self._forward(shares)
-            peaks = find_peaks(logits)
-            drawn = self._draw_each(shares, logits, peaks)
+            asked = self._ask(shares) if ahead is None else ahead
+            if len(told) == len(shares) and self._goes_on(asked):
+                self._ahead.ask(asked)
+            logits, peaks = asked.wait()
+            drawn = self._draw_each(asked.shares, logits, peaks)
         except Exception as error:  # noqa: BLE001 - whoever was in the pass is told
-            _log.exception("a pass over %d requests failed, and they end", len(shares))
-            for share in shares:
+            _log.exception("a pass over %d requests failed, and they end", len(told))
+            for share in told:
                 self._end(share.request, Step(error=error))
+            self._ahead.drop()
             return
         tokens, first = 0, 0
-        for share in [share for share in shares if share.outputs]:
+        for share in [share for share in asked.shares if share.outputs]:
             rows = slice(first, first + share.outputs)
             tokens += self._take(share, logits[rows], peaks[rows], drawn[rows])
             first = rows.stop
         self._throughput.note_pass(tokens, now_s=self._clock())
+        if not self.running:
+            self._ahead.drop()
 
     def close(self) -> None:
         """End every request. What comes afterwards is told that it comes too late."""
         self._closed = True
+        self._ahead.drop()
         for request in self._schedule.requests():
             self._end(request, Step(error=_closed_error()))
+
+    def _ask(self, shares: list[Share]) -> AskedPass:
+        """Ask the device for a pass."""
+        shares = self._with_guesses(shares)
+        logits = self._forward(shares)
+        return AskedPass(shares, logits, ask_peaks(logits))
+
+    def _goes_on(self, asked: AskedPass) -> bool:
+        """Whether the next pass can be foreseen. Where there are guesses, they come first."""
+        return self._ahead.may_follow(asked) and not any(self._guess(asked.shares).values())
 
     def _forward(self, shares: list[Share]) -> torch.Tensor:
         pieces = [
@@ -153,8 +178,13 @@ class Passes:
 
     def _with_guesses(self, shares: list[Share]) -> list[Share]:
         """Return the shares with guesses for those that decode, as far as there is room."""
+        guessed = self._guess(shares)
+        return [_add_guesses(share, guessed.get(place, [])) for place, share in enumerate(shares)]
+
+    def _guess(self, shares: Sequence[Share]) -> dict[int, list[int]]:
+        """Return guesses for the shares that decode, by their places."""
         if self._guesser is None:
-            return shares
+            return {}
         left = self._pass_tokens - sum(len(share.tokens) for share in shares)
         counts: dict[int, int] = {}
         for place, share in enumerate(shares):
@@ -163,8 +193,7 @@ class Passes:
                 counts[place] = count
                 left -= count
         found = self._guesser.guess([shares[place].request for place in counts], [*counts.values()])
-        guessed = dict(zip(counts, found, strict=True))
-        return [_add_guesses(share, guessed.get(place, [])) for place, share in enumerate(shares)]
+        return dict(zip(counts, found, strict=True))
 
     def _draw_each(
         self, shares: list[Share], logits: torch.Tensor, peaks: Sequence[Peak]

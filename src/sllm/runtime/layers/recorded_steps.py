@@ -71,8 +71,13 @@ class RecordedSteps:
             rows == len(batch.ids) == len(batch.spans) and all(map(_moves_on, batch.spans))
         )
 
-    def run(self, batch: Batch, memory: CacheMemory) -> torch.Tensor:
-        """Return the logits of a batch that it takes, in float32 and memory of their own."""
+    def run(
+        self, batch: Batch, memory: CacheMemory, tokens: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the logits of a batch that it takes, in float32 and memory of their own.
+
+        tokens: on the device, in the place of the batch's.
+        """
         if self._memory is None or self._memory() is not memory:
             self._recorded.clear()
             self._memory = ref(memory)
@@ -80,16 +85,17 @@ class RecordedSteps:
         size = (count_rows(len(batch.ids)), count_columns(pages))
         found = self._recorded.pop(size, None)
         if found is not None:
-            found.inputs.fill(batch)
+            found.inputs.fill(batch, tokens)
         else:
             if len(self._recorded) == MOST_RECORDED:
                 del self._recorded[next(iter(self._recorded))]  # The one unused for longest.
-            found = self._record(StepInputs(*size, self._device), batch, memory)
+            inputs = StepInputs(*size, self._device)
+            inputs.fill(batch, tokens)
+            found = self._record(inputs, batch, memory)
         self._recorded[size] = found
         return widen(found.compute()[: len(batch.ids)])
 
     def _record(self, inputs: StepInputs, batch: Batch, memory: CacheMemory) -> _Recorded:
-        inputs.fill(batch)
         with memory.keep_states([span.sequence.slot for span in batch.spans]):
             compute = self._recorder.record(lambda: self._compute(inputs, memory))
         return _Recorded(inputs, compute)

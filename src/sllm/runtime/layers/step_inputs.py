@@ -46,8 +46,11 @@ class StepInputs:
         pages = self._device[_FIELDS * each :].view(rows, columns)
         self.steps = PagedSteps(slice(0, rows), pages, lengths)
 
-    def fill(self, batch: Batch) -> None:
-        """Take a batch of steps, of as many rows or fewer, to the device."""
+    def fill(self, batch: Batch, tokens: torch.Tensor | None = None) -> None:
+        """Take a batch of steps, of as many rows or fewer, to the device.
+
+        tokens: on the device, in the place of the batch's.
+        """
         if self._copied is not None:
             self._copied.synchronize()  # The last copy may still be read from.
         count = len(batch.ids)
@@ -69,3 +72,5 @@ class StepInputs:
         self._device.copy_(self._source, non_blocking=True)
         if self._copied is not None:
             self._copied.record()
+        if tokens is not None:
+            self.tokens[:count].copy_(tokens)

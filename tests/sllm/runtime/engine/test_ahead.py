@@ -1,0 +1,191 @@
+"""Steps that are asked for ahead bring every request what it gets without them."""
+
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+import pytest
+
+from sllm.core.errors import NumericalError
+from sllm.core.requests import Finish
+from sllm.runtime.engine.guesses import Lookup
+from sllm.runtime.layers.kernel_operations import KernelOperations
+from tests.sllm.runtime.engine.stepping import (
+    DAMAGED,
+    SCRIPTS,
+    CountingDecoder,
+    Run,
+    compare,
+    fill_cache,
+)
+from tests.sllm.runtime.layers.fake_recording import FakeRecorder
+from tests.sllm.runtime.tiny_models import TinyModel, make_model, random_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.fixture(scope="module")
+def llama() -> TinyModel:
+    return make_model("llama", num_hidden_layers=1)
+
+
+def _ahead(model: TinyModel, **options: Any) -> Run:
+    recorder, operations = FakeRecorder(), KernelOperations()
+    decoder = CountingDecoder(model.config, model.source, operations=operations, recorder=recorder)
+    return Run.of(decoder, **options)
+
+
+def _compare(model: TinyModel, script: Callable[[Run], object], **options: Any) -> tuple[Run, Run]:
+    ahead = _ahead(model, **options)
+    plain = Run.of(CountingDecoder(model.config, model.source), **options)
+    compare(ahead, plain, script)
+    return ahead, plain
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_whatever_happens_every_request_is_told_the_same(
+    llama: TinyModel, script: Callable[[Run], None]
+) -> None:
+    ahead, _ = _compare(llama, script)
+    assert ahead.decoder.ahead > 3
+
+
+def test_all_steps_but_the_first_pass_are_asked_for_ahead(llama: TinyModel) -> None:
+    ahead, plain = _compare(llama, lambda run: run.add([5, 6]))
+    assert (ahead.decoder.asked, ahead.decoder.ahead) == (1, 11)
+    assert plain.decoder.asked == 12
+    assert [len(step.choices) for step in ahead.listeners[0].steps] == [1] * 12
+
+
+def test_a_token_that_ends_an_answer_ends_it_there(llama: TinyModel) -> None:
+    prompts = [random_tokens(4 + n, seed=n) for n in range(3)]
+    ends: frozenset[int] = frozenset()
+
+    def script(run: Run) -> None:
+        for prompt in prompts:
+            run.add(prompt, ends=ends)
+
+    whole, _ = _compare(llama, script)
+    ends = frozenset(whole.listeners[1].tokens[4:5])
+    ahead, _ = _compare(llama, script)
+    assert ahead.listeners[1].last.finish is Finish.STOP
+    assert len(ahead.listeners[1].tokens) <= 5
+    assert ahead.decoder.ahead > 5
+
+
+def test_a_step_that_is_under_way_is_waited_for_by_whoever_comes(llama: TinyModel) -> None:
+    run = _ahead(llama)
+    run.add([5, 6])
+    run.step(4)
+    asked = run.decoder.asked
+    run.add([5, 7])
+    run.step()
+    assert (run.counts, run.decoder.asked) == ([5, 0], asked)
+    run.step()
+    assert (run.counts, run.decoder.asked) == ([6, 1], asked + 1)
+
+
+def test_a_step_that_is_under_way_counts_for_those_that_stay(llama: TinyModel) -> None:
+    run = _ahead(llama)
+    active = [run.add([5 + n, 6]) for n in range(3)]
+    run.step(4)
+    asked = run.decoder.asked
+    run.passes.cancel(active[1])
+    run.step()
+    assert (run.counts, run.decoder.asked) == ([5, 4, 5], asked)
+    run.step(2)
+    assert (run.counts, run.decoder.asked) == ([7, 4, 7], asked + 1), "it begins anew"
+
+
+def test_a_cache_that_gets_full_changes_no_answer(llama: TinyModel) -> None:
+    ahead, _ = _compare(llama, fill_cache, tokens=48, reserve_tokens=1)
+    assert ahead.decoder.ahead > 20
+
+
+@pytest.mark.parametrize(
+    "asked", [{"temperature": 0.8, "top_k": 8}, {"repeat_penalty": 1.2}, {"logprobs": 1}]
+)
+def test_beside_requests_that_want_more_of_logits_nothing_is_foreseen(
+    llama: TinyModel, asked: Any
+) -> None:
+    run = _ahead(llama)
+    run.add([5, 6])
+    run.add([5, 7], max_tokens=6, **asked)
+    run.step(6)
+    assert run.counts == [6, 6]
+    assert run.decoder.ahead == 0
+    run.finish()
+    assert run.decoder.ahead > 0
+
+
+def test_guesses_come_before_what_could_be_foreseen(llama: TinyModel) -> None:
+    def script(run: Run) -> None:
+        for number in range(2):
+            run.add(random_tokens(5, seed=number) * 3, max_tokens=16)
+
+    ahead, plain = _compare(llama, script, guesser=Lookup())
+    assert 0 < ahead.decoder.ahead < plain.decoder.asked
+    assert any(len(step.choices) > 1 for one in ahead.listeners for step in one.steps)
+
+
+def test_damaged_numbers_end_their_request_and_no_other(llama: TinyModel) -> None:
+    def script(run: Run) -> None:
+        run.decoder.damages = True
+        run.add([5, 6])
+        run.add([5, DAMAGED])
+        run.step(3)
+
+    ahead, _ = _compare(llama, script)
+    assert isinstance(ahead.listeners[1].last.error, NumericalError)
+    assert ahead.listeners[0].last.finish is Finish.LENGTH
+
+
+def test_a_failing_pass_ends_those_that_were_in_it(
+    llama: TinyModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = _ahead(llama)
+    run.add([5, 6])
+    run.step(3)
+    run.add([7, 6])
+    error = OSError("the device is gone")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run.decoder, "step_ahead", fail)
+        run.step(2)
+    assert run.listeners[0].last.error is run.listeners[1].last.error is error
+    assert "a pass over 2 requests failed" in caplog.text
+    run.add([5, 6])
+    run.finish()
+    assert run.counts[2] == 12
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_nothing_is_held_once_nobody_runs(llama: TinyModel, *, closed: bool) -> None:
+    run = _ahead(llama)
+    run.add([5, 6])
+    run.step(3)
+    if closed:
+        run.passes.close()
+    else:
+        run.passes.cancel(run.requests[0])
+        run.step()
+    run.add([5, 6], ends=frozenset(range(96)))
+    run.step()
+    known = [ref(request) for request in run.requests]
+    run.requests.clear()
+    gc.collect()
+    assert [one() for one in known] == [None, None]
+    assert run.memory.books.slots_free == 8
+
+
+def test_models_that_move_states_are_asked_for_one_step_at_a_time() -> None:
+    run = _ahead(make_model("qwen3-next", mlp_only_layers=list(range(8))))
+    run.add([5, 6], max_tokens=4)
+    run.finish()
+    assert (run.decoder.ahead, run.counts) == (0, [4])
