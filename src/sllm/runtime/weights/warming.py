@@ -29,9 +29,8 @@ if TYPE_CHECKING:
     from sllm.runtime.weights.model_groups import ModelGroups
 
 # One step, a few, and a few guesses: each has a kernel of its own. Longer prompts are multiplied by
-# decoded rows. A kernel embeds one token, or some.
+# decoded rows.
 TOKENS = (1, 2, 4, 7)
-ROWS = (1, 16)
 _THREADS = 4  # Compiling is partly Python's, whose lock they share.
 
 
@@ -59,7 +58,7 @@ def warmed_products(
     Leaving the context waits for the end, and raises what a kernel raised.
     """
     found = find_kinds(model)
-    work = f"{dtype} {TOKENS} {ROWS} {sorted(found)}"
+    work = f"{dtype} {TOKENS} {sorted(found)}"
     if memory is not None and memory.knows(work):
         yield frozenset()
         return
@@ -113,9 +112,9 @@ def _warm(matrix: Matrix, device: torch.device, dtype: torch.dtype) -> bool:
             if can_chain(device):  # Steps are compiled for themselves: see `kernels.chains`.
                 with chained_launches(device):
                     _multiply(there, device, dtype)
-                    _embed(there, device, dtype, ids=torch.int32)
-            _embed(there, device, dtype, ids=torch.long)
-            there.part(0, ROWS[-1]).dequantize(dtype)
+                    there.embed(torch.zeros(1, dtype=torch.int32, device=device), dtype)
+            there.embed(torch.zeros(1, dtype=torch.long, device=device), dtype)
+            there.part(0, 1).dequantize(dtype)
     except torch.OutOfMemoryError:
         return False  # There is no room to do it before the weights are there; they come first.
     return True
@@ -125,11 +124,6 @@ def _multiply(matrix: Matrix, device: torch.device, dtype: torch.dtype) -> None:
     # Of floats, only one token's product is compiled; the others are cuBLAS's.
     for tokens in (1,) if isinstance(matrix, Dense) else TOKENS:
         matrix.linear(torch.zeros((tokens, matrix.shape[1]), dtype=dtype, device=device))
-
-
-def _embed(matrix: Matrix, device: torch.device, dtype: torch.dtype, *, ids: torch.dtype) -> None:
-    for rows in ROWS:
-        matrix.embed(torch.zeros(rows, dtype=ids, device=device), dtype)
 
 
 def _allocate(matrix: Matrix, device: torch.device) -> Matrix:

@@ -45,7 +45,7 @@ def find_part_peaks(
     tl.store(keys + row * parts + part, tl.max(key, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def find_row_peaks(out, keys, rows, parts, block: tl.constexpr, chained: tl.constexpr):
     """Write each row's greatest logit, and the first column that has it: out (2, rows)."""
     row = tl.program_id(0).to(tl.int64)

@@ -29,7 +29,7 @@ def load_scale(scales, steps, row, group, inside, groups, half: tl.constexpr,
     return scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def dequantize_planes(
     out,
     low,
