@@ -1,7 +1,7 @@
 """First passes that nobody asked for, so that the first answer finds everything loaded.
 
-What a pass has besides products (attention, norms, the libraries of matrix products) is loaded by
-its first use, and no cheaper way to find out what that is than to compute.
+What a pass has besides products (attention, norms, peaks, the libraries of matrix products) is
+loaded by its first use, and no cheaper way to find out what that is than to compute.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sllm.runtime.batch import Batch, Piece
+from sllm.runtime.peaks import find_peaks
 
 if TYPE_CHECKING:
     from sllm.runtime.cache.memory import CacheMemory
@@ -27,7 +28,7 @@ def compute_first(decoder: Decoder, memory: CacheMemory, *, context_tokens: int)
         for count in counts:
             piece = Piece(sequence=sequence, tokens=[0] * count)
             batch = Batch.of([piece], decoder.device)
-            decoder.forward(batch, memory).argmax(-1).tolist()
+            find_peaks(decoder.forward(batch, memory))
     finally:
         sequence.close()
     return len(counts)
