@@ -159,7 +159,15 @@ def _estimates(one: Result) -> str:
 
 def _decode_gpu(one: Result) -> str:
     return _table(
-        ["weights", "asked by", ">requests", ">tokens/s", ">step, ms", ">part of a copy's rate"],
+        [
+            "weights",
+            "asked by",
+            ">requests",
+            ">tokens/s",
+            ">step, ms",
+            ">part of a copy's rate",
+            ">the engine's",
+        ],
         [
             [
                 row["format"],
@@ -168,6 +176,7 @@ def _decode_gpu(one: Result) -> str:
                 f"{row['tokens_per_s']:.0f}",
                 f"{row['step_ms']:.2f}",
                 f"{row['of_copy']:.0%}",
+                f"{row['engine_of_copy']:.0%}" if "engine_of_copy" in row else "",
             ]
             for row in one["rows"]
         ],

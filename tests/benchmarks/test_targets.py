@@ -55,3 +55,16 @@ def test_decoding_on_a_cpu_is_judged_by_transformers_and_by_the_disk() -> None:
     assert (beside.measured, beside.is_met) == ("100.0 of 20.0 tokens/s", True)
     streamed = found["90 % of the bound"]
     assert (streamed.measured, streamed.is_met) == ("80%", False)
+
+
+def test_decoding_on_a_gpu_is_judged_by_the_engine_where_that_was_measured() -> None:
+    row: dict[str, Any] = {
+        "format": "Q4_0",
+        "batch": 1,
+        "step_ms": 2.0,
+        "tokens_per_s": 500.0,
+        "of_copy": 0.75,
+    }
+    for engine, measured in (({}, "75%"), ({"engine_of_copy": 0.65}, "65%")):
+        found = {verdict.target: verdict for verdict in verdicts([{"rows": [row | engine]}])}
+        assert found["70 % of a copy's rate"].measured == measured
