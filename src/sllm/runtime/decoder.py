@@ -68,6 +68,7 @@ class Decoder:
         native = operations is None and dtype == torch.float32 and self.device.type == "cpu"
         self._host = HostLayers(config) if native else None
         self._moves_states = any(isinstance(layer.mixer, DeltaConfig) for layer in config.layers)
+        self._has_experts = any(isinstance(layer.mlp, MoeConfig) for layer in config.layers)
         self._steps: RecordedSteps | None = None
         if recorder is not None and self._operations.records:
             from sllm.runtime.layers.recorded_steps import MOST_ROWS, RecordedSteps
@@ -131,10 +132,9 @@ class Decoder:
         ends = self._source.ends
         x = ends.matrices["embed_tokens.weight"].embed(inputs.tokens, self.dtype)
         rotation = self._rope.rotate(inputs.positions, (), self.dtype)
-        dead = inputs.places < 0 if len(inputs.places) > 1 else None
-        passage = Passage(
-            self._operations, rotation, memory, inputs.places, steps=inputs.steps, dead=dead
-        )
+        passage = Passage(self._operations, rotation, memory, inputs.places, steps=inputs.steps)
+        if self._has_experts and len(inputs.places) > 1:
+            passage.dead = inputs.places < 0
         if self._moves_states:
             passage.slots = inputs.slots.long()
         x, added = self._through_layers(x, passage)

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 class Passage:
     """One batch on its way through the layers: its rotation, and where its tokens are cached.
 
-    places: of each token in the cache. dead: which rows have no token, if any may not. steps: short
-    spans, which attend all at once, if they do; `spans` has them too, and `alone` the others.
-    slots: of the sequences of a recorded step, which has no spans. Places are worked out once and
-    used by every layer.
+    places: of each token in the cache. dead: which rows have no token, if any may not and there are
+    experts. steps: short spans, which attend all at once, if they do; `spans` has them too, and
+    `alone` the others. slots: of the sequences of a recorded step, which has no spans. Places are
+    worked out once and used by every layer.
     """
 
     operations: Operations
