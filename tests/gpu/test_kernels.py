@@ -141,6 +141,33 @@ def test_a_chain_has_the_bits_of_kernels_one_after_the_other(
         assert torch.equal(replay(), expected)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_chain_begins_with_what_was_copied_before_it(name: str, device: torch.device) -> None:
+    weight = Case(format=name, rows=300, columns=4096, tokens=1).weight(device, seed=4)
+    assert isinstance(weight, Planes)
+    each = 500_000.0 ** -(torch.arange(64, device=device, dtype=torch.float32) / 64)
+    frequencies = Frequencies(each, 1.0, interleaved=False)
+    norm = Norm(weight=torch.rand(4096, device=device).bfloat16(), epsilon=1e-5, offset=0.0)
+    inputs = torch.zeros(2, 32, dtype=torch.int32, device=device)
+    kernels = KernelOperations()
+
+    def compute() -> torch.Tensor:
+        x = products.dequantize(weight, torch.bfloat16, inputs[0])
+        turned = kernels.rotate(inputs[1], frequencies, torch.bfloat16)
+        return torch.cat((kernels.normalise(x, norm), turned.cos, turned.sin), dim=1)
+
+    replay = GraphRecorder(device).record(compute)
+    given = torch.randint(0, 300, (100, 2, 32), dtype=torch.int32).pin_memory()
+    found, expected = [], []
+    for one in given:
+        inputs.copy_(one, non_blocking=True)
+        found.append(replay().clone())
+    for one in given:
+        inputs.copy_(one)
+        expected.append(compute())
+    assert torch.equal(torch.stack(found), torch.stack(expected))
+
+
 @pytest.mark.parametrize("dtype", list(ROUNDED))
 @pytest.mark.parametrize(("requests", "length"), [(1, 1), (1, 20_000), (7, 4_097)])
 def test_attention_to_pages_is_that_of_pytorch(
