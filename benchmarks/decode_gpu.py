@@ -35,6 +35,7 @@ from sllm.runtime.decoder import Decoder
 from sllm.runtime.engine.schedule import EngineLimits
 from sllm.runtime.engine.token_engine import TokenEngine
 from sllm.runtime.layers.recording import recorder_on
+from sllm.runtime.peaks import ask_peaks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,9 +79,9 @@ class Stepper:
             for sequence, token in zip(self._sequences, self._tokens, strict=True)
         ]
         logits = self._decoder.forward(Batch.of(pieces, self._decoder.device), self._memory)
-        likeliest = logits.argmax(dim=-1)
+        likeliest = ask_peaks(logits)
         asked_s = time.perf_counter() - started_s
-        self._tokens = likeliest.tolist()
+        self._tokens = [peak.token for peak in likeliest.all]
         return asked_s
 
 
