@@ -35,7 +35,7 @@ from sllm.runtime.decoder import Decoder
 from sllm.runtime.engine.schedule import EngineLimits
 from sllm.runtime.engine.token_engine import TokenEngine
 from sllm.runtime.layers.recording import recorder_on
-from sllm.runtime.peaks import ask_peaks
+from sllm.runtime.peaks import ask_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,9 +79,9 @@ class Stepper:
             for sequence, token in zip(self._sequences, self._tokens, strict=True)
         ]
         logits = self._decoder.forward(Batch.of(pieces, self._decoder.device), self._memory)
-        likeliest = ask_peaks(logits)
+        likeliest = ask_tokens(logits, [None] * len(pieces))
         asked_s = time.perf_counter() - started_s
-        self._tokens = [peak.token for peak in likeliest.all]
+        self._tokens = [peak.token for peak in likeliest.peaks]
         return asked_s
 
 

@@ -72,6 +72,17 @@ def test_a_cache_that_gets_full_changes_no_answer(source: StoredWeights, *, gues
     assert ahead.decoder.ahead > 3
 
 
+def test_sampled_steps_ahead_are_those_one_by_one(source: StoredWeights) -> None:
+    def script(run: Run) -> None:
+        run.add([5, 6], temperature=0.8, top_k=40, top_p=0.9, max_tokens=40)
+        run.add([5, 7], temperature=1.0, min_p=0.05, max_tokens=30)
+        run.add([5, 8], max_tokens=20)
+
+    ahead, plain = _decoders(source)
+    compare(Run.of(ahead), Run.of(plain), script)
+    assert ahead.ahead > 2 * ahead.asked
+
+
 def test_many_steps_ahead_are_those_one_by_one(source: StoredWeights) -> None:
     def script(run: Run) -> None:
         for number in range(7):

@@ -10,7 +10,7 @@ import torch
 from sllm.backends.local import EngineOptions, open_engine
 from sllm.backends.measured_rates import rates_for
 from sllm.core.sampling import SamplingParameters
-from sllm.runtime.peaks import find_peaks
+from sllm.runtime.peaks import Wanted, ask_tokens, find_peaks
 from sllm.runtime.sampler import Draw, draw_each
 from sllm.runtime.weights.model_groups import ModelGroups
 from sllm.runtime.weights.warming import warmed_products
@@ -59,6 +59,31 @@ def test_measuring_what_bounds_a_gpu_leaves_its_memory_to_weights(tmp_path: Path
     rates = rates_for(tmp_path, torch.device("cuda"), {"XDG_CACHE_HOME": str(tmp_path)})
     assert rates.link
     assert torch.cuda.memory_reserved() <= before
+
+
+@pytest.mark.parametrize("spread", [0.05, 3.0])
+def test_kernels_draw_what_a_cpu_does(spread: float) -> None:
+    generator = torch.Generator().manual_seed(6)
+    logits = (torch.randn(40, 151_936, generator=generator) * spread).to(torch.bfloat16).float()
+    asked: list[dict[str, Any]] = [
+        {},
+        {"temperature": 0.8, "top_k": 40, "top_p": 0.9},
+        {"top_k": 64, "min_p": 0.1},
+        {"top_p": 0.3, "temperature": 0.1},
+        {"temperature": 0},
+    ]
+    parameters = [
+        SamplingParameters(seed=row, max_tokens=9, **asked[row % len(asked)])
+        for row in range(len(logits))
+    ]
+    draws = [Draw(parameters=one, prompt=[1] * 60, answer=[]) for one in parameters]
+    expected = draw_each(logits, draws, find_peaks(logits))
+    wanted = [Wanted(one, position=60) for one in parameters]
+    found = ask_tokens(logits.cuda(), wanted).drawn
+    told = [pair for pair in zip(found, expected, strict=True) if pair[0] is not None]
+    assert len(told) >= 32, "only top-p alone may leave too many to list"
+    assert sum(one == other for one, other in told) >= len(told) - 1, "sums are rounded otherwise"
+    assert ask_tokens(logits[1:3].cuda(), wanted[1:3]).drawn == found[1:3], "whoever else is there"
 
 
 @pytest.mark.parametrize("spread", [0.05, 3.0])

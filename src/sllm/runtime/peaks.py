@@ -1,17 +1,26 @@
-"""Peaks: the greatest of each row of logits, found on the device and waited for later.
+"""Peaks, and tokens that depend on a row of logits alone: found on the device, waited for later.
 
-Whoever decodes greedily needs nothing else of logits, so a step's peaks are the next one's tokens:
-a device has them before the host does.
+A device that finds a step's tokens has the next one's input before the host does.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 
+from sllm.core.philox import uniform
 from sllm.runtime.one_thread import on_one_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sllm.core.sampling import SamplingParameters
+
+DRAWING_DEVICES = {"cuda"}
+"""Where kernels draw."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +31,28 @@ class Peak:
     token: int
 
 
-class PendingPeaks:
-    """The peaks of some rows, which the device may not have found yet.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A token that is wanted of a row, and depends on nothing else: what comes at a position."""
 
-    tokens: of the peaks, on the device: (rows,).
+    parameters: SamplingParameters
+    position: int
+
+
+class PendingTokens:
+    """The peaks of some rows and the tokens wanted of them, which the device may still look for.
+
+    tokens: on the device, (rows,): the wanted ones, or the peaks' where it cannot tell these.
+    is_sure: whether it will have found all that are wanted of all rows.
     """
 
-    def __init__(self, found: torch.Tensor) -> None:
-        """found: logits and tokens, (2, rows), in float64."""
-        self.tokens = found[1]
+    def __init__(
+        self, found: torch.Tensor, wanted: Sequence[Wanted | None], *, is_sure: bool
+    ) -> None:
+        """found: logits and tokens of the peaks; if some were drawn, also tokens, and where."""
+        self.tokens = found[2 if len(found) > 2 else 1]
+        self.is_sure = is_sure
+        self._wanted = wanted
         self._host = found.to("cpu", non_blocking=True)
         self._brought: torch.cuda.Event | None = None
         if found.device.type == "cuda":
@@ -38,25 +60,86 @@ class PendingPeaks:
             self._brought.record(torch.cuda.current_stream(found.device))
 
     @cached_property
-    def all(self) -> list[Peak]:
-        """The peak of each row; waits for them alone, and for nothing that was asked for later."""
+    def peaks(self) -> list[Peak]:
+        """The peak of each row; waits for what was asked for, and for nothing after it."""
+        logits, tokens, *_ = self._rows
+        return [Peak(logit, int(token)) for logit, token in zip(logits, tokens, strict=True)]
+
+    @cached_property
+    def brought(self) -> list[int]:
+        """The tokens as they are on the device. Waits as well."""
+        return [int(token) for token in self._rows[2 if len(self._rows) > 2 else 1]]
+
+    @cached_property
+    def drawn(self) -> list[int | None]:
+        """The token of each row; None where none is wanted, or it remains to be drawn. Waits."""
+        drawn = self._rows[3] if len(self._rows) > 2 else map(_is_peak, self._wanted)
+        return [
+            token if one is not None and is_drawn else None
+            for one, token, is_drawn in zip(self._wanted, self.brought, drawn, strict=True)
+        ]
+
+    @cached_property
+    def _rows(self) -> list[list[float]]:
         if self._brought is not None:
             self._brought.synchronize()
-        logits, tokens = self._host.tolist()
-        return [Peak(logit, int(token)) for logit, token in zip(logits, tokens, strict=True)]
+        rows: list[list[float]] = self._host.tolist()
+        return rows
 
 
 @on_one_thread
-def ask_peaks(logits: torch.Tensor) -> PendingPeaks:
-    """Have the device find the peak of each row (tokens, vocabulary)."""
-    if logits.device.type == "cuda":
-        from sllm.runtime.kernels.peaks import peaks
+def ask_tokens(logits: torch.Tensor, wanted: Sequence[Wanted | None]) -> PendingTokens:
+    """Have the device find the peak of each row (tokens, vocabulary), and the token wanted of it.
 
-        return PendingPeaks(peaks(logits))
-    values, tokens = logits.max(dim=-1)
-    return PendingPeaks(torch.stack((values.double(), tokens.double())))
+    None for a row of which no token is wanted, or one that depends on more than the row.
+    """
+    listed = logits.device.type in DRAWING_DEVICES
+    wanted = [one if _is_peak(one) or (listed and _is_listed(one)) else None for one in wanted]
+    drawn = [one for one in wanted if one is not None and not _is_peak(one)]
+    found = _draw(logits, wanted) if drawn else _find(logits)
+    return PendingTokens(found, wanted, is_sure=None not in wanted and all(map(_is_told, drawn)))
 
 
 def find_peaks(logits: torch.Tensor) -> list[Peak]:
     """Return the peak of each row (tokens, vocabulary), for one wait for the device."""
-    return ask_peaks(logits).all
+    return ask_tokens(logits, [None] * len(logits)).peaks
+
+
+def _find(logits: torch.Tensor) -> torch.Tensor:
+    if logits.device.type == "cuda":
+        from sllm.runtime.kernels.peaks import peaks
+
+        return peaks(logits)
+    values, tokens = logits.max(dim=-1)
+    return torch.stack((values.double(), tokens.double()))
+
+
+def _draw(logits: torch.Tensor, wanted: Sequence[Wanted | None]) -> torch.Tensor:
+    from sllm.runtime.kernels.draws import draws
+
+    columns = [(0.0,) * 5 if one is None else _asked(one) for one in wanted]
+    pinned = logits.device.type == "cuda"
+    asked = torch.tensor([*zip(*columns, strict=True)], dtype=torch.float64, pin_memory=pinned)
+    return draws(logits, asked.to(logits.device, non_blocking=True))
+
+
+def _asked(one: Wanted) -> tuple[float, ...]:
+    asked = one.parameters
+    point = uniform(asked.seed, one.position) if asked.temperature else 0.0
+    return asked.temperature, asked.top_k, asked.top_p, asked.min_p, point
+
+
+def _is_peak(one: Wanted | None) -> bool:
+    return one is not None and not one.parameters.temperature
+
+
+def _is_listed(one: Wanted | None) -> bool:
+    """Whether kernels list as many tokens as top-k leaves."""
+    from sllm.runtime.kernels.draws import TOP_MAX
+
+    return one is not None and one.parameters.top_k <= TOP_MAX > 0
+
+
+def _is_told(one: Wanted) -> bool:
+    """Whether kernels can tell the token of any row: top-p alone may leave more than are listed."""
+    return one.parameters.top_k > 0 or one.parameters.top_p == 1

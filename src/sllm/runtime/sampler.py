@@ -57,7 +57,7 @@ def draw_each(
     for row, one in enumerate(draws):
         if one is not None and one.parameters.temperature:
             warm[row] = one
-        elif one is not None and _changes(one.parameters):
+        elif one is not None and changes(one.parameters):
             cold[row] = one
     count = rows_at_a_time(logits.device, logits.shape[-1])
     for asked in (*_parted(warm, count), *_parted(cold, count)):
@@ -124,12 +124,7 @@ def _require_number(peak: Peak) -> None:
         )
 
 
-def is_peak(parameters: SamplingParameters) -> bool:
-    """Return whether the token that is drawn is the peak's, whatever came before."""
-    return not parameters.temperature and not _changes(parameters)
-
-
-def _changes(parameters: SamplingParameters) -> bool:
+def changes(parameters: SamplingParameters) -> bool:
     """Return whether anything is added to logits, or taken from them."""
     return bool(
         parameters.logit_bias

@@ -15,7 +15,8 @@ from sllm.core.errors import InvalidRequestError
 from sllm.core.requests import Choice, Finish
 from sllm.runtime.cache.prefix import PageChain
 from sllm.runtime.engine.guesses import Pace
-from sllm.runtime.sampler import Draw, choose, is_peak, report
+from sllm.runtime.peaks import Wanted
+from sllm.runtime.sampler import Draw, changes, choose, report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +35,7 @@ class ActiveRequest:
     cache when it first ran. ended: whether its last step was told. pace: how much is guessed for
     it. chain: the names of its pages. latest: the name of the last copy of its state, if it was
     made while the answer grew. prompt: the reports of the prompt's tokens so far, if they are asked
-    for. takes_peaks: whether each token is its logits' peak, and nothing else is asked of them.
+    for.
     """
 
     def __init__(
@@ -56,16 +57,12 @@ class ActiveRequest:
         self.started_s: float | None = None
         self.ended = False
         self.pace = Pace()
-        self.takes_peaks = (
-            request.grammar is None
-            and request.parameters.logprobs is None
-            and is_peak(request.parameters)
-        )
         self._answer = list(request.answer)
         self._context_tokens = context_tokens
         self._on_step = on_step
         self._constraint: Constraint | None = None
         self._first = True
+        self._is_of_row = request.grammar is None and not changes(request.parameters)
 
     @property
     def pending(self) -> int:
@@ -110,6 +107,16 @@ class ActiveRequest:
         for row, peak in zip(logits[: self.unreported], peaks, strict=False):
             token = self.request.prompt[len(self.prompt)]
             self.prompt.append(report(row, peak, token, self.request.parameters.logprobs or 0))
+
+    def wanted(self, later: int = 0) -> Wanted | None:
+        """Return what is wanted of the row of logits after its last id, or so many ids later.
+
+        None if its token depends on more than the row.
+        """
+        if not self._is_of_row:
+            return None
+        position = len(self.request.prompt) + len(self._answer) + later
+        return Wanted(self.request.parameters, position)
 
     def plan_draws(self, guesses: Sequence[int]) -> list[Draw]:
         """Return what is asked of the rows of logits after its last id and after each guess.

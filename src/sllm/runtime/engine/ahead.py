@@ -1,8 +1,8 @@
 """StepsAhead: the next step of decoding is asked for before the last one's tokens are known here.
 
 Between two passes the host looks at tokens, tells them and plans, and a device would wait for it.
-Where requests take their likeliest tokens, the device has the next step's input first: the step
-is asked for with tokens that never left the device, and the host's work is done while it runs.
+Where tokens depend on their rows of logits alone, the device has the next step's input first: the
+step is asked for with tokens that never left the device, and the host's work is done while it runs.
 
 What came of it counts for the requests that go on as foreseen. For one that ended, or lost its
 place, it counts for nothing: what was written is beyond the end of its sequence, in pages of its
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from sllm.core.errors import CacheFullError
 from sllm.runtime.batch import Batch, Piece
-from sllm.runtime.peaks import ask_peaks
+from sllm.runtime.peaks import ask_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,39 +28,48 @@ if TYPE_CHECKING:
     from sllm.runtime.cache.sequence import CachedSequence
     from sllm.runtime.decoder import Decoder
     from sllm.runtime.engine.schedule import Share
-    from sllm.runtime.peaks import Peak, PendingPeaks
+    from sllm.runtime.peaks import Peak, PendingTokens
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a pass brought each row: logits, their peak, and the token if the device drew it."""
+
+    logits: torch.Tensor
+    peaks: list[Peak]
+    drawn: list[int | None]
 
 
 @dataclass(frozen=True, slots=True)
 class AskedPass:
     """A pass that the device was asked for, with what its logits bring.
 
-    rows: of the logits and the peaks, those of the shares in order; None if they are all.
+    rows: of the logits and the tokens, those of the shares in order; None if they are all.
     """
 
     shares: list[Share]
     logits: torch.Tensor
-    peaks: PendingPeaks
+    tokens: PendingTokens
     rows: list[int] | None = None
 
-    def wait(self) -> tuple[torch.Tensor, list[Peak]]:
-        """Return the logits and the peaks of the shares, once the device has found these."""
-        peaks = self.peaks.all
-        if self.rows is None:
-            return self.logits, peaks
-        return self.logits[self.rows], [peaks[row] for row in self.rows]
+    def wait(self) -> Found:
+        """Return what came of the shares, once the device has found its tokens."""
+        peaks, drawn, rows = self.tokens.peaks, self.tokens.drawn, self.rows
+        if rows is None:
+            return Found(self.logits, peaks, drawn)
+        return Found(self.logits[rows], [peaks[row] for row in rows], [drawn[row] for row in rows])
 
 
 @dataclass(frozen=True, slots=True)
 class _Foreseen:
-    """A step of some sequences, one row each, whose tokens are the peaks of the pass before."""
+    """A step of some sequences, one row each, given the tokens of the pass before."""
 
     sequences: list[CachedSequence]
-    tokens: PendingPeaks
+    given: PendingTokens
     logits: torch.Tensor
-    peaks: PendingPeaks
+    tokens: PendingTokens
 
 
 class StepsAhead:
@@ -72,10 +81,11 @@ class StepsAhead:
         self._foreseen: _Foreseen | None = None
 
     def may_follow(self, asked: AskedPass) -> bool:
-        """Whether the tokens that follow a pass are its peaks, and some request wants one more."""
+        """Whether the device has all tokens of a pass, and some request wants one more."""
         return (
             self._decoder.steps_ahead
             and asked.rows is None
+            and asked.tokens.is_sure
             and all(_is_foreseeable(share) for share in asked.shares)
             and any(share.request.tokens_left > 1 for share in asked.shares)
         )
@@ -89,10 +99,11 @@ class StepsAhead:
             batch = Batch.of(unknown, self._decoder.device)
         except CacheFullError:
             return
-        tokens = asked.peaks
-        logits = self._decoder.step_ahead(batch, self._memory, tokens.tokens)
+        logits = self._decoder.step_ahead(batch, self._memory, asked.tokens.tokens)
         if logits is not None:
-            self._foreseen = _Foreseen(sequences, tokens, logits, ask_peaks(logits))
+            wanted = [share.request.wanted(later=1) for share in asked.shares]
+            tokens = ask_tokens(logits, wanted)
+            self._foreseen = _Foreseen(sequences, asked.tokens, logits, tokens)
 
     def take(self, shares: Sequence[Share]) -> AskedPass | None:
         """Return what was asked for of some shares, whose sequences are longer by it from now on.
@@ -103,12 +114,11 @@ class StepsAhead:
         if foreseen is None:
             return None
         rows = {sequence: row for row, sequence in enumerate(foreseen.sequences)}
-        tokens = foreseen.tokens.all
+        given = foreseen.given.brought
         found = {
             row: share
             for share in shares
-            if (row := rows.get(share.sequence)) is not None
-            and share.tokens == (tokens[row].token,)
+            if (row := rows.get(share.sequence)) is not None and share.tokens == (given[row],)
         }
         if not found:
             self.drop()
@@ -118,7 +128,7 @@ class StepsAhead:
             share.sequence.length += 1
         whole = [*found] == [*rows.values()]
         return AskedPass(
-            [*found.values()], foreseen.logits, foreseen.peaks, None if whole else [*found]
+            [*found.values()], foreseen.logits, foreseen.tokens, None if whole else [*found]
         )
 
     def drop(self) -> None:
@@ -127,11 +137,12 @@ class StepsAhead:
         if foreseen is None:
             return
         try:
-            foreseen.peaks.all  # noqa: B018 - weights may be let go of after this
+            foreseen.tokens.peaks  # noqa: B018 - weights may be let go of after this
         except Exception:  # noqa: BLE001 - nobody wants it, and whoever asks for more is told
             _log.exception("a step that nobody waits for failed")
 
 
 def _is_foreseeable(share: Share) -> bool:
-    """Whether a share brings one token, which is its logits' peak."""
-    return share.outputs == 1 and not share.reports and share.request.takes_peaks
+    """Whether a share brings one token, and nothing is told of its logits, which would be late."""
+    reports = share.reports or share.request.request.parameters.logprobs is not None
+    return share.outputs == 1 and not reports

@@ -17,7 +17,7 @@ from sllm.runtime.drawing import rows_at_a_time
 from sllm.runtime.engine.ahead import AskedPass, StepsAhead
 from sllm.runtime.engine.embedding import embed
 from sllm.runtime.engine.schedule import Schedule
-from sllm.runtime.peaks import ask_peaks
+from sllm.runtime.peaks import ask_tokens
 from sllm.runtime.sampler import draw_each
 
 if TYPE_CHECKING:
@@ -30,10 +30,11 @@ if TYPE_CHECKING:
     from sllm.runtime.cache.memory import CacheMemory
     from sllm.runtime.decoder import Decoder
     from sllm.runtime.engine.active import ActiveRequest
+    from sllm.runtime.engine.ahead import Found
     from sllm.runtime.engine.guesses import Guesser
     from sllm.runtime.engine.schedule import EngineLimits, Share
     from sllm.runtime.engine.throughput import Throughput
-    from sllm.runtime.peaks import Peak
+    from sllm.runtime.peaks import Peak, Wanted
     from sllm.runtime.sampler import Draw
 
 _log = logging.getLogger(__name__)
@@ -130,8 +131,8 @@ class Passes:
             asked = self._ask(shares) if ahead is None else ahead
             if len(told) == len(shares) and self._goes_on(asked):
                 self._ahead.ask(asked)
-            logits, peaks = asked.wait()
-            drawn = self._draw_each(asked.shares, logits, peaks)
+            found = asked.wait()
+            drawn = self._draw_each(asked.shares, found)
         except Exception as error:  # noqa: BLE001 - whoever was in the pass is told
             _log.exception("a pass over %d requests failed, and they end", len(told))
             for share in told:
@@ -141,7 +142,7 @@ class Passes:
         tokens, first = 0, 0
         for share in [share for share in asked.shares if share.outputs]:
             rows = slice(first, first + share.outputs)
-            tokens += self._take(share, logits[rows], peaks[rows], drawn[rows])
+            tokens += self._take(share, found.logits[rows], found.peaks[rows], drawn[rows])
             first = rows.stop
         self._throughput.note_pass(tokens, now_s=self._clock())
         if not self.running:
@@ -158,7 +159,8 @@ class Passes:
         """Ask the device for a pass."""
         shares = self._with_guesses(shares)
         logits = self._forward(shares)
-        return AskedPass(shares, logits, ask_peaks(logits))
+        wanted = [one for share in shares for one in _wanted(share)]
+        return AskedPass(shares, logits, ask_tokens(logits, wanted))
 
     def _goes_on(self, asked: AskedPass) -> bool:
         """Whether the next pass can be foreseen. Where there are guesses, they come first."""
@@ -195,22 +197,25 @@ class Passes:
         found = self._guesser.guess([shares[place].request for place in counts], [*counts.values()])
         return dict(zip(counts, found, strict=True))
 
-    def _draw_each(
-        self, shares: list[Share], logits: torch.Tensor, peaks: Sequence[Peak]
-    ) -> list[int | None]:
+    def _draw_each(self, shares: list[Share], found: Found) -> list[int | None]:
         """Return the tokens of the pass by row; None for those that are not drawn together.
 
         One row at a time is drawn once all before it are known, and so only where guesses hold.
         """
-        if rows_at_a_time(logits.device, logits.shape[-1]) == 1:
-            return [None] * len(peaks)
+        logits, drawn = found.logits, found.drawn
+        if None not in drawn or rows_at_a_time(logits.device, logits.shape[-1]) == 1:
+            return drawn
         asked: list[Draw | None] = []
         for share in shares:
-            found = share.request.plan_draws(share.guesses) if share.complete else []
-            asked += [None] * (share.outputs - len(found))
-            asked += found
-        tokens = draw_each(logits, asked, peaks)
-        return [None if one is None else token for one, token in zip(asked, tokens, strict=True)]
+            plan = share.request.plan_draws(share.guesses) if share.complete else []
+            asked += [None] * (share.outputs - len(plan))
+            asked += plan
+        left = [one if token is None else None for one, token in zip(asked, drawn, strict=True)]
+        tokens = draw_each(logits, left, found.peaks)
+        return [
+            known if one is None else token
+            for known, one, token in zip(drawn, left, tokens, strict=True)
+        ]
 
     def _take(
         self,
@@ -257,6 +262,13 @@ class Passes:
         for share in shares:
             if share.request.started_s is None:
                 share.request.started_s = now_s
+
+
+def _wanted(share: Share) -> list[Wanted | None]:
+    """Return what is wanted of each row of a share, if the token depends on the row alone."""
+    count = 1 + len(share.guesses) if share.complete else 0
+    reported: list[Wanted | None] = [None] * (share.outputs - count)
+    return reported + [share.request.wanted(later) for later in range(count)]
 
 
 def _add_guesses(share: Share, guesses: list[int]) -> Share:

@@ -10,7 +10,9 @@ import pytest
 
 from sllm.core.errors import NumericalError
 from sllm.core.requests import Finish
+from sllm.runtime import peaks
 from sllm.runtime.engine.guesses import Lookup
+from sllm.runtime.kernels import draws
 from sllm.runtime.layers.kernel_operations import KernelOperations
 from tests.sllm.runtime.engine.stepping import (
     DAMAGED,
@@ -119,6 +121,50 @@ def test_beside_requests_that_want_more_of_logits_nothing_is_foreseen(
     assert run.decoder.ahead == 0
     run.finish()
     assert run.decoder.ahead > 0
+
+
+@pytest.fixture
+def drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have kernels draw, of fewer keys than a GPU is given."""
+    monkeypatch.setattr(peaks, "DRAWING_DEVICES", {"cpu"})
+    monkeypatch.setattr(draws, "_PART", 64)
+    monkeypatch.setattr(draws, "TOP_MAX", 8)
+
+
+@pytest.mark.usefixtures("drawing")
+def test_where_kernels_draw_sampled_steps_are_asked_for_ahead(llama: TinyModel) -> None:
+    def script(run: Run) -> None:
+        run.add([5, 6], temperature=0.8, top_k=8, top_p=0.9)
+        run.add([5, 7])
+        run.add([5, 8], temperature=1.2, max_tokens=7)
+
+    ahead, _ = _compare(llama, script)
+    assert (ahead.decoder.asked, ahead.decoder.ahead) == (2, 10)
+
+
+@pytest.mark.usefixtures("drawing")
+def test_what_kernels_cannot_tell_is_drawn_and_not_foreseen(llama: TinyModel) -> None:
+    def script(run: Run) -> None:
+        run.add([5, 6], temperature=1.5, top_p=0.9)
+        run.add([5, 8], temperature=1.5, top_k=12)
+
+    ahead, _ = _compare(llama, script)
+    assert ahead.decoder.ahead == 0
+
+
+@pytest.mark.usefixtures("drawing")
+def test_a_token_that_was_foreseen_wrongly_is_computed_again(
+    llama: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peaks, "_is_told", lambda _: True)
+
+    def script(run: Run) -> None:
+        run.add([5, 6], temperature=1.5, top_p=0.9)
+        run.add([5, 8])
+
+    ahead, _ = _compare(llama, script)
+    assert ahead.decoder.ahead > 3
+    assert ahead.decoder.asked > 2
 
 
 def test_guesses_come_before_what_could_be_foreseen(llama: TinyModel) -> None:

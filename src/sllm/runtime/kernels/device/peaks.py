@@ -37,11 +37,7 @@ def find_part_peaks(
     logit = tl.load(logits + row * row_stride + column, mask=inside, other=0.0).to(tl.float32)
     if wide is not None:
         tl.store(wide + row * width + column, logit, mask=inside)
-    logit = tl.where(logit == 0.0, 0.0, logit)  # Without a sign.
-    bits = logit.to(tl.int32, bitcast=True)
-    bits = tl.where(logit == logit, bits, 0x7FFFFFFF).to(tl.int64)  # Whose float is no number.
-    order = tl.where(bits < 0, -1 - bits, bits + _HALF)
-    key = tl.where(inside, order * _HALF + (column ^ _LAST_COLUMN), 0)
+    key = tl.where(inside, key_of(logit, column), 0)
     tl.store(keys + row * parts + part, tl.max(key, axis=0))
 
 
@@ -52,8 +48,29 @@ def find_row_peaks(out, keys, rows, parts, block: tl.constexpr, chained: tl.cons
     part = tl.arange(0, block)
     follow(chained)
     key = tl.max(tl.load(keys + row * parts + part, mask=part < parts, other=0), axis=0)
+    tl.store(out + row, logit_of(key).to(tl.float64))
+    tl.store(out + rows + row, column_of(key).to(tl.float64))
+
+
+@triton.jit
+def key_of(logit, column):
+    """Return the keys of logits, in float32, and their columns."""
+    logit = tl.where(logit == 0.0, 0.0, logit)  # Without a sign.
+    bits = logit.to(tl.int32, bitcast=True)
+    bits = tl.where(logit == logit, bits, 0x7FFFFFFF).to(tl.int64)  # Whose float is no number.
+    order = tl.where(bits < 0, -1 - bits, bits + _HALF)
+    return order * _HALF + (column ^ _LAST_COLUMN)
+
+
+@triton.jit
+def logit_of(key):
+    """Return the logits of keys."""
     order = key // _HALF
     bits = tl.where(order < _HALF, -1 - order, order - _HALF)
-    logit = bits.to(tl.int32).to(tl.float32, bitcast=True)
-    tl.store(out + row, logit.to(tl.float64))
-    tl.store(out + rows + row, (key % _HALF ^ _LAST_COLUMN).to(tl.float64))
+    return bits.to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def column_of(key):
+    """Return the columns of keys."""
+    return (key % _HALF ^ _LAST_COLUMN).to(tl.int32)
