@@ -89,7 +89,6 @@ TESTED_THROUGH = {
     "sllm/runtime/layers/operations.py": "runtime/test_decoder.py",
     "sllm/runtime/layers/paged_steps.py": "runtime/test_decoder.py",
     "sllm/runtime/layers/recording.py": "runtime/layers/test_recorded_steps.py",
-    "sllm/runtime/layers/step_inputs.py": "runtime/layers/test_recorded_steps.py",
     "sllm/runtime/layers/passage.py": "runtime/test_decoder.py",
     "sllm/runtime/quant/blockwise.py": "runtime/quant/test_dense.py",
     "sllm/runtime/quant/matrix.py": "runtime/quant/test_dense.py",

@@ -98,7 +98,7 @@ def choose(
     Raises NumericalError for logits that are not numbers.
     """
     peak = peak or find_peaks(logits.unsqueeze(0))[0]
-    _require_number(peak)
+    require_number(peak)
     row, best = logits.unsqueeze(0), peak
     if allowed is not None:
         row = row.masked_fill(~allowed, -math.inf)
@@ -112,11 +112,12 @@ def report(logits: torch.Tensor, peak: Peak, token: int, count: int | None) -> C
 
     Raises NumericalError for logits that are not numbers.
     """
-    _require_number(peak)
+    require_number(peak)
     return _report(logits, token, count)
 
 
-def _require_number(peak: Peak) -> None:
+def require_number(peak: Peak) -> None:
+    """Raise NumericalError for the peak of logits that are not numbers."""
     if not math.isfinite(peak.logit):
         raise NumericalError(
             "the model's logits are not finite numbers: its weights are damaged, or it overflows "

@@ -181,6 +181,11 @@ class CachedSequence:
             self.again = length - self.saved.position
         self.length = length - self.again
 
+    @property
+    def is_noted(self) -> bool:
+        """Whether the books know all pages that are whole by now."""
+        return self._noted * self._books.page_tokens + self._books.page_tokens > self.length
+
     def note(self, names: Sequence[bytes]) -> None:
         """Have the books know the pages that are whole by now. What they hold stays as it is."""
         whole = self.length // self._books.page_tokens

@@ -16,13 +16,14 @@ from sllm.core.requests import Choice, Finish
 from sllm.runtime.cache.prefix import PageChain
 from sllm.runtime.engine.guesses import Pace
 from sllm.runtime.peaks import Wanted
-from sllm.runtime.sampler import Draw, changes, choose, report
+from sllm.runtime.sampler import Draw, changes, choose, report, require_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from sllm.core.requests import Constraint, Step, TokenRequest
     from sllm.runtime.cache.sequence import CachedSequence
+    from sllm.runtime.engine.ahead import Found
     from sllm.runtime.peaks import Peak
 
 _log = logging.getLogger(__name__)
@@ -132,25 +133,13 @@ class ActiveRequest:
         answer = [*self._answer, *guesses]
         return Draw(parameters=self.request.parameters, prompt=self.request.prompt, answer=answer)
 
-    def draw(
-        self,
-        logits: torch.Tensor,
-        peaks: Sequence[Peak],
-        guesses: Sequence[int],
-        drawn: Sequence[int | None],
-    ) -> Iterator[Choice]:
+    def draw(self, found: Found, first: int, guesses: Sequence[int]) -> Iterator[Choice]:
         """Yield the tokens that a pass brought: one, and one more for each guess that was right.
 
-        logits: a row for the last id, and one for each guess; peaks: theirs. drawn: what the rows
-        brought, None where nothing is drawn yet.
+        first: the row for the last id, after which there is one for each guess.
         """
-        assert len(logits) == len(guesses) + 1
-        after = [*guesses, None]
-        for row, peak, token, guess in zip(logits, peaks, drawn, after, strict=True):
-            if token is None:
-                choice = choose(row, self.draw_after(), allowed=self._allowed(row), peak=peak)
-            else:
-                choice = report(row, peak, token, self.request.parameters.logprobs)
+        for row, guess in enumerate([*guesses, None], first):
+            choice = self._choose(found, row)
             self._advance(choice.token)
             self._answer.append(choice.token)
             self.ids.append(choice.token)
@@ -173,6 +162,17 @@ class ActiveRequest:
             self.ended = True
             return False
         return True
+
+    def _choose(self, found: Found, row: int) -> Choice:
+        """Return what a row brought; it is drawn if the token is not known yet."""
+        peak, token, logprobs = found.peaks[row], found.drawn[row], self.request.parameters.logprobs
+        if token is None:
+            logits = found.logits[row]
+            return choose(logits, self.draw_after(), allowed=self._allowed(logits), peak=peak)
+        if logprobs is not None:
+            return report(found.logits[row], peak, token, logprobs)
+        require_number(peak)
+        return Choice(token)
 
     def _advance(self, token: int) -> None:
         if self._constraint is not None and token not in self.request.ends:

@@ -14,7 +14,7 @@ from sllm.core.errors import CacheFullError, EngineClosedError
 from sllm.core.requests import Finish, Step
 from sllm.runtime.batch import Batch, Piece
 from sllm.runtime.drawing import rows_at_a_time
-from sllm.runtime.engine.ahead import AskedPass, StepsAhead
+from sllm.runtime.engine.ahead import AskedPass, Found, StepsAhead
 from sllm.runtime.engine.embedding import embed
 from sllm.runtime.engine.schedule import Schedule
 from sllm.runtime.peaks import ask_tokens
@@ -30,11 +30,10 @@ if TYPE_CHECKING:
     from sllm.runtime.cache.memory import CacheMemory
     from sllm.runtime.decoder import Decoder
     from sllm.runtime.engine.active import ActiveRequest
-    from sllm.runtime.engine.ahead import Found
     from sllm.runtime.engine.guesses import Guesser
     from sllm.runtime.engine.schedule import EngineLimits, Share
     from sllm.runtime.engine.throughput import Throughput
-    from sllm.runtime.peaks import Peak, Wanted
+    from sllm.runtime.peaks import Wanted
     from sllm.runtime.sampler import Draw
 
 _log = logging.getLogger(__name__)
@@ -132,7 +131,7 @@ class Passes:
             if len(told) == len(shares) and self._goes_on(asked):
                 self._ahead.ask(asked)
             found = asked.wait()
-            drawn = self._draw_each(asked.shares, found)
+            found = self._draw_each(asked.shares, found)
         except Exception as error:  # noqa: BLE001 - whoever was in the pass is told
             _log.exception("a pass over %d requests failed, and they end", len(told))
             for share in told:
@@ -141,9 +140,8 @@ class Passes:
             return
         tokens, first = 0, 0
         for share in [share for share in asked.shares if share.outputs]:
-            rows = slice(first, first + share.outputs)
-            tokens += self._take(share, found.logits[rows], found.peaks[rows], drawn[rows])
-            first = rows.stop
+            tokens += self._take(share, found, first)
+            first += share.outputs
         self._throughput.note_pass(tokens, now_s=self._clock())
         if not self.running:
             self._ahead.drop()
@@ -197,14 +195,14 @@ class Passes:
         found = self._guesser.guess([shares[place].request for place in counts], [*counts.values()])
         return dict(zip(counts, found, strict=True))
 
-    def _draw_each(self, shares: list[Share], found: Found) -> list[int | None]:
-        """Return the tokens of the pass by row; None for those that are not drawn together.
+    def _draw_each(self, shares: list[Share], found: Found) -> Found:
+        """Return what a pass brought with all tokens that are drawn together.
 
         One row at a time is drawn once all before it are known, and so only where guesses hold.
         """
         logits, drawn = found.logits, found.drawn
         if None not in drawn or rows_at_a_time(logits.device, logits.shape[-1]) == 1:
-            return drawn
+            return found
         asked: list[Draw | None] = []
         for share in shares:
             plan = share.request.plan_draws(share.guesses) if share.complete else []
@@ -212,28 +210,25 @@ class Passes:
             asked += plan
         left = [one if token is None else None for one, token in zip(asked, drawn, strict=True)]
         tokens = draw_each(logits, left, found.peaks)
-        return [
+        drawn = [
             known if one is None else token
             for known, one, token in zip(drawn, left, tokens, strict=True)
         ]
+        return Found(logits, found.peaks, drawn)
 
-    def _take(
-        self,
-        share: Share,
-        rows: torch.Tensor,
-        peaks: Sequence[Peak],
-        drawn: Sequence[int | None],
-    ) -> int:
-        """Tell a request what its logits brought; return how many tokens that is."""
+    def _take(self, share: Share, found: Found, first: int) -> int:
+        """Tell a request what its rows brought, from `first` on; return how many tokens it is."""
         request = share.request
         choices: list[Choice] = []
         finish, error = None, None
         try:
-            request.report_prompt(rows[: share.reports], peaks)
+            if share.reports:
+                reported = slice(first, first + share.reports)
+                request.report_prompt(found.logits[reported], found.peaks[reported])
             if share.complete:
-                last = slice(len(rows) - 1 - len(share.guesses), None)
-                found = request.draw(rows[last], peaks[last], share.guesses, drawn[last])
-                choices.extend(found)  # What comes before an error stays.
+                last = first + share.outputs - 1 - len(share.guesses)
+                # What comes before an error stays.
+                choices.extend(request.draw(found, last, share.guesses))
                 share.sequence.settle(len(request.ids) - 1)
                 finish = request.finish()
         except Exception as raised:  # noqa: BLE001 - one request's trouble, and it is told

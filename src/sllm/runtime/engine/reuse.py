@@ -52,9 +52,10 @@ class Reuse:
 
     def note(self, request: ActiveRequest) -> None:
         """Have the cache know what a request has computed. What was drawn from it is known."""
-        sequence, states, names = request.sequence, self._books.states, self._names(request)
-        if sequence is None or not self._books.shares:
+        sequence, states = request.sequence, self._books.states
+        if sequence is None or not self._books.shares or (states is None and sequence.is_noted):
             return
+        names = self._names(request)
         sequence.note(names)
         if states is not None:
             self._note_saved(sequence, states, names)

@@ -6,7 +6,9 @@ cache and keep none, and nobody looks at what they compute.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import ref
 
 import torch
 
@@ -15,9 +17,18 @@ from sllm_store.units import align_up
 
 if TYPE_CHECKING:
     from sllm.runtime.batch import Batch
+    from sllm.runtime.cache.sequence import CachedSequence
 
 _FIELDS = 5
 _ALIGNMENT = 32  # Numbers, so that every tensor begins where the widest loads may.
+
+
+@dataclass(frozen=True, slots=True)
+class _Owner:
+    """Whose pages are in a row, and how many of them."""
+
+    sequence: ref[CachedSequence]
+    pages: int
 
 
 class StepInputs:
@@ -40,6 +51,8 @@ class StepInputs:
             self._host[field * each : field * each + rows] for field in range(_FIELDS)
         )
         self._pages = self._host[_FIELDS * each :].reshape(rows, columns)
+        self._live = rows  # Rows that may not be dead.
+        self._owners: list[_Owner | None] = [None] * rows
         self.tokens, self.positions, self.places, lengths, self.slots = (
             self._device[field * each : field * each + rows] for field in range(_FIELDS)
         )
@@ -56,21 +69,42 @@ class StepInputs:
         count = len(batch.ids)
         assert 0 < count <= self._rows
         self._tokens[:count] = batch.ids
+        positions: list[int] = []
+        places: list[int] = []
+        slots: list[int] = []
         for span in batch.spans:
-            pages = span.sequence.pages
-            self._positions[span.rows] = range(span.start, span.end)
-            self._lengths[span.rows] = range(span.start + 1, span.end + 1)
-            self._slots[span.rows] = span.sequence.slot
-            self._places[span.rows] = span.sequence.places(span.start, span.end)
-            self._pages[span.rows, : len(pages)] = pages
-        for dead, value in zip(
-            (self._tokens, self._positions, self._places, self._lengths, self._slots, self._pages),
-            (0, 0, -1, 1, 0, 0),
-            strict=True,
-        ):
-            dead[count:] = value
+            positions += range(span.start, span.end)
+            places += span.sequence.places(span.start, span.end)
+            slots += [span.sequence.slot] * span.count
+            for row in range(span.first_row, span.first_row + span.count):
+                self._fill_pages(row, span.sequence)
+        self._positions[:count] = positions
+        self._places[:count] = places
+        self._slots[:count] = slots
+        self._lengths[:count] = self._positions[:count] + 1
+        self._let_die(count)
         self._device.copy_(self._source, non_blocking=True)
         if self._copied is not None:
             self._copied.record()
         if tokens is not None:
             self.tokens[:count].copy_(tokens)
+
+    def _fill_pages(self, row: int, sequence: CachedSequence) -> None:
+        """Write the pages of a row's sequence, which has more of them from time to time."""
+        owner, pages = self._owners[row], sequence.pages
+        known = owner.pages if owner is not None and owner.sequence() is sequence else 0
+        if known < len(pages):
+            self._pages[row, known : len(pages)] = pages[known:]
+            self._owners[row] = _Owner(ref(sequence), len(pages))
+
+    def _let_die(self, count: int) -> None:
+        """Have the rows from a number on dead."""
+        dead = slice(count, self._live)
+        for field, value in zip(
+            (self._tokens, self._positions, self._places, self._lengths, self._slots, self._pages),
+            (0, 0, -1, 1, 0, 0),
+            strict=True,
+        ):
+            field[dead] = value
+        self._owners[dead] = [None] * max(self._live - count, 0)
+        self._live = count
