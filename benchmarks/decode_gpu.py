@@ -6,7 +6,8 @@ host; steps are replayed as CUDA graphs, or asked for launch by launch. Its boun
 matrices and the keys and values take at the rate of a copy, measured in the same run (bytes read
 and written). Beside it: how long the host needs to ask for a step, how long kernels run in it (by
 the profiler, where there is one), those that run longest, and the tokens per second of the engine,
-with everything that is around a step and contexts as long, held against the same bound.
+with everything that is around a step and contexts as long, held against the same bound, and when it
+draws tokens as Ollama does by default.
 
     python -m benchmarks.decode_gpu --out FILE.json [--formats Q4_0,bf16] [--batches 1,8,32]
         [--context 1024] [--steps 32] [--ways graphs,launches] [--small]
@@ -46,6 +47,7 @@ WARM_STEPS = 4
 PROFILED_STEPS = 4
 SHOWN_KERNELS = 12
 DEADLINE_S = 120
+DRAWN = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
 COPY_BYTES = 1 << 30
 
 
@@ -171,12 +173,16 @@ class _Listener:
 
 def _measure_engine(decoder: Decoder, case: Case, bound_s: float) -> dict[str, Any]:
     """Return the tokens per second of an engine, and how near its steps come to a step's bound."""
-    tokens_per_s = measure_engine(decoder, case)
+    tokens_per_s = measure_engine(decoder, case, temperature=0)
     step_s = case.batch / tokens_per_s
-    return {"engine_tokens_per_s": tokens_per_s, "engine_of_copy": bound_s / step_s}
+    return {
+        "engine_tokens_per_s": tokens_per_s,
+        "engine_of_copy": bound_s / step_s,
+        "drawing_tokens_per_s": measure_engine(decoder, case, **DRAWN),
+    }
 
 
-def measure_engine(decoder: Decoder, case: Case) -> float:
+def measure_engine(decoder: Decoder, case: Case, **asked: Any) -> float:
     """Return the tokens per second of an engine once every request has its first.
 
     Each prompt is as long as a case's context, and in the cache before it is asked for: so all
@@ -190,8 +196,9 @@ def measure_engine(decoder: Decoder, case: Case) -> float:
         for number in range(case.batch)
     ]
     with TokenEngine(decoder, memory, limits) as engine:
-        _answer(engine, prompts, tokens=1)
-        listeners = _answer(engine, prompts, tokens=tokens)
+        _answer(engine, prompts, SamplingParameters(seed=0, max_tokens=1, **asked))
+        parameters = SamplingParameters(seed=0, max_tokens=tokens, **asked)
+        listeners = _answer(engine, prompts, parameters)
     times_s = sorted(second for listener in listeners for second in listener.times_s)
     begun_s = max(listener.times_s[WARM_STEPS - 1] for listener in listeners)
     after = sum(second > begun_s for second in times_s)
@@ -199,10 +206,9 @@ def measure_engine(decoder: Decoder, case: Case) -> float:
 
 
 def _answer(
-    engine: TokenEngine, prompts: Sequence[tuple[int, ...]], *, tokens: int
+    engine: TokenEngine, prompts: Sequence[tuple[int, ...]], parameters: SamplingParameters
 ) -> list[_Listener]:
-    """Have the likeliest tokens follow prompts; return who listened, once all are answered."""
-    parameters = SamplingParameters(seed=0, max_tokens=tokens, temperature=0)
+    """Have tokens follow prompts; return who listened, once all are answered."""
     listeners = [_Listener() for _ in prompts]
     for prompt, listener in zip(prompts, listeners, strict=True):
         engine.submit(TokenRequest(prompt=prompt, parameters=parameters), listener)
@@ -244,6 +250,7 @@ def _line(row: dict[str, Any]) -> str:
     kernels = f", {row['kernels_ms']:.3f} in kernels" if "kernels_ms" in row else ""
     rate = f"{row['tokens_per_s']:9.1f} tokens/s {row['of_copy']:6.1%} of a copy"
     engine = f"engine {row['engine_tokens_per_s']:9.1f} tokens/s {row['engine_of_copy']:6.1%}"
+    engine += f", drawing {row['drawing_tokens_per_s']:.1f}"
     return (
         f"{row['format']:6} {row['way']:8} batch {row['batch']:3} {rate} {step}{kernels}; {engine}"
     )

@@ -26,6 +26,7 @@ def test_it_tells_what_a_step_took_and_what_bounds_it(tmp_path: Path) -> None:
     assert found["limits"]["copy_gb_s"] > 0
     for row in found["rows"]:
         assert row["tokens_per_s"] > 0
+        assert row["drawing_tokens_per_s"] > 0
         taken_s = row["batch"] / row["engine_tokens_per_s"]
         assert row["engine_of_copy"] == pytest.approx(row["bound_ms"] / 1e3 / taken_s)
         assert 0 < row["asked_ms"] <= row["step_ms"]

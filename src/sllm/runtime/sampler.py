@@ -67,6 +67,24 @@ def draw_each(
     return tokens
 
 
+def draw_rest(
+    logits: torch.Tensor,
+    draws: Sequence[Draw | None],
+    peaks: Sequence[Peak],
+    drawn: Sequence[int | None],
+) -> list[int | None]:
+    """Return the token of each row that is drawn already, or what is asked of it; None for neither.
+
+    drawn: tokens by row, None where none is drawn yet.
+    """
+    left = [one if token is None else None for one, token in zip(draws, drawn, strict=True)]
+    tokens = draw_each(logits, left, peaks)
+    return [
+        known if one is None else token
+        for known, one, token in zip(drawn, left, tokens, strict=True)
+    ]
+
+
 def _parted(draws: Mapping[int, Draw], count: int) -> Iterator[dict[int, Draw]]:
     rows = iter(draws.items())
     while part := dict(islice(rows, count)):

@@ -12,8 +12,8 @@ from sllm.core.errors import CacheFullError, UnsupportedModelError
 from sllm.runtime.batch import Batch, Piece
 from sllm.runtime.config.model import AttentionConfig
 from sllm.runtime.engine.guesses import takes_back
-from sllm.runtime.peaks import find_peaks
-from sllm.runtime.sampler import draw_each
+from sllm.runtime.peaks import ask_tokens
+from sllm.runtime.sampler import draw_rest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,12 +109,14 @@ class Draft:
             ids = [*request.ids, *place.guesses] if place.guesses else request.ids
             pieces.append(Piece(sequence=place.sequence, tokens=ids[place.sequence.length :]))
         logits = self._forward(pieces)
-        draws = [
-            request.draw_after(place.guesses)
-            for request, place in zip(requests, places, strict=True)
-        ]
-        tokens = draw_each(logits, draws, find_peaks(logits))
+        pairs = [*zip(requests, places, strict=True)]
+        asked = ask_tokens(logits, [one.wanted(len(place.guesses)) for one, place in pairs])
+        tokens = asked.drawn
+        if None in tokens:
+            draws = [one.draw_after(place.guesses) for one, place in pairs]
+            tokens = draw_rest(logits, draws, asked.peaks, tokens)
         for place, token in zip(places, tokens, strict=True):
+            assert token is not None, "what was not drawn was asked for"
             place.guesses.append(token)
 
     def _open(self, request: ActiveRequest) -> _Place:

@@ -18,7 +18,7 @@ from sllm.runtime.engine.ahead import AskedPass, Found, StepsAhead
 from sllm.runtime.engine.embedding import embed
 from sllm.runtime.engine.schedule import Schedule
 from sllm.runtime.peaks import ask_tokens
-from sllm.runtime.sampler import draw_each
+from sllm.runtime.sampler import draw_rest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -208,13 +208,7 @@ class Passes:
             plan = share.request.plan_draws(share.guesses) if share.complete else []
             asked += [None] * (share.outputs - len(plan))
             asked += plan
-        left = [one if token is None else None for one, token in zip(asked, drawn, strict=True)]
-        tokens = draw_each(logits, left, found.peaks)
-        drawn = [
-            known if one is None else token
-            for known, one, token in zip(drawn, left, tokens, strict=True)
-        ]
-        return Found(logits, found.peaks, drawn)
+        return Found(logits, found.peaks, draw_rest(logits, asked, found.peaks, drawn))
 
     def _take(self, share: Share, found: Found, first: int) -> int:
         """Tell a request what its rows brought, from `first` on; return how many tokens it is."""
