@@ -1,4 +1,4 @@
-"""Warming: the kernels of a model's products, compiled or loaded while its weights are read.
+"""Warming: kernels of a model's products and draws, compiled or loaded while its weights are read.
 
 Each kernel is compiled once for a kind of matrix and of launch, and later processes load it from
 Triton's cache. Compiling takes seconds each, for which the first answer would have to wait. Threads
@@ -9,7 +9,7 @@ milliseconds, so a process that finds all of it done leaves each kernel to its f
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -51,14 +51,15 @@ def warmed_products(
     room_bytes: int,
     memory: WarmMemory | None = None,
 ) -> Iterator[frozenset[Kind]]:
-    """Warm the products with every kind of matrix of a model, beside what the context does.
+    """Warm the products with every kind of matrix of a model, and what draws tokens of it, beside
+    what the context does.
 
     room_bytes: what the matrices may take on the device meanwhile, one for each thread; those that
     are larger are left out. memory: what knows that a process has done all this, and is told.
     Leaving the context waits for the end, and raises what a kernel raised.
     """
     found = find_kinds(model)
-    work = f"{dtype} {TOKENS} {sorted(found)}"
+    work = f"{dtype} {TOKENS} {model.config.vocabulary} {sorted(found)}"
     if memory is not None and memory.knows(work):
         yield frozenset()
         return
@@ -66,7 +67,8 @@ def warmed_products(
     largest = max((matrix.size_bytes for matrix in kinds.values()), default=0)
     fitting = max(min(room_bytes // max(largest, 1), _THREADS), 1)
     with ThreadPoolExecutor(fitting, thread_name_prefix="warming") as threads:
-        jobs = [threads.submit(_warm, matrix, device, dtype) for matrix in kinds.values()]
+        jobs = [threads.submit(_warm_draws, model.config.vocabulary, device)]
+        jobs += [threads.submit(_warm, matrix, device, dtype) for matrix in kinds.values()]
         try:
             yield frozenset(kinds)
         except BaseException:
@@ -104,9 +106,8 @@ def _kind_of(matrix: Matrix) -> Kind:
 
 def _warm(matrix: Matrix, device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether there was room."""
-    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     try:
-        with current:  # A thread begins with the first device.
+        with _on(device):
             there = _allocate(matrix, device)
             _multiply(there, device, dtype)
             if can_chain(device):  # Steps are compiled for themselves: see `kernels.chains`.
@@ -118,6 +119,26 @@ def _warm(matrix: Matrix, device: torch.device, dtype: torch.dtype) -> bool:
     except torch.OutOfMemoryError:
         return False  # There is no room to do it before the weights are there; they come first.
     return True
+
+
+def _warm_draws(vocabulary: int, device: torch.device) -> bool:
+    """Return whether there was room."""
+    from sllm.runtime.kernels.draws import ASKED, TOP_MAX, draws
+
+    if not TOP_MAX:
+        return True  # Nothing is drawn by kernels.
+    try:
+        with _on(device):
+            asked = torch.zeros((ASKED, 1), dtype=torch.float64, device=device)
+            draws(torch.zeros((1, vocabulary), device=device), asked)
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context for a device: a thread begins with the first."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _multiply(matrix: Matrix, device: torch.device, dtype: torch.dtype) -> None:
