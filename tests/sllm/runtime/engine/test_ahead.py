@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import random
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -12,9 +14,13 @@ from sllm.core.errors import NumericalError
 from sllm.core.requests import Finish
 from sllm.runtime import peaks
 from sllm.runtime.engine.guesses import Lookup
+from sllm.runtime.engine.schedule import EngineLimits
+from sllm.runtime.engine.token_engine import TokenEngine
 from sllm.runtime.kernels import draws
 from sllm.runtime.layers.kernel_operations import KernelOperations
+from tests.sllm.runtime.engine.listening import DEADLINE_S, listen, make_request
 from tests.sllm.runtime.engine.stepping import (
+    CONTEXT,
     DAMAGED,
     SCRIPTS,
     CountingDecoder,
@@ -228,6 +234,43 @@ def test_nothing_is_held_once_nobody_runs(llama: TinyModel, *, closed: bool) -> 
     gc.collect()
     assert [one() for one in known] == [None, None]
     assert run.memory.books.slots_free == 8
+
+
+def test_many_threads_may_ask_and_cancel(llama: TinyModel) -> None:
+    prompts = [random_tokens(2 + 3 * number, seed=number) for number in range(5)]
+    plain = Run.of(CountingDecoder(llama.config, llama.source))
+    for prompt in prompts:
+        plain.add(prompt, max_tokens=9)
+    plain.finish()
+    expected = [listener.tokens for listener in plain.listeners]
+    wrong: list[str] = []
+
+    def ask(engine: TokenEngine, seed: int) -> None:
+        dice = random.Random(seed)
+        for _ in range(4):
+            number = dice.randrange(len(prompts))
+            request = make_request(prompts[number], max_tokens=9, temperature=0)
+            listener, ticket = listen(engine, request)
+            if cancelled := dice.random() < 0.4:
+                listener.begun.wait(DEADLINE_S)
+                ticket.cancel()
+            finish, count = listener.last.finish, len(listener.tokens)
+            whole = count == 9 if finish is Finish.LENGTH else cancelled
+            if not whole or listener.tokens != expected[number][:count]:
+                wrong.append(f"{number}: {listener.steps}")
+
+    recorder, operations = FakeRecorder(), KernelOperations()
+    decoder = CountingDecoder(llama.config, llama.source, operations=operations, recorder=recorder)
+    limits = EngineLimits(context_tokens=CONTEXT, parallel=3, reserve_tokens=2)
+    with TokenEngine(decoder, llama.memory(tokens=CONTEXT, sequences=3), limits) as engine:
+        threads = [Thread(target=ask, args=(engine, seed)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(DEADLINE_S)
+        assert engine.load().running == 0
+    assert not wrong
+    assert decoder.ahead > 10
 
 
 def test_models_that_move_states_are_asked_for_one_step_at_a_time() -> None:
