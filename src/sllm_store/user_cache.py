@@ -32,13 +32,16 @@ def home_directory(environ: Mapping[str, str]) -> Path:
 
 def keep_text(path: Path, text: str) -> None:
     """Write a file, whole or not at all, and the directory that it is in. Raises OSError."""
+    keep_bytes(path, text.encode())
+
+
+def keep_bytes(path: Path, content: bytes) -> None:
+    """As keep_text, for what is not text."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=".kept-", delete=False, encoding="utf-8"
-    ) as file:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".kept-", delete=False) as file:
         written = Path(file.name)
         try:
-            file.write(text)
+            file.write(content)
             file.close()
             written.replace(path)
         except OSError:

@@ -22,6 +22,7 @@ from sllm.runtime.layers.mlp import Mlp
 from sllm.runtime.layers.operations import operations_on
 from sllm.runtime.layers.passage import Passage
 from sllm.runtime.layers.rope import Rope
+from sllm.runtime.layers.token_layers import TokenLayers
 from sllm.runtime.quant.planar import PlanarMatrix
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ class Decoder:
         self._mlps = [_mlp(layer) for layer in config.layers]
         native = operations is None and dtype == torch.float32 and self.device.type == "cpu"
         self._host = HostLayers(config) if native else None
+        self._token: TokenLayers | None = None
+        if operations is None:
+            self._token = TokenLayers.on(config, self.device, stays=source.stays)
         self._moves_states = any(isinstance(layer.mixer, DeltaConfig) for layer in config.layers)
         self._has_experts = any(isinstance(layer.mlp, MoeConfig) for layer in config.layers)
         self._steps: RecordedSteps | None = None
@@ -92,7 +96,7 @@ class Decoder:
         close them.
         """
         if self._steps is None or not self._steps.takes(batch):
-            return self._logits(self._last_states(batch, memory)).float()
+            return self._logits(*self._last_states(batch, memory)).float()
         logits = self._steps.run(batch, memory)
         _note_lengths(batch)
         return logits
@@ -118,11 +122,21 @@ class Decoder:
     @torch.inference_mode()
     def hidden(self, batch: Batch, memory: CacheMemory) -> torch.Tensor:
         """Return the last hidden states of the batch's outputs instead: (outputs, hidden)."""
-        return self._last_states(batch, memory)
+        state, _ = self._last_states(batch, memory)
+        return self._join(*state, self._norm(self._source.ends, "norm"))[1]
 
-    def _logits(self, x: torch.Tensor) -> torch.Tensor:
-        head = "embed_tokens.weight" if self.config.tied else "lm_head.weight"
-        return self._source.ends.matrices[head].linear(x)
+    def _logits(
+        self, state: tuple[torch.Tensor, torch.Tensor | None], passage: Passage
+    ) -> torch.Tensor:
+        """Return the logits of every row of a state, as they are computed."""
+        ends = self._source.ends
+        norm = self._norm(ends, "norm")
+        head = ends.matrices["embed_tokens.weight" if self.config.tied else "lm_head.weight"]
+        if self._token is not None and self._token.takes(passage, len(state[0])):
+            found = self._token.logits(state, norm, head)
+            if found is not None:
+                return found
+        return head.linear(self._join(*state, norm)[1])
 
     def _step(self, inputs: StepInputs, memory: CacheMemory) -> torch.Tensor:
         """Return the logits of every row, as they were computed.
@@ -137,10 +151,12 @@ class Decoder:
             passage.dead = inputs.places < 0
         if self._moves_states:
             passage.slots = inputs.slots.long()
-        x, added = self._through_layers(x, passage)
-        return self._logits(self._join(x, added, self._norm(ends, "norm"))[1])
+        return self._logits(self._through_layers(x, passage), passage)
 
-    def _last_states(self, batch: Batch, memory: CacheMemory) -> torch.Tensor:
+    def _last_states(
+        self, batch: Batch, memory: CacheMemory
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor | None], Passage]:
+        """Return the states of the batch's outputs, with what is still to be added, and how."""
         ends = self._source.ends
         x = ends.matrices["embed_tokens.weight"].embed(batch.tokens, self.dtype)
         rotation = self._rope.rotate(batch.positions, batch.spans, self.dtype)
@@ -149,20 +165,25 @@ class Decoder:
         _note_lengths(batch)
         x = x.index_select(0, batch.outputs)
         added = None if added is None else added.index_select(0, batch.outputs)
-        return self._join(x, added, self._norm(ends, "norm"))[1]
+        return (x, added), passage
 
     def _through_layers(
         self, x: torch.Tensor, passage: Passage
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the residual stream, and what is still to be added to it."""
         added: torch.Tensor | None = None
+        token = self._token
+        if token is not None and not token.takes(passage, len(x)):
+            token = None
         for index in range(len(self._mixers)):
             with self._source.layer(index) as weights:
                 native = None if self._host is None else self._host.find(index, weights)
-                if native is None:
-                    x, added = self._through_layer(index, (x, added), weights, passage)
-                else:
+                if native is not None:
                     x, added = native(x if added is None else x + added, passage), None
+                    continue
+                state = x, added
+                found = None if token is None else token.compute(index, state, weights, passage)
+                x, added = found or self._through_layer(index, state, weights, passage)
         return x, added
 
     def _through_layer(
