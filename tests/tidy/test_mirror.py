@@ -60,6 +60,7 @@ TESTED_THROUGH = {
     "sllm/runtime/kernels/device/head_places.py": "runtime/kernels/test_between.py",
     "sllm/runtime/kernels/device/norms.py": "runtime/kernels/test_between.py",
     "sllm/runtime/kernels/nibble_planes.py": "runtime/kernels/test_fixed_products.py",
+    "sllm/runtime/kernels/plane_maps.py": "runtime/kernels/test_token_products.py",
     "sllm/runtime/kernels/operands.py": "runtime/layers/test_rope.py",
     "sllm/runtime/kernels/device/peaks.py": "runtime/kernels/test_peaks.py",
     "sllm/runtime/kernels/device/draws.py": "runtime/kernels/test_draws.py",

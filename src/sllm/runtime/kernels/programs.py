@@ -125,8 +125,7 @@ def compile_source(name: str, options: list[bytes]) -> bytes:
     """Return the machine code of `name`.cu. Raises RuntimeError with what the compiler says."""
     from cuda.bindings import nvrtc
 
-    text = (_SOURCES / f"{name}.cu").read_bytes()
-    headers = _headers()
+    text, headers = sources(name)
     program = checked(
         nvrtc.nvrtcCreateProgram(
             text,
@@ -158,8 +157,10 @@ def make_options(defined: Mapping[str, int], capability: tuple[int, int]) -> lis
     ]
 
 
-def _headers() -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(_SOURCES.glob("*.cuh"))}
+def sources(name: str) -> tuple[bytes, dict[str, bytes]]:
+    """Return the text of `name`.cu, and those of all headers by name."""
+    headers = {path.name: path.read_bytes() for path in sorted(_SOURCES.glob("*.cuh"))}
+    return (_SOURCES / f"{name}.cu").read_bytes(), headers
 
 
 def _compiled(name: str, defined: Mapping[str, int], capability: tuple[int, int]) -> bytes:
@@ -167,9 +168,9 @@ def _compiled(name: str, defined: Mapping[str, int], capability: tuple[int, int]
     from cuda.bindings import nvrtc
 
     options = make_options(defined, capability)
-    text = (_SOURCES / f"{name}.cu").read_bytes()
+    text, headers = sources(name)
     version = repr(nvrtc.nvrtcVersion()).encode()
-    told = b"\0".join((text, *_headers().values(), version, *options))
+    told = b"\0".join((text, *headers.values(), version, *options))
     kept = user_cache(os.environ) / "programs" / f"{name}-{hashlib.sha256(told).hexdigest()}.cubin"
     with suppress(OSError):
         return kept.read_bytes()
