@@ -1,4 +1,4 @@
-"""What NVIDIA's compiler is told of a program, and what it finds; a GPU's tests run the programs."""
+"""What NVIDIA's compiler is told of a program, and what it finds; GPU tests run the programs."""
 
 from __future__ import annotations
 
