@@ -33,25 +33,29 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A token that is wanted of a row, and depends on nothing else: what comes at a position."""
+    """A token that is wanted of a row, and depends on nothing else: what comes at a position.
+
+    is_likely: whether kernels can likely draw it where that depends on the row.
+    """
 
     parameters: SamplingParameters
     position: int
+    is_likely: bool = False
 
 
 class PendingTokens:
     """The peaks of some rows and the tokens wanted of them, which the device may still look for.
 
     tokens: on the device, (rows,): the wanted ones, or the peaks' where it cannot tell these.
-    is_sure: whether it will have found all that are wanted of all rows.
+    is_whole: whether a token of each row is wanted, and likely found.
     """
 
     def __init__(
-        self, found: torch.Tensor, wanted: Sequence[Wanted | None], *, is_sure: bool
+        self, found: torch.Tensor, wanted: Sequence[Wanted | None], *, is_whole: bool
     ) -> None:
         """found: logits and tokens of the peaks; if some were drawn, also tokens, and where."""
         self.tokens = found[2 if len(found) > 2 else 1]
-        self.is_sure = is_sure
+        self.is_whole = is_whole
         self._wanted = wanted
         self._host = found.to("cpu", non_blocking=True)
         self._brought: torch.cuda.Event | None = None
@@ -97,7 +101,7 @@ def ask_tokens(logits: torch.Tensor, wanted: Sequence[Wanted | None]) -> Pending
     wanted = [one if _is_peak(one) or (listed and _is_listed(one)) else None for one in wanted]
     drawn = [one for one in wanted if one is not None and not _is_peak(one)]
     found = _draw(logits, wanted) if drawn else _find(logits)
-    return PendingTokens(found, wanted, is_sure=None not in wanted and all(map(_is_told, drawn)))
+    return PendingTokens(found, wanted, is_whole=None not in wanted and all(map(_is_told, drawn)))
 
 
 def find_peaks(logits: torch.Tensor) -> list[Peak]:
@@ -141,5 +145,5 @@ def _is_listed(one: Wanted | None) -> bool:
 
 
 def _is_told(one: Wanted) -> bool:
-    """Whether kernels can tell the token of any row: top-p alone may leave more than are listed."""
-    return one.parameters.top_k > 0 or one.parameters.top_p == 1
+    """Whether kernels likely tell the token: top-p alone may leave more than are listed."""
+    return one.is_likely or one.parameters.top_k > 0 or one.parameters.top_p == 1

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sllm.runtime.engine.ahead import Found
     from sllm.runtime.peaks import Peak
 
+_ENOUGH_DRAWN = 16  # Tokens in a row that the device drew, for the next one to be likely.
 _log = logging.getLogger(__name__)
 
 
@@ -63,6 +64,7 @@ class ActiveRequest:
         self._on_step = on_step
         self._constraint: Constraint | None = None
         self._first = True
+        self._drawn = 0  # Tokens in a row that the device drew.
         self._is_of_row = request.grammar is None and not changes(request.parameters)
 
     @property
@@ -117,7 +119,7 @@ class ActiveRequest:
         if not self._is_of_row:
             return None
         position = len(self.request.prompt) + len(self._answer) + later
-        return Wanted(self.request.parameters, position)
+        return Wanted(self.request.parameters, position, is_likely=self._drawn >= _ENOUGH_DRAWN)
 
     def plan_draws(self, guesses: Sequence[int]) -> list[Draw]:
         """Return what is asked of the rows of logits after its last id and after each guess.
@@ -165,7 +167,12 @@ class ActiveRequest:
 
     def _choose(self, found: Found, row: int) -> Choice:
         """Return what a row brought; it is drawn if the token is not known yet."""
-        peak, token, logprobs = found.peaks[row], found.drawn[row], self.request.parameters.logprobs
+        peak, token, logprobs = (
+            found.peaks[row],
+            found.tokens[row],
+            self.request.parameters.logprobs,
+        )
+        self._drawn = 0 if found.drawn[row] is None else self._drawn + 1
         if token is None:
             logits = found.logits[row]
             return choose(logits, self.draw_after(), allowed=self._allowed(logits), peak=peak)

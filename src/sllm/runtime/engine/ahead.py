@@ -35,11 +35,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a pass brought each row: logits, their peak, and the token if the device drew it."""
+    """What a pass brought each row: logits, their peak, and the token if it is known.
+
+    drawn: the tokens that the device drew with the peaks, None where it did not.
+    """
 
     logits: torch.Tensor
     peaks: list[Peak]
     drawn: list[int | None]
+    tokens: list[int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,9 @@ class AskedPass:
         """Return what came of the shares, once the device has found its tokens."""
         peaks, drawn, rows = self.tokens.peaks, self.tokens.drawn, self.rows
         if rows is None:
-            return Found(self.logits, peaks, drawn)
-        return Found(self.logits[rows], [peaks[row] for row in rows], [drawn[row] for row in rows])
+            return Found(self.logits, peaks, drawn, drawn)
+        drawn = [drawn[row] for row in rows]
+        return Found(self.logits[rows], [peaks[row] for row in rows], drawn, drawn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +90,7 @@ class StepsAhead:
         return (
             self._decoder.steps_ahead
             and asked.rows is None
-            and asked.tokens.is_sure
+            and asked.tokens.is_whole
             and all(_is_foreseeable(share) for share in asked.shares)
             and any(share.request.tokens_left > 1 for share in asked.shares)
         )

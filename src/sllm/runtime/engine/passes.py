@@ -14,7 +14,7 @@ from sllm.core.errors import CacheFullError, EngineClosedError
 from sllm.core.requests import Finish, Step
 from sllm.runtime.batch import Batch, Piece
 from sllm.runtime.drawing import rows_at_a_time
-from sllm.runtime.engine.ahead import AskedPass, Found, StepsAhead
+from sllm.runtime.engine.ahead import AskedPass, StepsAhead
 from sllm.runtime.engine.embedding import embed
 from sllm.runtime.engine.schedule import Schedule
 from sllm.runtime.peaks import ask_tokens
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sllm.runtime.cache.memory import CacheMemory
     from sllm.runtime.decoder import Decoder
     from sllm.runtime.engine.active import ActiveRequest
+    from sllm.runtime.engine.ahead import Found
     from sllm.runtime.engine.guesses import Guesser
     from sllm.runtime.engine.schedule import EngineLimits, Share
     from sllm.runtime.engine.throughput import Throughput
@@ -208,7 +209,7 @@ class Passes:
             plan = share.request.plan_draws(share.guesses) if share.complete else []
             asked += [None] * (share.outputs - len(plan))
             asked += plan
-        return Found(logits, found.peaks, draw_rest(logits, asked, found.peaks, drawn))
+        return replace(found, tokens=draw_rest(logits, asked, found.peaks, drawn))
 
     def _take(self, share: Share, found: Found, first: int) -> int:
         """Tell a request what its rows brought, from `first` on; return how many tokens it is."""
