@@ -23,6 +23,8 @@ constexpr int STEPS = STAGE_GROUPS / STEP_GROUPS / TEAM;  // Of a warp, in a sta
 // A stage is always the same team's, or a team might take for its own turn what another's left
 // there.
 static_assert(STAGES % TEAMS == 0, "each team has stages of its own");
+constexpr int AHEAD = 3;  // Stages whose copies are under way: enough for the memory's full rate.
+static_assert(AHEAD < STAGES, "a copy is waited for before its stage is needed again");
 // A stage has sixteen rows of so many groups: words in lines of 128 bytes, (8, TILE, 128), and
 // scales, (TILE, 128). Copies swizzle lines: the eight pieces of 16 bytes of row r change places, p
 // with p ^ r.
@@ -129,7 +131,7 @@ __device__ void bring(const Product& product, u32 stages, u32 full, u32 empty) {
   acquire(low);
   acquire(scales);
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  int stage = 0;
+  int stage = 0, count = 0;
   u32 parity = 0;
   for (int unit = blockIdx.x; unit < UNITS; unit += gridDim.x) {
     for (int half = 0; half < HALVES; ++half) {
@@ -137,6 +139,11 @@ __device__ void bring(const Product& product, u32 stages, u32 full, u32 empty) {
       for (int group = 0; group < GROUPS; group += STAGE_GROUPS) {
         const u32 barrier = full + stage * 8, to = stages + stage * STAGE_BYTES;
         wait(empty + stage * 8, parity ^ 1);
+        if (count++ >= AHEAD) {  // More would be in the way of what others read: x, above all.
+          const bool is_before = stage < AHEAD;
+          const int last = is_before ? stage - AHEAD + STAGES : stage - AHEAD;
+          wait(full + last * 8, is_before ? parity ^ 1 : parity);
+        }
         arrive_expecting(barrier, STAGE_BYTES);  // Zeros after the last column, too.
         copy_words(to, low, row, group, barrier, policy);
         copy_scales(to + LOW_BYTES, scales, row, group, barrier, policy);
