@@ -22,7 +22,6 @@ from sllm.runtime.layers.mlp import Mlp
 from sllm.runtime.layers.operations import operations_on
 from sllm.runtime.layers.passage import Passage
 from sllm.runtime.layers.rope import Rope
-from sllm.runtime.layers.token_layers import TokenLayers
 from sllm.runtime.quant.planar import PlanarMatrix
 
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from sllm.runtime.layers.recorded_steps import RecordedSteps
     from sllm.runtime.layers.recording import Recorder
     from sllm.runtime.layers.step_inputs import StepInputs
+    from sllm.runtime.layers.token_layers import TokenLayers
     from sllm.runtime.weights.source import Weights, WeightSource
 
 
@@ -69,7 +69,9 @@ class Decoder:
         native = operations is None and dtype == torch.float32 and self.device.type == "cpu"
         self._host = HostLayers(config) if native else None
         self._token: TokenLayers | None = None
-        if operations is None:
+        if operations is None and self.device.type == "cuda":
+            from sllm.runtime.layers.token_layers import TokenLayers
+
             self._token = TokenLayers.on(config, self.device, stays=source.stays)
         self._moves_states = any(isinstance(layer.mixer, DeltaConfig) for layer in config.layers)
         self._has_experts = any(isinstance(layer.mlp, MoeConfig) for layer in config.layers)
