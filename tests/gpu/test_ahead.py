@@ -17,6 +17,7 @@ from tests.sllm.runtime.engine.stepping import (
     Run,
     compare,
     fill_cache,
+    outgrow_width,
 )
 from tests.sllm.runtime.tiny_models import make_model, random_tokens
 
@@ -70,6 +71,15 @@ def test_a_cache_that_gets_full_changes_no_answer(source: StoredWeights, *, gues
     )
     compare(ahead, plain, fill_cache)
     assert ahead.decoder.ahead > 3
+
+
+def test_steps_of_a_width_that_is_new_are_asked_for_ahead(source: StoredWeights) -> None:
+    ahead, plain = (
+        Run.of(decoder, tokens=640, context_tokens=560, reserve_tokens=1)
+        for decoder in _decoders(source)
+    )
+    compare(ahead, plain, outgrow_width)
+    assert ahead.decoder.ahead > 12
 
 
 def test_sampled_steps_ahead_are_those_one_by_one(source: StoredWeights) -> None:

@@ -71,6 +71,7 @@ class Run:
     passes: Passes
     memory: CacheMemory
     decoder: CountingDecoder
+    context_tokens: int
     requests: list[ActiveRequest] = field(default_factory=list)
     listeners: list[Listener] = field(default_factory=list)
 
@@ -84,6 +85,7 @@ class Run:
         decoder: CountingDecoder,
         *,
         tokens: int = 512,
+        context_tokens: int = CONTEXT,
         guesser: Guesser | None = None,
         **limits: Any,
     ) -> Run:
@@ -95,7 +97,7 @@ class Run:
             dtype=decoder.dtype,
             device=decoder.device,
         )
-        chosen = EngineLimits(**{"context_tokens": CONTEXT, "parallel": 4, **limits})
+        chosen = EngineLimits(**{"context_tokens": context_tokens, "parallel": 4, **limits})
         passes = Passes(
             decoder,
             memory,
@@ -104,14 +106,14 @@ class Run:
             clock=lambda: 0.0,
             guesser=guesser,
         )
-        return cls(passes, memory, decoder)
+        return cls(passes, memory, decoder, context_tokens)
 
     def add(self, prompt: list[int], **asked: Any) -> ActiveRequest:
         """Add a request, which is greedy if nothing else is asked."""
         request: TokenRequest = make_request(prompt, **{**GREEDY, **asked})
         self.listeners.append(Listener())
         active = ActiveRequest(
-            len(self.listeners), request, self.listeners[-1], context_tokens=CONTEXT
+            len(self.listeners), request, self.listeners[-1], context_tokens=self.context_tokens
         )
         self.requests.append(active)
         self.passes.add(active)
@@ -204,6 +206,12 @@ def sample_beside(run: Run) -> None:
     run.add([5, 6])
     run.add([5, 7], temperature=0.8, top_k=8, max_tokens=6)
     run.add([5, 8])
+
+
+def outgrow_width(run: Run) -> None:
+    """Have a sequence get more pages than a recording of 32 has room for."""
+    run.add(random_tokens(505), max_tokens=16)
+    run.add([5, 6])
 
 
 SCRIPTS = [answer_many, join, cancel_one, cancel_all, share_pages, sample_beside]

@@ -27,6 +27,7 @@ from tests.sllm.runtime.engine.stepping import (
     Run,
     compare,
     fill_cache,
+    outgrow_width,
 )
 from tests.sllm.runtime.layers.fake_recording import FakeRecorder
 from tests.sllm.runtime.tiny_models import TinyModel, make_model, random_tokens
@@ -111,6 +112,12 @@ def test_a_step_that_is_under_way_counts_for_those_that_stay(llama: TinyModel) -
 def test_a_cache_that_gets_full_changes_no_answer(llama: TinyModel) -> None:
     ahead, _ = _compare(llama, fill_cache, tokens=48, reserve_tokens=1)
     assert ahead.decoder.ahead > 20
+
+
+def test_steps_of_a_width_that_is_new_are_asked_for_ahead(llama: TinyModel) -> None:
+    options = {"tokens": 640, "context_tokens": 560, "reserve_tokens": 1}
+    ahead, _ = _compare(llama, outgrow_width, **options)
+    assert ahead.decoder.ahead > 12
 
 
 @pytest.mark.parametrize(
