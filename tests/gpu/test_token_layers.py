@@ -17,11 +17,10 @@ from sllm.runtime.kernels.attention import Paged, attend_plain
 from sllm.runtime.kernels.layout import Planes, numbers
 from sllm.runtime.kernels.operands import HeadNorms, NewHeads, Norm, Places, Rotation
 from sllm.runtime.kernels.token_attention import AttentionShape, TokenAttention
-from sllm.runtime.kernels.token_products import TokenProducts
+from sllm.runtime.kernels.token_products import TokenProducts, can_multiply_tokens
 from sllm.runtime.layers.kernel_operations import KernelOperations
 from sllm.runtime.layers.operations import PlainOperations
 from sllm.runtime.layers.recording import GraphRecorder, recorder_on
-from sllm.runtime.layers.token_layers import can_multiply_tokens
 
 DEVICE = torch.device("cuda")
 pytestmark = [

@@ -40,14 +40,27 @@ class Grid:
     cluster: int = 1
 
 
+def find_program(name: str, defined: Mapping[str, int], device: torch.device) -> Program:
+    """Return `name`.cu compiled for a device; a process has each once, and keeps it.
+
+    defined: its constants, by name. Raises RuntimeError if it does not compile, or the driver does
+    not take it.
+    """
+    with torch.cuda.device(device):
+        return _program(name, tuple(sorted(defined.items())), torch.cuda.current_device())
+
+
+@cache
+def _program(name: str, defined: tuple[tuple[str, int], ...], device: int) -> Program:
+    assert torch.cuda.current_device() == device
+    return Program(name, dict(defined))
+
+
 class Program:
     """One kernel on one device."""
 
     def __init__(self, name: str, defined: Mapping[str, int]) -> None:
-        """Compile `name`.cu for the current device. defined: its constants, by name.
-
-        Raises RuntimeError if it does not compile, or the driver does not take it.
-        """
+        """Compile it for the current device: see `find_program`."""
         from cuda.bindings import driver
 
         self._driver = driver

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from sllm.runtime.kernels.chains import chain_options
-from sllm.runtime.kernels.programs import Grid, Program
+from sllm.runtime.kernels.programs import Grid, find_program
 from sllm.runtime.kernels.token_products import NUMBER_KINDS
 
 if TYPE_CHECKING:
     from sllm.runtime.kernels.attention import Paged
     from sllm.runtime.kernels.operands import HeadNorms, Rotation
+    from sllm.runtime.kernels.programs import Program
 
 _THREADS = 8 * 32
 _PAGE_TOKENS = 16
@@ -130,15 +131,14 @@ class TokenAttention:
             epsilon=0.0 if norms is None else norms.query.epsilon,
         )
         chained = chain_options()["chained"]
-        if chained not in self._programs:
-            with torch.cuda.device(self._device):
-                self._programs[chained] = Program("token_attention", self._constants(chained))
-        self._programs[chained].launch(self._grid, argument, chained=chained)
+        self._program(chained=chained).launch(self._grid, argument, chained=chained)
         return out
 
-    def _constants(self, chained: bool) -> dict[str, int]:  # noqa: FBT001 - as it is remembered
+    def _program(self, *, chained: bool) -> Program:
+        if chained in self._programs:
+            return self._programs[chained]
         shape = self._shape
-        return {
+        defined = {
             "HEADS": shape.heads,
             "KV_HEADS": shape.kv_heads,
             "HEAD_DIM": shape.head_dim,
@@ -149,3 +149,5 @@ class TokenAttention:
             "X_BF16": int(shape.dtype == torch.bfloat16),
             "NORM_KIND": NUMBER_KINDS[shape.vectors],
         }
+        found = self._programs[chained] = find_program("token_attention", defined, self._device)
+        return found

@@ -7,7 +7,9 @@ what it was, or of a sum, is part of the product, and so is what makes gates and
 from __future__ import annotations
 
 import ctypes
+import logging
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,14 +17,18 @@ import torch
 from sllm.runtime.kernels.chains import chain_options
 from sllm.runtime.kernels.launches import processors_of
 from sllm.runtime.kernels.plane_maps import TILE_COLUMNS, TILE_ROWS, PlaneMaps
-from sllm.runtime.kernels.programs import Grid, Program
+from sllm.runtime.kernels.programs import Grid, can_compile, find_program
 
 if TYPE_CHECKING:
     from sllm.runtime.kernels.layout import Planes
     from sllm.runtime.kernels.operands import Norm
+    from sllm.runtime.kernels.programs import Program
+
+_log = logging.getLogger(__name__)
 
 NUMBER_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Of norms and biases, as the kernels call them."""
+_WITH_TENSOR_MAPS = (9, 0)
 _THREADS = (16 + 1) * 32  # Warps that multiply, and one that has weights copied.
 _STAGES = (8, 4)  # Of the ring: whole fours, so that each team of warps has its own.
 _STAGE_BYTES = 16 * (64 * 16 + 64 * 2)
@@ -90,6 +96,25 @@ class _Argument(ctypes.Structure):
         ),
         ("epsilon", ctypes.c_float),
     ]
+
+
+@cache
+def can_multiply_tokens(device: torch.device) -> bool:
+    """Return whether a device can, and what compiles for it is here and does."""
+    if (
+        device.type != "cuda"
+        or torch.cuda.get_device_capability(device) < _WITH_TENSOR_MAPS
+        or not can_compile()
+    ):
+        return False
+    numbers = {"NORM_KIND": 0, "X_BF16": 1, "SCALE_BF16": 0, "CHAINED": 0, "STAGES": _STAGES[-1]}
+    parts = {"NORMED": 1, "GATED": 0, "BIASED": 0}
+    try:
+        find_program("token_product", {**numbers, **parts, "ROWS": 16, "COLUMNS": 256}, device)
+    except RuntimeError as error:
+        _log.warning("steps of one request are computed by slower kernels: %s", error)
+        return False
+    return True
 
 
 class TokenProducts:
@@ -177,8 +202,8 @@ class TokenProducts:
         grid = Grid(
             blocks=(blocks, 1), threads=_THREADS, shared_bytes=shape.shared_bytes(stages, blocks)
         )
-        with torch.cuda.device(self._device):
-            found = self._programs[shape, chained] = Program("token_product", defined), grid
+        found = find_program("token_product", defined, self._device), grid
+        self._programs[shape, chained] = found
         return found
 
 

@@ -8,7 +8,6 @@ are of Q4_0's kind, from Hopper on; what is computed is the same whether weights
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,9 +17,8 @@ from sllm.runtime.config.model import AttentionConfig, MlpConfig
 from sllm.runtime.kernels.attention import Paged
 from sllm.runtime.kernels.operands import HeadNorms, Norm
 from sllm.runtime.kernels.plane_maps import has_tiles
-from sllm.runtime.kernels.programs import can_compile
 from sllm.runtime.kernels.token_attention import AttentionShape, TokenAttention
-from sllm.runtime.kernels.token_products import TokenProducts, shape_of
+from sllm.runtime.kernels.token_products import TokenProducts, can_multiply_tokens, shape_of
 from sllm.runtime.quant.planar import PlanarMatrix
 
 if TYPE_CHECKING:
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
-_WITH_TENSOR_MAPS = (9, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,16 +198,6 @@ class TokenLayers:
             epsilon=self._config.norm_epsilon,
             offset=self._config.norm_offset,
         )
-
-
-@cache
-def can_multiply_tokens(device: torch.device) -> bool:
-    """Return whether a device can, and what compiles for it is here."""
-    return (
-        device.type == "cuda"
-        and torch.cuda.get_device_capability(device) >= _WITH_TENSOR_MAPS
-        and can_compile()
-    )
 
 
 def _has_such_layers(config: ModelConfig) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from benchmarks.random_models import llama_8b
+from sllm.runtime.kernels.token_products import can_multiply_tokens
 from sllm.runtime.layers.passage import Passage
-from sllm.runtime.layers.token_layers import TokenLayers, can_multiply_tokens
+from sllm.runtime.layers.token_layers import TokenLayers
 
 CPU = torch.device("cpu")
 
