@@ -34,7 +34,7 @@ pytestmark = [
 DEVICE = torch.device("cuda")
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3-moe"])
+@pytest.fixture(scope="module", params=["llama", "qwen3"])
 def source(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[StoredWeights]:
