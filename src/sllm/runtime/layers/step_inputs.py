@@ -85,7 +85,7 @@ class StepInputs:
         self._let_die(count)
         self._device.copy_(self._source, non_blocking=True)
         if self._copied is not None:
-            self._copied.record()
+            self._copied.record(torch.cuda.current_stream(self._device.device))
         if tokens is not None:
             self.tokens[:count].copy_(tokens)
 
