@@ -63,7 +63,6 @@ TESTED_THROUGH = {
     "sllm/runtime/kernels/plane_maps.py": "runtime/kernels/test_token_products.py",
     "sllm/runtime/kernels/operands.py": "runtime/layers/test_rope.py",
     "sllm/runtime/kernels/device/peaks.py": "runtime/kernels/test_peaks.py",
-    "sllm/runtime/kernels/device/inputs.py": "runtime/kernels/test_inputs.py",
     "sllm/runtime/kernels/device/draws.py": "runtime/kernels/test_draws.py",
     "sllm/runtime/kernels/device/rotations.py": "runtime/kernels/test_rotations.py",
     "sllm/runtime/kernels/device/planar_numbers.py": "runtime/kernels/test_products.py",

@@ -6,7 +6,7 @@ A device that finds a step's tokens has the next one's input before the host doe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,17 +57,11 @@ class PendingTokens:
         self.tokens = found[2 if len(found) > 2 else 1]
         self.is_whole = is_whole
         self._wanted = wanted
+        self._host = found.to("cpu", non_blocking=True)
         self._brought: torch.cuda.Event | None = None
-        if found.device.type != "cuda":
-            self._host = found.cpu()
-            return
-        aside = _stream_aside(found.device)  # What is asked for next does not wait for the copy.
-        aside.wait_stream(torch.cuda.current_stream(found.device))
-        with torch.cuda.stream(aside):
-            self._host = found.to("cpu", non_blocking=True)
+        if found.device.type == "cuda":
             self._brought = torch.cuda.Event()
-            self._brought.record(aside)
-        found.record_stream(aside)
+            self._brought.record(torch.cuda.current_stream(found.device))
 
     @cached_property
     def peaks(self) -> list[Peak]:
@@ -153,8 +147,3 @@ def _is_listed(one: Wanted | None) -> bool:
 def _is_told(one: Wanted) -> bool:
     """Whether kernels likely tell the token: top-p alone may leave more than are listed."""
     return one.is_likely or one.parameters.top_k > 0 or one.parameters.top_p == 1
-
-
-@cache
-def _stream_aside(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)

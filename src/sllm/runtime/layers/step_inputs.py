@@ -34,7 +34,7 @@ class _Owner:
 class StepInputs:
     """Tokens, positions, places, slots and pages of up to `rows` steps, on up to `columns` each.
 
-    All int32: one copy or launch brings a step's.
+    All int32: one copy brings a step's.
     """
 
     def __init__(self, rows: int, columns: int, device: torch.device) -> None:
@@ -83,19 +83,11 @@ class StepInputs:
         self._slots[:count] = slots
         self._lengths[:count] = self._positions[:count] + 1
         self._let_die(count)
-        self._bring(None if tokens is None else tokens[:count])
+        self._device.copy_(self._source, non_blocking=True)
         if self._copied is not None:
             self._copied.record(torch.cuda.current_stream(self._device.device))
-
-    def _bring(self, tokens: torch.Tensor | None) -> None:
-        if tokens is not None and self._copied is not None:
-            from sllm.runtime.kernels.inputs import bring
-
-            bring(self._device, self._source, tokens)
-            return
-        self._device.copy_(self._source, non_blocking=True)
         if tokens is not None:
-            self.tokens[: len(tokens)].copy_(tokens)
+            self.tokens[:count].copy_(tokens)
 
     def _fill_pages(self, row: int, sequence: CachedSequence) -> None:
         """Write the pages of a row's sequence, which has more of them from time to time."""

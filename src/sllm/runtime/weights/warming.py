@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 # One step, a few, and a few guesses: each has a kernel of its own. Longer prompts are multiplied by
 # decoded rows.
 TOKENS = (1, 2, 4, 7)
-_NUMBERS = 64  # Any that a step's inputs may be.
 _THREADS = 4  # Compiling is partly Python's, whose lock they share.
 
 
@@ -125,16 +124,13 @@ def _warm(matrix: Matrix, device: torch.device, dtype: torch.dtype) -> bool:
 def _warm_draws(vocabulary: int, device: torch.device) -> bool:
     """Return whether there was room."""
     from sllm.runtime.kernels.draws import ASKED, TOP_MAX, draws
-    from sllm.runtime.kernels.inputs import bring
 
+    if not TOP_MAX:
+        return True  # Nothing is drawn by kernels.
     try:
         with _on(device):
             asked = torch.zeros((ASKED, 1), dtype=torch.float64, device=device)
-            if TOP_MAX:  # Else nothing is drawn by kernels.
-                draws(torch.zeros((1, vocabulary), device=device), asked)
-            numbers = torch.zeros(_NUMBERS, dtype=torch.int32)
-            pinned = numbers.pin_memory() if device.type == "cuda" else numbers
-            bring(numbers.to(device), pinned, asked[0])
+            draws(torch.zeros((1, vocabulary), device=device), asked)
     except torch.OutOfMemoryError:
         return False
     return True
