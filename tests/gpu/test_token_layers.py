@@ -228,8 +228,9 @@ def test_a_token_without_a_place_leaves_the_cache_as_it_is() -> None:
     assert torch.equal(values, before[1])
 
 
+@pytest.mark.parametrize("room", [16, 9000])
 def test_a_step_is_that_of_kernels_for_any_number_of_tokens(
-    monkeypatch: pytest.MonkeyPatch,
+    room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
     multiply = TokenProducts.multiply
@@ -255,9 +256,10 @@ def test_a_step_is_that_of_kernels_for_any_number_of_tokens(
             recorder=recorder,
         )
         memory = CacheMemory(
-            model.config, tokens=256, sequences=1, dtype=torch.bfloat16, device=DEVICE
+            model.config, tokens=10000, sequences=1, dtype=torch.bfloat16, device=DEVICE
         )
         sequence = memory.open()
+        sequence.reserve(room)
         logits = []
         for tokens in ([1, 2, 3, 4, 5], [6], [7], [8]):
             piece = Piece(sequence=sequence, tokens=tokens)

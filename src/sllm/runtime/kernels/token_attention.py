@@ -28,6 +28,7 @@ _HEAD_DIMS = (64, 128)
 _MOST_SHARING = 8
 _CLUSTER, _WIDE_CLUSTER = 8, 16  # Blocks of a head of keys; the second where there are few heads.
 _FEW_HEADS = 4
+_MOST_TOKENS = 256  # For each block; of longer caches, more blocks read more at a time.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,10 @@ class AttentionShape:
             and self.dtype in {torch.bfloat16, torch.float16}
             and self.vectors in NUMBER_KINDS
         )
+
+    def suits(self, room: int) -> bool:
+        """Whether it is the quicker way where sequences have room for so many tokens."""
+        return room <= _MOST_TOKENS * self.cluster * self.kv_heads
 
     @property
     def cluster(self) -> int:

@@ -15,7 +15,7 @@ import torch
 from sllm.runtime.cache.memory import PAGE_TOKENS, AttentionMemory
 from sllm.runtime.config.model import AttentionConfig, MlpConfig
 from sllm.runtime.kernels.attention import Paged
-from sllm.runtime.kernels.operands import HeadNorms, Norm
+from sllm.runtime.kernels.operands import HeadNorms, NewHeads, Norm, Places
 from sllm.runtime.kernels.plane_maps import has_tiles
 from sllm.runtime.kernels.token_attention import AttentionShape, TokenAttention
 from sllm.runtime.kernels.token_products import TokenProducts, can_multiply_tokens, shape_of
@@ -82,25 +82,12 @@ class TokenLayers:
         state: the same before the layer.
         """
         layer = self._find(index, weights, state[0].dtype)
-        memory, steps = passage.memory.layers[index], passage.steps
-        assert steps is not None, "it is a step"
+        memory = passage.memory.layers[index]
         if layer is None or not isinstance(memory, AttentionMemory):
             return None
         products = self._products
         x, heads = products.multiply_normed(state, layer.norm, layer.qkv, bias=layer.bias)
-        paged = Paged(
-            keys=memory.keys,
-            values=memory.values,
-            pages=steps.pages,
-            lengths=steps.lengths,
-            page_tokens=PAGE_TOKENS,
-            window=layer.window,
-        )
-        place = passage.places.to(torch.int32)
-        mixed = self._attention(layer.attention).attend(
-            heads, passage.rotation, paged, place, norms=layer.heads
-        )
-        added = products.multiply(mixed, layer.output)
+        added = products.multiply(self._attend(layer, heads, memory, passage), layer.output)
         x, opened = products.multiply_normed((x, added), layer.mlp_norm, layer.gate_up, gated=True)
         return x, products.multiply(opened, layer.down)
 
@@ -114,6 +101,38 @@ class TokenLayers:
         if not shape_of(state[0], planes, norm=norm.weight).fits(self._device):
             return None
         return self._products.multiply_normed(state, norm, planes)[1]
+
+    def _attend(
+        self,
+        layer: _Layer,
+        heads: torch.Tensor,
+        memory: AttentionMemory,
+        passage: Passage,
+    ) -> torch.Tensor:
+        """Return what is mixed of the cache: (1, heads * head_dim)."""
+        shape, steps = layer.attention, passage.steps
+        assert steps is not None, "it is a step"
+        if shape.suits(steps.pages.shape[1] * PAGE_TOKENS):
+            paged = Paged(
+                keys=memory.keys,
+                values=memory.values,
+                pages=steps.pages,
+                lengths=steps.lengths,
+                page_tokens=PAGE_TOKENS,
+                window=layer.window,
+            )
+            return self._attention(shape).attend(
+                heads, passage.rotation, paged, passage.places.to(torch.int32), norms=layer.heads
+            )
+        parts = [shape.heads, shape.kv_heads, shape.kv_heads]
+        query, key, value = heads.view(1, -1, shape.head_dim).split(parts, dim=1)
+        query = passage.operations.place_heads(
+            NewHeads(query=query, key=key, value=value),
+            layer.heads,
+            passage.rotation,
+            Places(keys=memory.keys, values=memory.values, tokens=passage.places),
+        )
+        return steps.attend(query, memory, layer.window)
 
     def _attention(self, shape: AttentionShape) -> TokenAttention:
         if shape not in self._attentions:

@@ -41,6 +41,12 @@ def test_others_do_not(shape: AttentionShape) -> None:
     assert not shape.fits
 
 
+def test_long_caches_are_for_launches_of_more_blocks() -> None:
+    assert LLAMA_8B.suits(16384)
+    assert not LLAMA_8B.suits(32768)
+    assert not replace(LLAMA_8B, kv_heads=2, heads=16).suits(16384)
+
+
 def test_few_heads_have_more_blocks_each() -> None:
     assert LLAMA_8B.cluster == 8
     assert replace(LLAMA_8B, kv_heads=2, heads=16).cluster == 16
