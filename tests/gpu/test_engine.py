@@ -53,6 +53,19 @@ def test_an_engine_opens_warm_and_answers(name: str, tmp_path: Path) -> None:
     assert forecast.stored.host == forecast.stored.disk == 0
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_an_engine_on_the_second_gpu_answers_as_on_the_first(tmp_path: Path) -> None:
+    make_model("llama").theirs.save_pretrained(tmp_path)
+    answers = []
+    for device in ("cuda:0", "cuda:1"):
+        engine, listener = open_engine(tmp_path, EngineOptions(device=device)), Listener()
+        engine.submit(make_request(random_tokens(5), temperature=0), listener)
+        assert len(listener.last.choices) > 0 or listener.tokens
+        engine.close()
+        answers.append(list(listener.tokens))
+    assert answers[0] == answers[1]
+
+
 def test_measuring_what_bounds_a_gpu_leaves_its_memory_to_weights(tmp_path: Path) -> None:
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved()

@@ -24,6 +24,7 @@ TESTED_THROUGH = {
     "sllm/cli/options.py": "cli/test_pull.py",
     "sllm/core/errors.py": "runtime/config/test_families.py",
     "sllm/core/requests.py": "runtime/test_sampler.py",
+    "sllm/runtime/current_device.py": "runtime/engine/test_token_engine.py",
     "sllm/runtime/drawing.py": "runtime/test_sampler.py",
     "sllm/core/token_bytes.py": "core/test_detokenizer.py",
     "sllm/library/manifest.py": "library/test_models.py",

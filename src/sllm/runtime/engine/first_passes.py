@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sllm.core.sampling import SamplingParameters
 from sllm.runtime.batch import Batch, Piece
+from sllm.runtime.current_device import launching_on
 from sllm.runtime.peaks import Wanted, ask_tokens
 
 if TYPE_CHECKING:
@@ -27,10 +28,11 @@ def compute_first(decoder: Decoder, memory: CacheMemory, *, context_tokens: int)
     counts = [prompt, *[1] * min(_STEPS, context_tokens - prompt)]
     sequence = memory.open()
     try:
-        for count in counts:
-            piece = Piece(sequence=sequence, tokens=[0] * count)
-            batch = Batch.of([piece], decoder.device)
-            ask_tokens(decoder.forward(batch, memory), [_WANTED]).drawn  # noqa: B018 - waits
+        with launching_on(decoder.device):
+            for count in counts:
+                piece = Piece(sequence=sequence, tokens=[0] * count)
+                batch = Batch.of([piece], decoder.device)
+                ask_tokens(decoder.forward(batch, memory), [_WANTED]).drawn  # noqa: B018 - waits
     finally:
         sequence.close()
     return len(counts)

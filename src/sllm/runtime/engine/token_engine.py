@@ -19,6 +19,7 @@ from sllm.core.errors import (
     InvalidRequestError,
     QueueFullError,
 )
+from sllm.runtime.current_device import launching_on
 from sllm.runtime.engine.active import ActiveRequest
 from sllm.runtime.engine.passes import Passes
 from sllm.runtime.engine.throughput import Throughput
@@ -74,6 +75,7 @@ class TokenEngine:
     ) -> None:
         self.limits = limits
         self._vocabulary = decoder.config.vocabulary
+        self._device = decoder.device
         self._clock = clock
         self._throughput = Throughput()
         self._woken = Condition()  # Guards what follows.
@@ -179,11 +181,12 @@ class TokenEngine:
     def _run(self, passes: Passes) -> None:
         settle_threads()
         try:
-            while self._take_up(passes):
-                shares = passes.plan()
-                self._note_load(passes)
-                passes.compute(shares)
-                self._note_load(passes)
+            with launching_on(self._device):
+                while self._take_up(passes):
+                    shares = passes.plan()
+                    self._note_load(passes)
+                    passes.compute(shares)
+                    self._note_load(passes)
         finally:
             with self._woken:
                 self._closing = True

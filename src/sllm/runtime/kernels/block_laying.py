@@ -6,11 +6,11 @@ bits. `repack` is the same in PyTorch's operations, with integers of every nibbl
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 
+from sllm.runtime.current_device import launching_on
 from sllm.runtime.kernels.device.block_planes import lay_out_blocks
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ def write_planes(target: Planes, raw: torch.Tensor, scheme: str) -> None:
         if plane.dtype == torch.float16
     }
     total = target.low.numel() // target.low.shape[-1]
-    current = torch.cuda.device(raw.device) if raw.device.type == "cuda" else nullcontext()
-    with current:  # Triton launches on the current device.
+    with launching_on(raw.device):
         lay_out_blocks[(-(-total // _GROUPS),)](
             raw,
             target.low,

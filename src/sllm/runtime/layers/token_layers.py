@@ -85,6 +85,8 @@ class TokenLayers:
         memory = passage.memory.layers[index]
         if layer is None or not isinstance(memory, AttentionMemory):
             return None
+        if memory.keys.dtype != state[0].dtype:
+            return None
         products = self._products
         x, heads = products.multiply_normed(state, layer.norm, layer.qkv, bias=layer.bias)
         added = products.multiply(self._attend(layer, heads, memory, passage), layer.output)

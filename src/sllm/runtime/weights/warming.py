@@ -9,11 +9,12 @@ milliseconds, so a process that finds all of it done leaves each kernel to its f
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from sllm.runtime.current_device import launching_on
 from sllm.runtime.kernels.chains import can_chain, chained_launches
 from sllm.runtime.quant.dense import Dense
 from sllm.runtime.quant.moving import place_dense
@@ -107,7 +108,7 @@ def _kind_of(matrix: Matrix) -> Kind:
 def _warm(matrix: Matrix, device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether there was room."""
     try:
-        with _on(device):
+        with launching_on(device):
             there = _allocate(matrix, device)
             _multiply(there, device, dtype)
             if can_chain(device):  # Steps are compiled for themselves: see `kernels.chains`.
@@ -128,17 +129,12 @@ def _warm_draws(vocabulary: int, device: torch.device) -> bool:
     if not TOP_MAX:
         return True  # Nothing is drawn by kernels.
     try:
-        with _on(device):
+        with launching_on(device):
             asked = torch.zeros((ASKED, 1), dtype=torch.float64, device=device)
             draws(torch.zeros((1, vocabulary), device=device), asked)
     except torch.OutOfMemoryError:
         return False
     return True
-
-
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context for a device: a thread begins with the first."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _multiply(matrix: Matrix, device: torch.device, dtype: torch.dtype) -> None:

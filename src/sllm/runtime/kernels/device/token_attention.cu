@@ -70,10 +70,6 @@ struct Piece {
   u32 pairs[4];
 
   __device__ __forceinline__ void load(const u16* from) {
-    const uint4 found = *(const uint4*)from;
-    pairs[0] = found.x, pairs[1] = found.y, pairs[2] = found.z, pairs[3] = found.w;
-  }
-  __device__ __forceinline__ void load_fresh(const u16* from) {
     const uint4 found = __ldcg((const uint4*)from);
     pairs[0] = found.x, pairs[1] = found.y, pairs[2] = found.z, pairs[3] = found.w;
   }
@@ -103,8 +99,8 @@ struct Angles {
           sin[i].pairs[2 * half] = s.x, sin[i].pairs[2 * half + 1] = s.y;
         }
       } else {
-        cos[i].load_fresh(step.cos + 32 * i + 8 * q);
-        sin[i].load_fresh(step.sin + 32 * i + 8 * q);
+        cos[i].load(step.cos + 32 * i + 8 * q);
+        sin[i].load(step.sin + 32 * i + 8 * q);
       }
     }
   }
@@ -197,7 +193,7 @@ struct Page {
     for (int i = 0; i < 2; ++i)
 #pragma unroll
       for (int c = 0; c < PIECES; ++c)
-        keys[i][c].load_fresh(row(step.keys, page, g + 8 * i) + 32 * c + 8 * q);
+        keys[i][c].load(row(step.keys, page, g + 8 * i) + 32 * c + 8 * q);
   }
   __device__ __forceinline__ void ask_values(const Attention& step, int page) {
     const int lane = threadIdx.x % WARP, g = lane / 4, q = lane % 4;
@@ -205,7 +201,7 @@ struct Page {
     for (int i = 0; i < 4; ++i)
 #pragma unroll
       for (int c = 0; c < VALUES; ++c)
-        values[i][c].load_fresh(row(step.values, page, 2 * q + i % 2 + 8 * (i / 2)) + 64 * c +
+        values[i][c].load(row(step.values, page, 2 * q + i % 2 + 8 * (i / 2)) + 64 * c +
                                 8 * g);
   }
 };
@@ -413,13 +409,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) token_attention(const A
       turns.first <= turns.last && (turns.last - turns.first) % turns.apart == 0;
 #pragma unroll
   for (int c = 0; c < PIECES; ++c)
-    query[c].load_fresh(step.heads + head * HEAD_DIM + 32 * c + 8 * q);
+    query[c].load(step.heads + head * HEAD_DIM + 32 * c + 8 * q);
   if (has_newest) {
     const u16* from = step.heads + QUERIES + blockIdx.y * HEAD_DIM;
 #pragma unroll
-    for (int c = 0; c < PIECES; ++c) key[c].load_fresh(from + 32 * c + 8 * q);
+    for (int c = 0; c < PIECES; ++c) key[c].load(from + 32 * c + 8 * q);
 #pragma unroll
-    for (int c = 0; c < VALUES; ++c) value[c].load_fresh(from + KEYS + 64 * c + 8 * g);
+    for (int c = 0; c < VALUES; ++c) value[c].load(from + KEYS + 64 * c + 8 * g);
   }
   turn(query, step.query_norm, angles, q, step.epsilon);
   if (has_newest) turn(key, step.key_norm, angles, q, step.epsilon);
