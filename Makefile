@@ -60,7 +60,7 @@ vocabularies: $(NATIVE) ## Fetch llama.cpp's vocabularies (75 MB): some tests sk
 check: $(NATIVE) ## Check formats, lints, types, layers, tidiness and generated files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	git ls-files -z "*.cpp" "*.hpp" "*.cu" | xargs -0 $(BIN)/clang-format --dry-run -Werror
+	git ls-files -z "*.cpp" "*.hpp" "*.cu" "*.cuh" | xargs -0 $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports
 	$(PYTEST) -q tests/tidy tests/sllm_store/cli/test_reference.py tests/sllm/cli/test_reference.py
@@ -68,7 +68,7 @@ check: $(NATIVE) ## Check formats, lints, types, layers, tidiness and generated 
 format: $(DEPENDENCIES) ## Format everything
 	$(BIN)/ruff check --fix-only --select I .
 	$(BIN)/ruff format .
-	git ls-files -z "*.cpp" "*.hpp" "*.cu" | xargs -0 $(BIN)/clang-format -i
+	git ls-files -z "*.cpp" "*.hpp" "*.cu" "*.cuh" | xargs -0 $(BIN)/clang-format -i
 
 docs: $(NATIVE) ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict

@@ -201,8 +201,7 @@ struct Page {
     for (int i = 0; i < 4; ++i)
 #pragma unroll
       for (int c = 0; c < VALUES; ++c)
-        values[i][c].load(row(step.values, page, 2 * q + i % 2 + 8 * (i / 2)) + 64 * c +
-                                8 * g);
+        values[i][c].load(row(step.values, page, 2 * q + i % 2 + 8 * (i / 2)) + 64 * c + 8 * g);
   }
 };
 
@@ -408,8 +407,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) token_attention(const A
   const bool has_newest =
       turns.first <= turns.last && (turns.last - turns.first) % turns.apart == 0;
 #pragma unroll
-  for (int c = 0; c < PIECES; ++c)
-    query[c].load(step.heads + head * HEAD_DIM + 32 * c + 8 * q);
+  for (int c = 0; c < PIECES; ++c) query[c].load(step.heads + head * HEAD_DIM + 32 * c + 8 * q);
   if (has_newest) {
     const u16* from = step.heads + QUERIES + blockIdx.y * HEAD_DIM;
 #pragma unroll
