@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 NUMBER_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Of norms and biases, as the kernels call them."""
+_SLOWER = "steps of one request are computed by slower kernels"
 _WITH_TENSOR_MAPS = (9, 0)
 _THREADS = (16 + 1) * 32  # Warps that multiply, and one that has weights copied.
 _STAGES = (8, 4)  # Of the ring: whole fours, so that each team of warps has its own.
@@ -101,18 +102,17 @@ class _Argument(ctypes.Structure):
 @cache
 def can_multiply_tokens(device: torch.device) -> bool:
     """Return whether a device can, and what compiles for it is here and does."""
-    if (
-        device.type != "cuda"
-        or torch.cuda.get_device_capability(device) < _WITH_TENSOR_MAPS
-        or not can_compile()
-    ):
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < _WITH_TENSOR_MAPS:
+        return False
+    if not can_compile():
+        _log.warning("%s: pip install cuda-bindings brings what compiles the others", _SLOWER)
         return False
     numbers = {"NORM_KIND": 0, "X_BF16": 1, "SCALE_BF16": 0, "CHAINED": 0, "STAGES": _STAGES[-1]}
     parts = {"NORMED": 1, "GATED": 0, "BIASED": 0}
     try:
         find_program("token_product", {**numbers, **parts, "ROWS": 16, "COLUMNS": 256}, device)
     except RuntimeError as error:
-        _log.warning("steps of one request are computed by slower kernels: %s", error)
+        _log.warning("%s: %s", _SLOWER, error)
         return False
     return True
 
