@@ -65,7 +65,11 @@ class PagedSteps:
 
         fixes: for a product with nibbles.
         """
-        paged = Paged(
+        return attend_paged(query, self.over(memory, window), fixes=fixes)
+
+    def over(self, memory: AttentionMemory, window: int | None) -> Paged:
+        """Return what they attend to in one layer."""
+        return Paged(
             keys=memory.keys,
             values=memory.values,
             pages=self.pages,
@@ -73,7 +77,11 @@ class PagedSteps:
             page_tokens=PAGE_TOKENS,
             window=window,
         )
-        return attend_paged(query, paged, fixes=fixes)
+
+    @property
+    def room(self) -> int:
+        """For how many tokens of a sequence there are columns."""
+        return self.pages.shape[1] * PAGE_TOKENS
 
 
 def count_columns(pages: int) -> int:

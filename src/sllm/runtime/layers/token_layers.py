@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sllm.runtime.cache.memory import PAGE_TOKENS, AttentionMemory
+from sllm.runtime.cache.memory import AttentionMemory
 from sllm.runtime.config.model import AttentionConfig, MlpConfig
-from sllm.runtime.kernels.attention import Paged
 from sllm.runtime.kernels.operands import HeadNorms, NewHeads, Norm, Places
 from sllm.runtime.kernels.plane_maps import has_tiles
 from sllm.runtime.kernels.token_attention import AttentionShape, TokenAttention
@@ -114,17 +113,10 @@ class TokenLayers:
         """Return what is mixed of the cache: (1, heads * head_dim)."""
         shape, steps = layer.attention, passage.steps
         assert steps is not None, "it is a step"
-        if shape.suits(steps.pages.shape[1] * PAGE_TOKENS):
-            paged = Paged(
-                keys=memory.keys,
-                values=memory.values,
-                pages=steps.pages,
-                lengths=steps.lengths,
-                page_tokens=PAGE_TOKENS,
-                window=layer.window,
-            )
+        if shape.suits(steps.room):
+            paged, place = steps.over(memory, layer.window), passage.places.to(torch.int32)
             return self._attention(shape).attend(
-                heads, passage.rotation, paged, passage.places.to(torch.int32), norms=layer.heads
+                heads, passage.rotation, paged, place, norms=layer.heads
             )
         parts = [shape.heads, shape.kv_heads, shape.kv_heads]
         query, key, value = heads.view(1, -1, shape.head_dim).split(parts, dim=1)

@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from benchmarks.random_models import RandomModel, llama_8b
 from sllm.runtime.batch import Batch, Piece
-from sllm.runtime.cache.memory import CacheMemory
+from sllm.runtime.cache.memory import AttentionMemory, CacheMemory
 from sllm.runtime.decoder import Decoder
-from sllm.runtime.kernels.attention import Paged, attend_plain
+from sllm.runtime.kernels.attention import attend_plain
 from sllm.runtime.kernels.layout import numbers
 from sllm.runtime.kernels.operands import NewHeads, Places
 from sllm.runtime.kernels.token_products import ProductShape, TokenProducts, can_multiply_tokens
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from sllm.runtime.batch import Span
+    from sllm.runtime.kernels.attention import Paged
     from sllm.runtime.kernels.layout import Planes
     from sllm.runtime.kernels.operands import HeadNorms, Norm, Rotation
     from sllm.runtime.kernels.token_attention import AttentionShape
@@ -117,20 +118,12 @@ def _multiply_normed(
 def _attend_plain(
     steps: PagedSteps,
     query: torch.Tensor,
-    memory: object,
+    memory: AttentionMemory,
     window: int | None,
     *,
     fixes: bool = False,
 ) -> torch.Tensor:
-    paged = Paged(
-        keys=memory.keys,  # type: ignore[attr-defined]
-        values=memory.values,  # type: ignore[attr-defined]
-        pages=steps.pages,
-        lengths=steps.lengths,
-        page_tokens=16,
-        window=window,
-    )
-    return attend_plain(query, paged)
+    return attend_plain(query, steps.over(memory, window))
 
 
 @pytest.fixture
