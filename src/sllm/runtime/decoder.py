@@ -13,12 +13,12 @@ import torch
 
 from sllm.runtime.config.model import AttentionConfig, DeltaConfig, MlpConfig, MoeConfig
 from sllm.runtime.config.rope import DynamicScaling
-from sllm.runtime.kernels.operands import Norm
 from sllm.runtime.layers.attention import Attention
 from sllm.runtime.layers.delta import GatedDelta
 from sllm.runtime.layers.experts import Experts
 from sllm.runtime.layers.host_layer import HostLayers
 from sllm.runtime.layers.mlp import Mlp
+from sllm.runtime.layers.norm import find_norm
 from sllm.runtime.layers.operations import operations_on
 from sllm.runtime.layers.passage import Passage
 from sllm.runtime.layers.rope import Rope
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sllm.runtime.batch import Batch
     from sllm.runtime.cache.memory import CacheMemory
     from sllm.runtime.config.model import LayerConfig, ModelConfig
+    from sllm.runtime.kernels.operands import Norm
     from sllm.runtime.layers.operations import Operations
     from sllm.runtime.layers.recorded_steps import RecordedSteps
     from sllm.runtime.layers.recording import Recorder
@@ -125,20 +126,23 @@ class Decoder:
     def hidden(self, batch: Batch, memory: CacheMemory) -> torch.Tensor:
         """Return the last hidden states of the batch's outputs instead: (outputs, hidden)."""
         state, _ = self._last_states(batch, memory)
-        return self._join(*state, self._norm(self._source.ends, "norm"))[1]
+        return self._join(*state, find_norm(self._source.ends, "norm", self.config))[1]
 
     def _logits(
         self, state: tuple[torch.Tensor, torch.Tensor | None], passage: Passage
     ) -> torch.Tensor:
         """Return the logits of every row of a state, as they are computed."""
         ends = self._source.ends
-        norm = self._norm(ends, "norm")
+        norm = find_norm(ends, "norm", self.config)
         head = ends.matrices["embed_tokens.weight" if self.config.tied else "lm_head.weight"]
-        if self._token is not None and self._token.takes(passage, len(state[0])):
-            found = self._token.logits(state, norm, head)
-            if found is not None:
-                return found
-        return head.linear(self._join(*state, norm)[1])
+        token = self._token_for(passage, len(state[0]))
+        found = None if token is None else token.logits(state, norm, head)
+        return head.linear(self._join(*state, norm)[1]) if found is None else found
+
+    def _token_for(self, passage: Passage, tokens: int) -> TokenLayers | None:
+        """Return what computes a pass that is a step of one request, if it is."""
+        token = self._token
+        return token if token is not None and token.takes(passage, tokens) else None
 
     def _step(self, inputs: StepInputs, memory: CacheMemory) -> torch.Tensor:
         """Return the logits of every row, as they were computed.
@@ -174,9 +178,7 @@ class Decoder:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the residual stream, and what is still to be added to it."""
         added: torch.Tensor | None = None
-        token = self._token
-        if token is not None and not token.takes(passage, len(x)):
-            token = None
+        token = self._token_for(passage, len(x))
         for index in range(len(self._mixers)):
             with self._source.layer(index) as weights:
                 native = None if self._host is None else self._host.find(index, weights)
@@ -196,9 +198,11 @@ class Decoder:
         passage: Passage,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the residual stream before what the layer's second half adds to it, and that."""
-        x, normed = self._join(*state, self._norm(weights, "input_layernorm"))
+        x, normed = self._join(*state, find_norm(weights, "input_layernorm", self.config))
         added = self._mixers[index](normed, weights, passage)
-        x, normed = self._join(x, added, self._norm(weights, "post_attention_layernorm"))
+        x, normed = self._join(
+            x, added, find_norm(weights, "post_attention_layernorm", self.config)
+        )
         return x, self._mlps[index](normed, weights, passage)
 
     def _join(
@@ -208,13 +212,6 @@ class Decoder:
         if added is None:
             return x, self._operations.normalise(x, norm)
         return self._operations.add_normalised(x, added, norm)
-
-    def _norm(self, weights: Weights, name: str) -> Norm:
-        return Norm(
-            weight=weights.vectors[f"{name}.weight"],
-            epsilon=self.config.norm_epsilon,
-            offset=self.config.norm_offset,
-        )
 
 
 def _has_nibbles(source: WeightSource) -> bool:

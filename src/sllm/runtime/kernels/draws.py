@@ -34,37 +34,9 @@ def draws(logits: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
     parts = -(-width // _PART)
     tops = torch.empty((rows, parts, TOP_MAX), dtype=torch.int64, device=logits.device)
     sums = torch.empty((rows, parts), dtype=torch.float64, device=logits.device)
-    weigh_parts[(parts, rows)](
-        tops,
-        sums,
-        logits,
-        found,
-        asked,
-        rows,
-        logits.stride(0),
-        width,
-        parts,
-        block=_PART,
-        kept=TOP_MAX,
-        num_warps=8,
-        **chain_options(),
-    )
+    given = tops, sums, logits, found, asked, rows, logits.stride(0), width, parts
+    sizes = {"block": _PART, "kept": TOP_MAX, "num_warps": 8}
+    weigh_parts[(parts, rows)](*given, **sizes, **chain_options())
     out = torch.empty((4, rows), dtype=torch.float64, device=logits.device)
-    draw_rows[(rows,)](
-        out,
-        tops,
-        sums,
-        logits,
-        found,
-        asked,
-        rows,
-        logits.stride(0),
-        width,
-        parts,
-        block=_PART,
-        part_block=power_of_two(parts),
-        kept=TOP_MAX,
-        num_warps=8,
-        **chain_options(),
-    )
+    draw_rows[(rows,)](out, *given, part_block=power_of_two(parts), **sizes, **chain_options())
     return out

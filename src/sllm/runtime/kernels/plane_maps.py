@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
 TILE_ROWS, TILE_COLUMNS = 16, 256
 """Of every matrix there are as many rows and columns, or a multiple."""
+STAGE_GROUPS = 64
+"""Of the columns of a tile that are copied at once."""
 _LINE = 128
-_GROUPS = 64
 _GROUP_BYTES, _SCALE_BYTES, _WORD_BYTES = 16, 2, 4
+STAGE_BYTES = TILE_ROWS * STAGE_GROUPS * (_GROUP_BYTES + _SCALE_BYTES)
+"""What such a copy brings."""
 
 
 def has_tiles(planes: Planes) -> bool:
@@ -64,7 +67,7 @@ def _map_words(low: torch.Tensor) -> list[int]:
         "INT32",
         sizes=(_LINE // _WORD_BYTES, rows, row_bytes // _LINE),
         strides=(row_bytes, _LINE),
-        box=(_LINE // _WORD_BYTES, TILE_ROWS, _GROUPS * _GROUP_BYTES // _LINE),
+        box=(_LINE // _WORD_BYTES, TILE_ROWS, STAGE_GROUPS * _GROUP_BYTES // _LINE),
     )
 
 
@@ -75,7 +78,7 @@ def _map_scales(scales: torch.Tensor) -> list[int]:
         "UINT16",
         sizes=(groups, rows),
         strides=(groups * _SCALE_BYTES,),
-        box=(_GROUPS, TILE_ROWS),
+        box=(STAGE_GROUPS, TILE_ROWS),
     )
 
 

@@ -1,8 +1,8 @@
 """Programs: CUDA C++ that is compiled where it runs, for one shape, and kept for later processes.
 
 For what Triton cannot say: copies through tensor maps that begin before what a kernel waits for is
-there, and blocks that share their memory. NVIDIA's run-time compiler takes a second or so; what it
-made is kept in the user's cache directory.
+there, and blocks that share their memory. NVIDIA's run-time compiler takes part of a second; what
+it made is kept in the user's cache directory.
 """
 
 from __future__ import annotations
@@ -170,6 +170,7 @@ def make_options(defined: Mapping[str, int], capability: tuple[int, int]) -> lis
     ]
 
 
+@cache
 def sources(name: str) -> tuple[bytes, dict[str, bytes]]:
     """Return the text of `name`.cu, and those of all headers by name."""
     headers = {path.name: path.read_bytes() for path in sorted(_SOURCES.glob("*.cuh"))}

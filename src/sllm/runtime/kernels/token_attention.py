@@ -15,7 +15,7 @@ import torch
 
 from sllm.runtime.kernels.chains import chain_options
 from sllm.runtime.kernels.programs import Grid, find_program
-from sllm.runtime.kernels.token_products import NUMBER_KINDS
+from sllm.runtime.kernels.token_products import NUMBER_KINDS, number_constants
 
 if TYPE_CHECKING:
     from sllm.runtime.kernels.attention import Paged
@@ -150,9 +150,7 @@ class TokenAttention:
             "CLUSTER": shape.cluster,
             "QK_NORM": int(shape.qk_norm),
             "INTERLEAVED": int(shape.interleaved),
-            "CHAINED": int(chained),
-            "X_BF16": int(shape.dtype == torch.bfloat16),
-            "NORM_KIND": NUMBER_KINDS[shape.vectors],
+            **number_constants(shape.dtype, shape.vectors, chained=chained),
         }
         found = self._programs[chained] = find_program("token_attention", defined, self._device)
         return found

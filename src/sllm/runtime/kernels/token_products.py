@@ -16,7 +16,13 @@ import torch
 
 from sllm.runtime.kernels.chains import chain_options
 from sllm.runtime.kernels.launches import processors_of
-from sllm.runtime.kernels.plane_maps import TILE_COLUMNS, TILE_ROWS, PlaneMaps
+from sllm.runtime.kernels.plane_maps import (
+    STAGE_BYTES,
+    STAGE_GROUPS,
+    TILE_COLUMNS,
+    TILE_ROWS,
+    PlaneMaps,
+)
 from sllm.runtime.kernels.programs import Grid, can_compile, find_program
 
 if TYPE_CHECKING:
@@ -27,13 +33,12 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 NUMBER_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""Of norms and biases, as the kernels call them."""
+"""Of norms and biases, as `device/token_numbers.cuh` calls them."""
 _SLOWER = "steps of one request are computed by slower kernels"
 _WITH_TENSOR_MAPS = (9, 0)
 _THREADS = (16 + 1) * 32  # Warps that multiply, and one that has weights copied.
 _STAGES = (8, 4)  # Of the ring: whole fours, so that each team of warps has its own.
-_STAGE_BYTES = 16 * (64 * 16 + 64 * 2)
-_STAGE_GROUPS, _TEAM = 64, 4
+_TEAM = 4
 _RECORD_BYTES, _LINE = 80, 128  # Of 32 columns in fixed point.
 _STATIC_BYTES = 1024  # What a block has besides: barriers, and sums of squares.
 
@@ -70,8 +75,21 @@ class ProductShape:
         groups = self.columns // 32
         records = -(-groups * _RECORD_BYTES // _LINE) * _LINE
         tiles = -(-self.out // TILE_ROWS // blocks) * (self.rows // self.out)
-        sums = tiles * -(-groups // _STAGE_GROUPS) * _TEAM * TILE_ROWS * 4
-        return stages * _STAGE_BYTES + records + sums
+        sums = tiles * -(-groups // STAGE_GROUPS) * _TEAM * TILE_ROWS * 4
+        return stages * STAGE_BYTES + records + sums
+
+    def constants(self, stages: int, *, chained: bool) -> dict[str, int]:
+        """Return what the kernel is compiled with."""
+        return {
+            "ROWS": self.rows,
+            "COLUMNS": self.columns,
+            "STAGES": stages,
+            "NORMED": int(self.normed),
+            "GATED": int(self.gated),
+            "BIASED": int(self.biased),
+            "SCALE_BF16": int(self.scales == torch.bfloat16),
+            **number_constants(self.dtype, self.vectors, chained=chained),
+        }
 
     def fits(self, device: torch.device) -> bool:
         """Whether there is a kernel for it that the device has room for."""
@@ -81,6 +99,15 @@ class ProductShape:
             and self.vectors in NUMBER_KINDS
             and self.stages(processors_of(device), room_on(device)) > 0
         )
+
+
+def number_constants(dtype: torch.dtype, vectors: torch.dtype, *, chained: bool) -> dict[str, int]:
+    """Return what each of a token's kernels is compiled with: see `device/token_numbers.cuh`."""
+    return {
+        "X_BF16": int(dtype == torch.bfloat16),
+        "NORM_KIND": NUMBER_KINDS[vectors],
+        "CHAINED": int(chained),
+    }
 
 
 def room_on(device: torch.device) -> int:
@@ -107,10 +134,18 @@ def can_multiply_tokens(device: torch.device) -> bool:
     if not can_compile():
         _log.warning("%s: pip install cuda-bindings brings what compiles the others", _SLOWER)
         return False
-    numbers = {"NORM_KIND": 0, "X_BF16": 1, "SCALE_BF16": 0, "CHAINED": 0, "STAGES": _STAGES[-1]}
-    parts = {"NORMED": 1, "GATED": 0, "BIASED": 0}
+    smallest = ProductShape(
+        rows=TILE_ROWS,
+        columns=TILE_COLUMNS,
+        normed=True,
+        gated=False,
+        biased=False,
+        dtype=torch.bfloat16,
+        scales=torch.float16,
+        vectors=torch.float32,
+    )
     try:
-        find_program("token_product", {**numbers, **parts, "ROWS": 16, "COLUMNS": 256}, device)
+        find_program("token_product", smallest.constants(_STAGES[-1], chained=False), device)
     except RuntimeError as error:
         _log.warning("%s: %s", _SLOWER, error)
         return False
@@ -187,18 +222,7 @@ class TokenProducts:
             return found
         blocks = processors_of(self._device)
         stages = shape.stages(blocks, room_on(self._device))
-        defined = {
-            "ROWS": shape.rows,
-            "COLUMNS": shape.columns,
-            "STAGES": stages,
-            "NORMED": int(shape.normed),
-            "GATED": int(shape.gated),
-            "BIASED": int(shape.biased),
-            "CHAINED": int(chained),
-            "X_BF16": int(shape.dtype == torch.bfloat16),
-            "SCALE_BF16": int(shape.scales == torch.bfloat16),
-            "NORM_KIND": NUMBER_KINDS[shape.vectors],
-        }
+        defined = shape.constants(stages, chained=chained)
         grid = Grid(
             blocks=(blocks, 1), threads=_THREADS, shared_bytes=shape.shared_bytes(stages, blocks)
         )

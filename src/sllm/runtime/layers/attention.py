@@ -11,16 +11,16 @@ import torch
 from torch.nn import functional
 
 from sllm.runtime.cache.memory import AttentionMemory
-from sllm.runtime.kernels.operands import HeadNorms, NewHeads, Norm, Places
+from sllm.runtime.kernels.operands import NewHeads, Places
 from sllm.runtime.layers.host_attention import attend_token, can_attend
+from sllm.runtime.layers.norm import find_head_norms
+from sllm.runtime.weights.joining import QKV
 
 if TYPE_CHECKING:
     from sllm.runtime.batch import Span
     from sllm.runtime.config.model import AttentionConfig, ModelConfig
     from sllm.runtime.layers.passage import Passage
     from sllm.runtime.weights.source import Weights
-
-_PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
 class Attention:
@@ -29,21 +29,20 @@ class Attention:
     def __init__(self, config: AttentionConfig, model: ModelConfig, index: int) -> None:
         self.config = config
         self._index = index
-        self._epsilon = model.norm_epsilon
-        self._offset = model.norm_offset
+        self._model = model
 
     def __call__(self, x: torch.Tensor, weights: Weights, passage: Passage) -> torch.Tensor:
         """Return what attention adds to the residual stream; keys and values are kept."""
         memory = passage.memory.layers[self._index]
         assert isinstance(memory, AttentionMemory)
         config = self.config
-        queries, keys, values = weights.project_all(_PROJECTIONS, x)
+        queries, keys, values = weights.project_all(QKV, x)
         query, gate = self._part_query(queries)
         key = keys.unflatten(-1, (config.kv_heads, -1))
         value = values.unflatten(-1, (config.kv_heads, -1))
         query = passage.operations.place_heads(
             NewHeads(query=query, key=key, value=value),
-            self._norms(weights) if config.qk_norm else None,
+            find_head_norms(weights, self._model) if config.qk_norm else None,
             passage.rotation,
             Places(keys=memory.keys, values=memory.values, tokens=passage.places),
         )
@@ -78,17 +77,6 @@ class Attention:
             return query, None
         query, gate = query.chunk(2, dim=-1)
         return query, gate.flatten(-2)
-
-    def _norms(self, weights: Weights) -> HeadNorms:
-        query, key = (
-            Norm(
-                weight=weights.vectors[f"self_attn.{name}.weight"],
-                epsilon=self._epsilon,
-                offset=self._offset,
-            )
-            for name in ("q_norm", "k_norm")
-        )
-        return HeadNorms(query=query, key=key)
 
     def attend_span(
         self, query: torch.Tensor, memory: AttentionMemory, places: torch.Tensor, span: Span

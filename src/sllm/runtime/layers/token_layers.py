@@ -14,21 +14,21 @@ import torch
 
 from sllm.runtime.cache.memory import AttentionMemory
 from sllm.runtime.config.model import AttentionConfig, MlpConfig
-from sllm.runtime.kernels.operands import HeadNorms, NewHeads, Norm, Places
+from sllm.runtime.kernels.operands import NewHeads, Places
 from sllm.runtime.kernels.plane_maps import has_tiles
 from sllm.runtime.kernels.token_attention import AttentionShape, TokenAttention
 from sllm.runtime.kernels.token_products import TokenProducts, can_multiply_tokens, shape_of
+from sllm.runtime.layers.norm import find_head_norms, find_norm
 from sllm.runtime.quant.planar import PlanarMatrix
+from sllm.runtime.weights.joining import GATE_UP, QKV
 
 if TYPE_CHECKING:
     from sllm.runtime.config.model import ModelConfig
     from sllm.runtime.kernels.layout import Planes
+    from sllm.runtime.kernels.operands import HeadNorms, Norm
     from sllm.runtime.layers.passage import Passage
     from sllm.runtime.quant.matrix import Matrix
     from sllm.runtime.weights.source import Weights
-
-_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-_GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +80,9 @@ class TokenLayers:
 
         state: the same before the layer.
         """
-        layer = self._find(index, weights, state[0].dtype)
-        memory = passage.memory.layers[index]
-        if layer is None or not isinstance(memory, AttentionMemory):
-            return None
-        if memory.keys.dtype != state[0].dtype:
+        dtype, memory = state[0].dtype, passage.memory.layers[index]
+        layer = self._find(index, weights, dtype)
+        if layer is None or not isinstance(memory, AttentionMemory) or memory.keys.dtype != dtype:
             return None
         products = self._products
         x, heads = products.multiply_normed(state, layer.norm, layer.qkv, bias=layer.bias)
@@ -145,9 +143,9 @@ class TokenLayers:
         mixer = self._config.layers[index].mixer
         assert isinstance(mixer, AttentionConfig)
         matrices = (
-            weights.joined.get(_QKV),
+            weights.joined.get(QKV),
             weights.matrices.get("self_attn.o_proj.weight"),
-            weights.joined.get(_GATE_UP),
+            weights.joined.get(GATE_UP),
             weights.matrices.get("mlp.down_proj.weight"),
         )
         planes = [one for one in map(_planes_of, matrices) if one is not None]
@@ -156,16 +154,11 @@ class TokenLayers:
         qkv, output, gate_up, down = planes
         bias = None
         if mixer.qkv_bias:
-            bias = torch.cat([weights.vectors[f"{name}.bias"] for name in _QKV])
+            bias = torch.cat([weights.vectors[f"{name}.bias"] for name in QKV])
         norm, mlp_norm = (
-            self._norm(weights, name) for name in ("input_layernorm", "post_attention_layernorm")
+            find_norm(weights, name, self._config)
+            for name in ("input_layernorm", "post_attention_layernorm")
         )
-        heads = None
-        if mixer.qk_norm:
-            heads = HeadNorms(
-                query=self._norm(weights, "self_attn.q_norm"),
-                key=self._norm(weights, "self_attn.k_norm"),
-            )
         layer = _Layer(
             qkv=qkv,
             output=output,
@@ -173,7 +166,7 @@ class TokenLayers:
             down=down,
             norm=norm,
             mlp_norm=mlp_norm,
-            heads=heads,
+            heads=find_head_norms(weights, self._config) if mixer.qk_norm else None,
             bias=bias,
             attention=AttentionShape(
                 heads=mixer.heads,
@@ -204,13 +197,6 @@ class TokenLayers:
             shape_of(x, layer.down),
         )
         return all(shape.fits(self._device) for shape in shapes)
-
-    def _norm(self, weights: Weights, name: str) -> Norm:
-        return Norm(
-            weight=weights.vectors[f"{name}.weight"],
-            epsilon=self._config.norm_epsilon,
-            offset=self._config.norm_offset,
-        )
 
 
 def _has_such_layers(config: ModelConfig) -> bool:

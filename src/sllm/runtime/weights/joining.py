@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
     from sllm.runtime.quant.matrix import Matrix
 
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 _FAMILIES = (
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    ("mlp.gate_proj", "mlp.up_proj"),
+    QKV,
+    GATE_UP,
     ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
 )
 
